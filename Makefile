@@ -1,0 +1,39 @@
+# Every target works in a fresh checkout: the environment is .venv, made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint bench docs clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+setup: $(STAMP)
+
+demo: $(STAMP) ## the main job on this machine: simulated microscope, daemon, live counts
+	$(BIN)/wbcd demo
+
+test: $(STAMP) ## the tests (under 12 minutes on 2 cores)
+	$(BIN)/pytest -q
+
+test-all: $(STAMP) ## the tests and the slow rest
+	$(BIN)/pytest -q -m "not benchmark and not gpu"
+
+lint: $(STAMP) ## format, lint, types, architecture
+	$(BIN)/ruff format --check wbcd tests benchmarks alembic
+	$(BIN)/ruff check wbcd tests benchmarks alembic
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## the benchmarks behind docs/benchmarks.md
+	$(BIN)/pytest -q -s -m benchmark tests/benchmarks
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,17 @@
+"""Fixtures shared by all rooms."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the measured samples (not part of the project); tests that need it skip where it is absent."""
+    for candidate in (os.environ.get("WBCD_SHARED_DATA"), Path(__file__).parents[2] / "shared" / "data"):
+        if candidate and Path(candidate).is_dir():
+            return Path(candidate)
+    pytest.skip("the measured samples are not here (set WBCD_SHARED_DATA)")

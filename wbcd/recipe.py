@@ -1,0 +1,115 @@
+"""The scientific parameters: whatever changes a number is here, and nothing else is.
+
+The canonical JSON of a recipe is hashed to its id, and every stored number names that id. Site settings (paths, queue
+sizes, device) are in :mod:`wbcd.config` and are not hashed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wbcd.records import Shape3, Triple
+
+
+@dataclass(frozen=True, slots=True)
+class ReconstructionRecipe:
+    """From holograms to RI. ``voxel_um`` and ``shape`` are (z, y, x)."""
+
+    mode: str = "fast"
+    voxel_um: Triple = (0.2, 0.1, 0.1)
+    shape: Shape3 = (100, 150, 150)
+    iterations: int = 12
+    tv_weight: float = 0.0
+    non_negative: bool = True
+    refocus: bool = True
+    refocus_range_um: float = 6.0
+    default_medium_ri: float = 1.337
+
+
+@dataclass(frozen=True, slots=True)
+class QualityRecipe:
+    """Limits of the optical and the cell verdict; each check's code is the field's name without ``min_``/``max_``."""
+
+    min_fringe_contrast: float = 0.15
+    min_sideband_snr: float = 20.0
+    max_saturated_fraction: float = 0.01
+    max_background_rms_rad: float = 0.25
+    max_phase_residue_fraction: float = 0.01
+    max_frame_residual: float = 0.6
+    max_residual: float = 0.45
+    max_focus_shift_um: float = 5.0
+    min_kept_frames: int = 24
+    max_non_physical_voxels: int = 0
+    min_ri: float = 1.2
+    max_ri: float = 1.8
+    min_volume_fl: float = 30.0
+    max_volume_fl: float = 3000.0
+    min_mean_ri: float = 1.345
+    max_mean_ri: float = 1.45
+    min_solidity: float = 0.80
+    max_lobes: int = 1
+    max_medium_offset_ri: float = 0.004
+
+
+@dataclass(frozen=True, slots=True)
+class MorphologyRecipe:
+    """Ryu et al. 2021, section 4.3. ``ri_increment_ml_g``: alpha in n = n_m + alpha C."""
+
+    threshold_ri: float = 1.35
+    ri_increment_ml_g: float = 0.2
+    min_object_fl: float = 10.0
+    crop_shape: Shape3 = (100, 150, 150)
+    crop_voxel_um: Triple = (0.2, 0.1, 0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationRecipe:
+    """``min_probability``: below it a cell is counted as unclassified, not under its most probable label."""
+
+    min_probability: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All scientific parameters of one way of making numbers."""
+
+    reconstruction: ReconstructionRecipe = field(default_factory=ReconstructionRecipe)
+    quality: QualityRecipe = field(default_factory=QualityRecipe)
+    morphology: MorphologyRecipe = field(default_factory=MorphologyRecipe)
+    classification: ClassificationRecipe = field(default_factory=ClassificationRecipe)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary, JSON-ready."""
+        return dataclasses.asdict(self)
+
+    def canonical_json(self) -> str:
+        """Sorted keys, no spaces, shortest floats: the same recipe gives the same text on every machine."""
+        return json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def recipe_id(self) -> str:
+        """First 16 hex digits of BLAKE2b of the canonical JSON."""
+        return hashlib.blake2b(self.canonical_json().encode(), digest_size=8).hexdigest()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Inverse of :meth:`as_dict`; missing fields take their defaults. Raises TypeError on an unknown field."""
+        parts: dict[str, Any] = {}
+        for section in dataclasses.fields(cls):
+            kind = SECTIONS[section.name]
+            given = {k: tuple(v) if isinstance(v, list) else v for k, v in data.get(section.name, {}).items()}
+            parts[section.name] = kind(**given)
+        return cls(**parts)
+
+
+SECTIONS: Mapping[str, type[Any]] = {
+    "reconstruction": ReconstructionRecipe,
+    "quality": QualityRecipe,
+    "morphology": MorphologyRecipe,
+    "classification": ClassificationRecipe,
+}
