@@ -175,7 +175,7 @@ class UnknownModel(ModelError):
 
 class DeviceError(WbcdError):
     code = "device"
-    action = "Check nvidia-smi; set [classification] device = \"cpu\" to go on without."
+    action = 'Check nvidia-smi; set [classification] device = "cpu" to go on without.'
 
 
 class OutOfDeviceMemory(DeviceError):
