@@ -1,0 +1,21 @@
+"""Reconstruction: off-axis holograms -> complex fields -> Ewald caps -> refractive-index tomogram.
+
+Importable alone, for notebooks::
+
+    fields = retrieve_fields(stack, recipe)
+    for tomogram in reconstruct(fields, recipe): ...
+"""
+
+from wbcd.reconstruction.field import measure_fringes, measure_illumination, retrieve_fields
+from wbcd.reconstruction.tomogram import EwaldOperator, invert, potential_to_ri, reconstruct, ri_to_potential
+
+__all__ = [
+    "EwaldOperator",
+    "invert",
+    "measure_fringes",
+    "measure_illumination",
+    "potential_to_ri",
+    "reconstruct",
+    "retrieve_fields",
+    "ri_to_potential",
+]

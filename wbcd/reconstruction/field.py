@@ -1,0 +1,337 @@
+"""Off-axis holograms -> complex fields over the illumination.
+
+Demodulation by the Fourier transform method (Takeda 1982; Cuche 2000 for off-axis holography): the sideband of each frame is
+moved by one integer shift, cut by the objective's pupil, and brought to the output pitch; division by the sample-free field
+cancels the tilt and the fractional carrier together.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wbcd.errors import BadField, ReconstructionError
+from wbcd.recipe import Recipe
+from wbcd.records import FieldStack, FringeReport, HologramStack, Optics
+
+# The zero order and its halo reach NA/lambda (weak objects); sidebands are looked for outside this fraction of it.
+ZERO_ORDER_FRACTION = 1.3
+# 8-bit cameras stop at 255; 16-bit files hold 10, 12, 14 or 16 bits.
+FULL_SCALES = (255, 1023, 4095, 16383, 65535)
+FRAMES_AT_ONCE = 7
+
+
+def measure_fringes(stack: HologramStack) -> FringeReport:
+    """Carrier, contrast, saturation and level of the raw frames; never raises for bad optics, the verdict judges.
+
+    Equation: visibility = 2 |sideband| / |zero order| of the Hann-windowed frame.
+    """
+    frames = stack.holograms
+    spectrum_size = frames.shape[1:]
+    peaks = _FringeFinder(stack.optics, spectrum_size)
+    carrier = peaks.carrier(frames[stack.normal_frame])
+    found = [peaks.around(frame, carrier) for frame in frames]
+    scale = _full_scale(frames)
+    return FringeReport(
+        carrier_rad_um=(2 * math.pi * carrier[0], 2 * math.pi * carrier[1]),
+        contrast=np.array([f.contrast for f in found]),
+        sideband_snr=np.array([f.snr for f in found]),
+        saturated_fraction=np.array([float(np.mean(frame >= scale)) for frame in frames]),
+        mean_level=np.array([float(frame.mean()) for frame in frames]),
+    )
+
+
+def _full_scale(frames: NDArray[np.unsignedinteger[Any]]) -> int:
+    top = int(frames.max())
+    return next((scale for scale in FULL_SCALES if top <= scale), FULL_SCALES[-1])
+
+
+class _Peak:
+    """A fringe peak: frequency (f_x, f_y) in cycles/um, visibility, and peak over the median of its neighbourhood."""
+
+    __slots__ = ("contrast", "frequency", "snr")
+
+    def __init__(self, frequency: tuple[float, float], contrast: float, snr: float) -> None:
+        self.frequency = frequency
+        self.contrast = contrast
+        self.snr = snr
+
+
+class _FringeFinder:
+    """Finds fringe peaks in Hann-windowed spectra of one frame size; holds the window and the frequency axes."""
+
+    def __init__(self, optics: Optics, shape: tuple[int, ...]) -> None:
+        self._optics = optics
+        ny, nx = shape
+        self._window = torch.from_numpy(np.outer(np.hanning(ny), np.hanning(nx)).astype(np.float32))
+        self._fy = np.fft.fftfreq(ny, optics.pixel_size_um)
+        self._fx = np.fft.rfftfreq(nx, optics.pixel_size_um)
+        self._pupil = optics.objective_na / optics.wavelength_um
+
+    def _amplitude(self, frame: NDArray[Any]) -> NDArray[np.float32]:
+        values = torch.from_numpy(frame.astype(np.float32)) * self._window
+        amplitude: NDArray[np.float32] = torch.fft.rfft2(values).abs().numpy()
+        return amplitude
+
+    def carrier(self, frame: NDArray[Any]) -> tuple[float, float]:
+        """Sideband of the normal frame anywhere outside the zero order, in the half plane f_x >= 0."""
+        amplitude = self._amplitude(frame)
+        nyquist = 0.5 / self._optics.pixel_size_um
+        radius = np.hypot(self._fy[:, None], self._fx[None, :])
+        outside = radius > min(ZERO_ORDER_FRACTION * self._pupil, 0.3 * nyquist)
+        return self._refine(amplitude, np.where(outside, amplitude, 0.0))
+
+    def around(self, frame: NDArray[Any], carrier: tuple[float, float]) -> _Peak:
+        """The peak inside the pupil about the carrier."""
+        amplitude = self._amplitude(frame)
+        distance = self._distance(carrier)
+        inside = distance <= self._pupil * 1.02
+        frequency = self._refine(amplitude, np.where(inside, amplitude, 0.0))
+        peak = float(amplitude[inside].max()) if inside.any() else 0.0
+        zero = float(amplitude[0, 0])
+        noise = float(np.median(amplitude[inside])) if inside.any() else 0.0
+        contrast = 2 * peak / zero if zero > 0 else 0.0
+        return _Peak(frequency, min(contrast, 1.0), peak / noise if noise > 0 else 0.0)
+
+    def _distance(self, carrier: tuple[float, float]) -> NDArray[np.float64]:
+        """Distance of every bin from the carrier, on the circle of frequencies in y (a real frame wraps there)."""
+        span = 1.0 / self._optics.pixel_size_um
+        dy = (self._fy - carrier[1] + span / 2) % span - span / 2
+        return np.hypot(dy[:, None], self._fx[None, :] - carrier[0])
+
+    def _refine(self, amplitude: NDArray[np.float32], candidates: NDArray[np.floating[Any]]) -> tuple[float, float]:
+        """Sub-bin position by a log-parabola through three points of the Hann-windowed peak (0.011 bin rms)."""
+        iy, ix = np.unravel_index(int(np.argmax(candidates)), candidates.shape)
+        ny, nx = amplitude.shape
+        column = [float(amplitude[(iy + d) % ny, ix]) for d in (-1, 0, 1)]
+        row = [float(amplitude[iy, min(abs(ix + d), nx - 1)]) for d in (-1, 0, 1)]
+        fy = float(self._fy[iy]) + _log_parabola(column) * float(self._fy[1])
+        fx = float(self._fx[ix]) + _log_parabola(row) * float(self._fx[1])
+        return fx, fy
+
+
+def _log_parabola(values: list[float]) -> float:
+    """Offset of the vertex from the middle of three positive values, within half a bin."""
+    left, middle, right = (math.log(max(v, 1e-12)) for v in values)
+    curvature = left - 2 * middle + right
+    if curvature >= 0:
+        return 0.0
+    return max(-0.5, min(0.5, 0.5 * (left - right) / curvature))
+
+
+def measure_illumination(
+    frames: NDArray[np.unsignedinteger[Any]], optics: Optics, normal_frame: int
+) -> tuple[tuple[float, float], NDArray[np.float64]]:
+    """Carrier (cycles/um) and transverse illumination vectors [frame, 2] in rad/um, measured from the fringe peaks.
+
+    The normal frame's peak is the carrier by definition; the others lie about it at k_in / 2 pi.
+    """
+    finder = _FringeFinder(optics, frames.shape[1:])
+    carrier = finder.carrier(frames[normal_frame])
+    span = 1.0 / optics.pixel_size_um
+    k_in = np.empty((len(frames), 2))
+    for i, frame in enumerate(frames):
+        fx, fy = finder.around(frame, carrier).frequency
+        dy = (fy - carrier[1] + span / 2) % span - span / 2
+        k_in[i] = 2 * np.pi * (fx - carrier[0]), 2 * np.pi * dy
+    k_in[normal_frame] = 0.0
+    return carrier, k_in
+
+
+def retrieve_fields(stack: HologramStack, recipe: Recipe, *, device: str = "cpu") -> FieldStack:
+    """Complex fields w = u / u_illumination of a hologram stack at the recipe's lateral pitch.
+
+    Frames without signal (lost, all of one value) are dropped and named by ``kept``. Raises ReconstructionError when fewer
+    than four frames remain, BadField when the pitch cannot carry the pupil.
+    """
+    fringes = measure_fringes(stack)
+    kept = np.flatnonzero((fringes.contrast > 1e-3) & (stack.holograms.reshape(len(stack.holograms), -1).std(1) > 0))
+    if len(kept) < 4 or stack.normal_frame not in kept:
+        raise ReconstructionError(
+            f"Only {len(kept)} of {len(stack.holograms)} frames hold fringes (normal frame {stack.normal_frame} "
+            f"{'kept' if stack.normal_frame in kept else 'lost'}); at least 4 and the normal frame are needed."
+        )
+    normal = int(np.flatnonzero(kept == stack.normal_frame)[0])
+    peaks_of = stack.holograms if stack.reference is None else stack.reference
+    carrier, k_in = measure_illumination(peaks_of[kept], stack.optics, normal)
+    demodulator = _Demodulator(stack.optics, stack.holograms.shape[1:], carrier, recipe, device)
+    u = demodulator(stack.holograms[kept])
+    if stack.reference is not None:
+        reference = demodulator(stack.reference[kept])
+        w = _divide(u, reference)
+    else:
+        w = _remove_tilt(u, k_in, carrier, demodulator)
+    k_in = k_in if stack.illumination_rad_um is None else np.asarray(stack.illumination_rad_um, np.float64)[kept]
+    w, rms = remove_background(w, polynomial=stack.reference is None)
+    if _is_conjugate(w[normal]):
+        # The other sideband was found: its field is the complex conjugate, its vectors point the other way.
+        w = w.conj().resolve_conj()
+        k_in = -k_in if stack.illumination_rad_um is None else k_in
+    return FieldStack(
+        w=w.cpu().numpy(),
+        k_in_rad_um=k_in,
+        pixel_um=demodulator.pitch_um,
+        normal_frame=normal,
+        optics=stack.optics,
+        fringes=fringes,
+        kept=kept,
+        background_rms_rad=rms.double().cpu().numpy(),
+    )
+
+
+class _Demodulator:
+    """Sideband to the origin, pupil cut, output pitch: one geometry, any number of frames."""
+
+    def __init__(
+        self, optics: Optics, shape: tuple[int, ...], carrier: tuple[float, float], recipe: Recipe, device: str
+    ) -> None:
+        self._device = device
+        self._shape = shape
+        ny, nx = shape
+        wanted = recipe.reconstruction.voxel_um[2]
+        self._out = tuple(max(16, 2 * round(n * optics.pixel_size_um / wanted / 2)) for n in shape)
+        self.pitch_um = nx * optics.pixel_size_um / self._out[1]
+        vertical = ny * optics.pixel_size_um / self._out[0]
+        if abs(vertical / self.pitch_um - 1) > 0.02:
+            raise BadField(
+                f"holograms: shape {ny} x {nx} pixels gives pitches {vertical:.4f} and {self.pitch_um:.4f} um; "
+                "they may differ by 2 % at most. Crop the frames to a square."
+            )
+        fx0, fy0 = carrier
+        self._bins = (round(fy0 * ny * optics.pixel_size_um), round(fx0 * nx * optics.pixel_size_um))
+        self.shift_rad_um = (
+            2 * math.pi * self._bins[1] / (nx * optics.pixel_size_um),
+            2 * math.pi * self._bins[0] / (ny * optics.pixel_size_um),
+        )
+        pupil = optics.objective_na / optics.wavelength_um
+        self._rows, self._source_rows = self._axis(ny, optics.pixel_size_um, self._out[0], self._bins[0], pupil)
+        self._columns, self._source_columns = self._axis(nx, optics.pixel_size_um, self._out[1], self._bins[1], pupil)
+        fy = self._rows / (ny * optics.pixel_size_um)
+        fx = self._columns / (nx * optics.pixel_size_um)
+        # The pupil is centred on the carrier itself, not on the nearest bin.
+        ry, rx = fy + self._bins[0] / (ny * optics.pixel_size_um) - fy0, fx + self._bins[1] / (nx * optics.pixel_size_um) - fx0
+        self._pupil = torch.from_numpy((ry[:, None] ** 2 + rx[None, :] ** 2 <= pupil**2)).to(device)
+        self._scale = self._out[0] * self._out[1] / (ny * nx)
+
+    @staticmethod
+    def _axis(n: int, pixel: float, n_out: int, shift: int, pupil: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        reach = min(math.ceil(pupil * n * pixel) + 1, n_out // 2 - 1)
+        bins = np.arange(-reach, reach + 1)
+        return bins, (bins + shift) % n
+
+    def __call__(self, frames: NDArray[np.unsignedinteger[Any]]) -> Tensor:
+        """Complex field of each frame, complex64 [frame, y, x] at the output pitch."""
+        out = torch.empty((len(frames), *self._out), dtype=torch.complex64, device=self._device)
+        for start in range(0, len(frames), FRAMES_AT_ONCE):
+            block = torch.from_numpy(frames[start : start + FRAMES_AT_ONCE].astype(np.float32)).to(self._device)
+            spectrum = torch.fft.fft2(block - block.mean((-2, -1), keepdim=True))
+            cut = spectrum[:, self._source_rows[:, None], self._source_columns[None, :]] * self._pupil
+            embedded = torch.zeros((len(block), *self._out), dtype=torch.complex64, device=self._device)
+            embedded[:, (self._rows % self._out[0])[:, None], (self._columns % self._out[1])[None, :]] = cut * self._scale
+            out[start : start + len(block)] = torch.fft.ifft2(embedded)
+        return out
+
+
+def _divide(u: Tensor, reference: Tensor) -> Tensor:
+    """u / reference, bounded where the reference has no light."""
+    power = reference.abs().square()
+    floor = 1e-3 * power.mean((-2, -1), keepdim=True)
+    return u * reference.conj() / torch.maximum(power, floor)
+
+
+def _remove_tilt(u: Tensor, k_in: NDArray[np.float64], carrier: tuple[float, float], demodulator: _Demodulator) -> Tensor:
+    """Without a reference: take out the plane wave that the fringe peak names; the rest is the background fit's."""
+    ny, nx = u.shape[-2:]
+    y = torch.arange(ny, device=u.device) * demodulator.pitch_um
+    x = torch.arange(nx, device=u.device) * demodulator.pitch_um
+    k = k_in + 2 * np.pi * np.asarray(carrier) - np.asarray(demodulator.shift_rad_um)
+    kx = torch.from_numpy(k[:, 0]).float().to(u.device)
+    ky = torch.from_numpy(k[:, 1]).float().to(u.device)
+    phase = kx[:, None, None] * x[None, None, :] + ky[:, None, None] * y[None, :, None]
+    return u * torch.polar(torch.ones_like(phase), -phase)
+
+
+def remove_background(w: Tensor, *, polynomial: bool) -> tuple[Tensor, Tensor]:
+    """Divide each frame by the smooth background outside its object.
+
+    The background is a plane (a second-order polynomial when there was no reference) in phase and the median in amplitude,
+    fitted to the pixels that are near the background's own phase, in rounds that shrink to them. Returns the fields
+    [frame, y, x] and the phase rms [frame] of the background that is left, in rad.
+    """
+    step = max(1, min(w.shape[-2:]) // 80)
+    terms = _polynomial_terms(w.shape[-2:], 2 if polynomial else 1, w.device)
+    coarse_terms = terms[:, ::step, ::step].flatten(1)
+    for limit in (1.5, 0.6, 0.3, 0.2):
+        sub = w[:, ::step, ::step].flatten(1)
+        away = _away_from_object(w, limit)[:, ::step, ::step].flatten(1)
+        unit = torch.where(away, sub / sub.abs().clamp_min(1e-6), torch.zeros_like(sub))
+        offset = torch.angle(unit.sum(1))
+        residual = torch.angle(sub * torch.polar(torch.ones_like(offset), -offset)[:, None])
+        weight = (away & (residual.abs() < limit)).float()
+        coefficients = _weighted_fit(coarse_terms, residual, weight)
+        surface = torch.einsum("ft,tyx->fyx", coefficients, terms) + offset[:, None, None]
+        amplitude = _weighted_median(sub.abs(), weight)
+        w = w * torch.polar(1 / amplitude[:, None, None].expand_as(surface), -surface)
+    sub = w[:, ::step, ::step].flatten(1)
+    away = _away_from_object(w, 0.2)[:, ::step, ::step].flatten(1).float()
+    phase = torch.angle(sub)
+    rms = ((phase.square() * away).sum(1) / away.sum(1).clamp_min(1)).sqrt()
+    return w, rms
+
+
+def _away_from_object(w: Tensor, limit: float) -> Tensor:
+    """True [frame, y, x] outside the (smoothed, dilated) regions where the phase departs from the frame's mode."""
+    unit = w / w.abs().clamp_min(1e-6)
+    mode = unit.mean((-2, -1), keepdim=True)
+    mode = mode / mode.abs().clamp_min(1e-6)
+    departure = (unit * mode.conj() - 1).abs()[:, None]
+    small = torch.nn.functional.avg_pool2d(departure, 8)
+    marked = (small > limit).float()
+    grown = torch.nn.functional.max_pool2d(marked, 5, stride=1, padding=2)
+    full = torch.nn.functional.interpolate(grown, size=w.shape[-2:], mode="nearest")[:, 0]
+    outside = full < 0.5
+    # An object that fills the frame leaves no background: fall back to the edge.
+    empty = outside.flatten(1).float().mean(1) < 0.02
+    if bool(empty.any()):
+        edge = torch.zeros_like(outside[0])
+        edge[:8], edge[-8:], edge[:, :8], edge[:, -8:] = True, True, True, True
+        outside[empty] = edge
+    return outside
+
+
+def _polynomial_terms(shape: tuple[int, ...], order: int, device: torch.device) -> Tensor:
+    ny, nx = shape
+    y = torch.linspace(-1, 1, ny, device=device)[:, None].expand(ny, nx)
+    x = torch.linspace(-1, 1, nx, device=device)[None, :].expand(ny, nx)
+    return torch.stack([x**i * y**j for i in range(order + 1) for j in range(order + 1 - i)])
+
+
+def _weighted_fit(terms: Tensor, values: Tensor, weight: Tensor) -> Tensor:
+    """Least squares per frame: terms [t, p], values and weight [f, p] -> coefficients [f, t]."""
+    normal = torch.einsum("tp,fp,sp->fts", terms.double(), weight.double(), terms.double())
+    right = torch.einsum("tp,fp,fp->ft", terms.double(), weight.double(), values.double())
+    ridge = 1e-6 * torch.eye(len(terms), device=terms.device, dtype=torch.float64)
+    return torch.linalg.solve(normal + ridge * weight.shape[1], right).float()
+
+
+def _weighted_median(values: Tensor, weight: Tensor) -> Tensor:
+    marked = torch.where(weight > 0, values, torch.full_like(values, float("nan")))
+    return torch.nan_to_num(marked.nanmedian(1).values, nan=1.0).clamp_min(1e-6)
+
+
+def _is_conjugate(w: Tensor) -> bool:
+    """True when the object retards the wrong way: cells are denser than the medium, so their phase must be positive."""
+    phase = torch.angle(w)
+    strong = phase[phase.abs() > 0.5]
+    return strong.numel() > 50 and float((strong < 0).float().mean()) > 0.5 and float(_unwrapped_sum(w)) < 0
+
+
+def _unwrapped_sum(w: Tensor) -> Tensor:
+    from wbcd.reconstruction.unwrap import unwrap
+
+    return unwrap(torch.angle(w)[None]).sum()

@@ -1,0 +1,259 @@
+"""Complex fields -> Rytov spectra on Ewald caps, one stack for each object window.
+
+Locate the object, bring it into focus, take the complex phase, fold it to the window's period. Refocusing uses the Fourier
+diffraction theorem at K = 0: the gradient of each frame's spectrum there is the object's mass centroid, shifted by
+-z k_in/k_z, so a straight line through all frames gives the height of the centre of mass (and what is left over per frame is
+motion).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from wbcd.reconstruction.unwrap import residues, unwrap
+from wbcd.recipe import Recipe
+from wbcd.records import FieldStack, Optics
+
+OBJECT_PHASE_RAD = 0.25
+MIN_OBJECT_UM2 = 3.0
+SMOOTHING_UM = 0.5
+TAPER_UM = 2.0
+HALO_UM = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Lateral window of one reconstruction: centre (y, x) in pixels, size in pixels, radius of the object in um."""
+
+    centre: tuple[float, float]
+    size: tuple[int, int]
+    radius_um: float
+
+
+@dataclass(frozen=True, slots=True)
+class RytovStack:
+    """Folded complex phases of one window, complex64 [frame, y, x], centred on the window; the object is at height 0."""
+
+    psi: Tensor
+    k_in_rad_um: NDArray[np.float64]
+    pixel_um: float
+    centre_px: tuple[float, float]
+    focus_um: float
+    frame_shift_um: NDArray[np.float64]
+    residue_count: int
+    optics: Optics
+
+
+def wave_numbers(optics: Optics) -> tuple[float, float]:
+    """(k0, k) in rad/um: in vacuum and in the medium."""
+    k0 = 2 * math.pi / optics.wavelength_um
+    return k0, k0 * optics.medium_ri
+
+
+def locate(fields: FieldStack, recipe: Recipe) -> list[Window]:
+    """Windows that hold the objects of the field of view; [] when it is empty.
+
+    One object that stands alone gets the recipe's window. Several share one window that spans them all: folding would
+    otherwise lay one over the other.
+    """
+    w = fields.w[fields.normal_frame]
+    departure = ndimage.gaussian_filter(np.abs(w / np.maximum(np.abs(w), 1e-6) - 1), SMOOTHING_UM / fields.pixel_um)
+    labels, count = ndimage.label(departure > OBJECT_PHASE_RAD)
+    if not count:
+        return []
+    areas = ndimage.sum_labels(np.ones_like(labels), labels, np.arange(1, count + 1)) * fields.pixel_um**2
+    boxes = [box for box, area in zip(ndimage.find_objects(labels), areas, strict=True) if area >= MIN_OBJECT_UM2]
+    if not boxes:
+        return []
+    low = [min(box[axis].start for box in boxes) for axis in (0, 1)]
+    high = [max(box[axis].stop for box in boxes) for axis in (0, 1)]
+    extent_um = max(b - a for a, b in zip(low, high, strict=True)) * fields.pixel_um
+    centre = ((low[0] + high[0]) / 2, (low[1] + high[1]) / 2)
+    base = (recipe.reconstruction.shape[1], recipe.reconstruction.shape[2])
+    size = tuple(
+        max(n, good_size(math.ceil((b - a) + 2.0 / fields.pixel_um)))
+        for n, a, b in zip(base, low, high, strict=True)
+    )
+    return [Window(centre, (size[0], size[1]), extent_um / 2)]
+
+
+def good_size(n: int) -> int:
+    """Smallest even number >= n with no prime factor over 5: FFTs of such lengths are quick."""
+    n += n % 2
+    while True:
+        rest = n
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 2
+
+
+def rytov(fields: FieldStack, window: Window, recipe: Recipe, *, device: str = "cpu") -> RytovStack:
+    """Complex phases of one window: refocused to the object's centre of mass, unwrapped, folded to the window's period."""
+    w = torch.from_numpy(fields.w).to(device)
+    k_in = fields.k_in_rad_um
+    tilt = _tilt(k_in, fields.optics)
+    energy = (w - 1).abs().square()
+    rough = _centroids(_near(energy, window, fields.pixel_um, tilt), fields.pixel_um)
+    focus, centre, _ = _height(rough, tilt)
+    limit = recipe.reconstruction.refocus_range_um
+    focus = float(np.clip(focus, -limit, limit)) if recipe.reconstruction.refocus else 0.0
+    if focus:
+        w = refocus(w, k_in, fields.pixel_um, fields.optics, focus)
+    cut, corner = _cut(w, centre, fields.pixel_um, window)
+    phase = torch.angle(cut)
+    charge = residues(phase)
+    phase = unwrap(phase)
+    psi = torch.complex(torch.log(cut.abs().clamp_min(0.05)), phase)
+    mask = _shadow(psi.shape[-2:], window.radius_um, tilt, fields.pixel_um, device)
+    psi = _level(psi, mask)
+    weighted = psi * mask
+    centroids = _centroids(weighted.imag.clamp_min(0), fields.pixel_um)
+    rest, local, shift = _height(centroids, tilt)
+    inside = mask[:, :-1, :-1] > 0.5
+    centre_px = (corner[0] + local[0] / fields.pixel_um, corner[1] + local[1] / fields.pixel_um)
+    folded = _fold(weighted, (round(local[0] / fields.pixel_um), round(local[1] / fields.pixel_um)), window.size)
+    return RytovStack(
+        psi=folded,
+        k_in_rad_um=k_in,
+        pixel_um=fields.pixel_um,
+        centre_px=(float(round(centre_px[0])), float(round(centre_px[1]))),
+        focus_um=focus,
+        frame_shift_um=shift,
+        residue_count=int((charge.abs() * inside).sum()),
+        optics=fields.optics,
+    )
+
+
+def _tilt(k_in: NDArray[np.float64], optics: Optics) -> NDArray[np.float64]:
+    """tan(theta) (x, y) of each illumination: k_in / k_z."""
+    _, k = wave_numbers(optics)
+    return k_in / np.sqrt(np.maximum(k**2 - (k_in**2).sum(1, keepdims=True), 1e-3))
+
+
+def _near(weight: Tensor, window: Window, pixel_um: float, tilt: NDArray[np.float64]) -> Tensor:
+    """Weight inside a disc that holds the object's shadow at any height within reach; noise outside is cut."""
+    ny, nx = weight.shape[-2:]
+    y = torch.arange(ny, device=weight.device)[:, None] - window.centre[0]
+    x = torch.arange(nx, device=weight.device)[None, :] - window.centre[1]
+    reach = (window.radius_um * 1.7 + 5.0) / pixel_um
+    disc = (y.square() + x.square()) < reach**2
+    floor = weight[:, ~disc].flatten(1).median(1).values if bool((~disc).any()) else weight.new_zeros(len(weight))
+    return (weight - 2 * floor[:, None, None]).clamp_min(0) * disc
+
+
+def _centroids(weight: Tensor, pixel_um: float) -> NDArray[np.float64]:
+    """Centroid (y, x) of each frame's weight in um, [frame, 2]."""
+    total = weight.sum((-2, -1)).double().clamp_min(1e-12)
+    y = torch.arange(weight.shape[-2], device=weight.device, dtype=torch.float64)
+    x = torch.arange(weight.shape[-1], device=weight.device, dtype=torch.float64)
+    cy = (weight.sum(-1).double() * y).sum(-1) / total
+    cx = (weight.sum(-2).double() * x).sum(-1) / total
+    centroids: NDArray[np.float64] = torch.stack([cy, cx], 1).cpu().numpy() * pixel_um
+    return centroids
+
+
+def _height(
+    centroids: NDArray[np.float64], tilt: NDArray[np.float64]
+) -> tuple[float, tuple[float, float], NDArray[np.float64]]:
+    """Height (um), centre (y, x in um) and what is left over per frame (um) from centroids c = c0 - z tan(theta).
+
+    Fitted by reweighted least squares: a frame that disagrees must not move the focus.
+    """
+    n = len(centroids)
+    design = np.zeros((2 * n, 3))
+    design[:n, 0], design[n:, 1] = 1, 1
+    design[:n, 2], design[n:, 2] = -tilt[:, 1], -tilt[:, 0]
+    values = np.concatenate([centroids[:, 0], centroids[:, 1]])
+    weight = np.ones(2 * n)
+    solution = np.zeros(3)
+    for _ in range(5):
+        solution = np.linalg.lstsq(design * weight[:, None], values * weight, rcond=None)[0]
+        left = values - design @ solution
+        scale = max(1.4826 * float(np.median(np.abs(left))), 1e-6)
+        weight = 1 / np.sqrt(1 + (left / (3 * scale)) ** 2)
+    left = values - design @ solution
+    return float(solution[2]), (float(solution[0]), float(solution[1])), np.hypot(left[:n], left[n:])
+
+
+def refocus(w: Tensor, k_in: NDArray[np.float64], pixel_um: float, optics: Optics, height_um: float) -> Tensor:
+    """Fields in the plane at ``height_um`` above the recorded one: w^(K) exp[i (k_z(K + k_in) - k_z0) z]."""
+    _, k = wave_numbers(optics)
+    ny, nx = w.shape[-2:]
+    ky = 2 * math.pi * torch.fft.fftfreq(ny, pixel_um, device=w.device)
+    kx = 2 * math.pi * torch.fft.fftfreq(nx, pixel_um, device=w.device)
+    out = torch.empty_like(w)
+    for i, (px, py) in enumerate(k_in):
+        kt2 = (kx[None, :] + px).square() + (ky[:, None] + py).square()
+        kz = (k**2 - kt2).clamp_min(0).sqrt()
+        phase = (kz - math.sqrt(max(k**2 - px**2 - py**2, 0.0))) * height_um
+        out[i] = torch.fft.ifft2(torch.fft.fft2(w[i]) * torch.polar(torch.ones_like(phase), phase))
+    return out
+
+
+def _cut(w: Tensor, centre_um: tuple[float, float], pixel_um: float, window: Window) -> tuple[Tensor, tuple[int, int]]:
+    """The part of the field of view that holds every shadow of the object, and its corner in pixels."""
+    reach = (window.radius_um * 1.7 + HALO_UM + TAPER_UM) / pixel_um
+    half = [min(max(n / 2, reach), n * 1.0) for n in window.size]
+    corner, stop = [], []
+    for axis, n in enumerate(w.shape[-2:]):
+        middle = centre_um[axis] / pixel_um
+        low = max(0, round(middle - half[axis]))
+        high = min(n, low + good_size(round(2 * half[axis])))
+        corner.append(low)
+        stop.append(max(high, low + 8))
+    return w[:, corner[0] : stop[0], corner[1] : stop[1]], (corner[0], corner[1])
+
+
+def _shadow(
+    shape: torch.Size | tuple[int, ...], radius_um: float, tilt: NDArray[np.float64], pixel_um: float, device: str
+) -> Tensor:
+    """Soft mask [frame, y, x] over each frame's shadow: a disc stretched by 1/cos(theta) along the tilt, cosine edge."""
+    ny, nx = shape
+    y = (torch.arange(ny, device=device) - ny // 2)[:, None] * pixel_um
+    x = (torch.arange(nx, device=device) - nx // 2)[None, :] * pixel_um
+    masks = torch.empty((len(tilt), ny, nx), device=device)
+    for i, (tx, ty) in enumerate(tilt):
+        slope = math.hypot(tx, ty)
+        stretch = math.sqrt(1 + slope**2)
+        ux, uy = (tx / slope, ty / slope) if slope > 1e-6 else (1.0, 0.0)
+        along, across = x * ux + y * uy, y * ux - x * uy
+        outer = radius_um + HALO_UM
+        distance = torch.hypot(along / (1 + (stretch - 1) * radius_um / outer), across) - outer
+        masks[i] = (0.5 - 0.5 * torch.sin(math.pi * (distance / TAPER_UM).clamp(-0.5, 0.5))).float()
+    return masks
+
+
+def _level(psi: Tensor, mask: Tensor) -> Tensor:
+    """Subtract the mean of what lies outside the shadow: a constant there is the instrument's, not the object's."""
+    outside = (mask < 0.01).float()
+    weight = outside.sum((-2, -1)).clamp_min(1.0)
+    level = (psi * outside).sum((-2, -1)) / weight
+    return psi - torch.where(weight > 50, level, torch.zeros_like(level))[:, None, None]
+
+
+def _fold(psi: Tensor, centre: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Periodic sum with the window's period, the centre moved to the middle of the window.
+
+    The spectrum of the folded array at the window's frequencies is exactly that of the unfolded one.
+    """
+    for axis, (middle, period) in enumerate(zip(centre, size, strict=True), start=-2):
+        n = psi.shape[axis]
+        before = (-(middle - period // 2)) % period
+        total = -(-(before + n) // period) * period
+        pad = [before, total - before - n]
+        psi = torch.nn.functional.pad(psi, pad if axis == -1 else [0, 0, *pad])
+        split = list(psi.shape)
+        at = len(split) + axis
+        split[at : at + 1] = [total // period, period]
+        psi = psi.reshape(split).sum(at)
+    return psi

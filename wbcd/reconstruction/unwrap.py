@@ -1,0 +1,100 @@
+"""Two-dimensional phase unwrapping, batched: least squares by a cosine transform, then congruence.
+
+Only frames whose wrapped phase jumps are unwrapped; most frames of small cells need nothing.
+Equations: Ghiglia & Romero 1994 (unweighted least squares, Neumann boundary), Pritt 1996 (congruence).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TWO_PI = 2.0 * math.pi
+
+
+def wrap(phase: Tensor) -> Tensor:
+    """Phase into (-pi, pi]."""
+    return phase - TWO_PI * torch.round(phase / TWO_PI)
+
+
+def residues(phase: Tensor) -> Tensor:
+    """Charge of each 2 x 2 loop of a wrapped phase [..., y, x]: -1, 0 or 1, shape [..., y-1, x-1]."""
+    dx, dy = wrap(torch.diff(phase, dim=-1)), wrap(torch.diff(phase, dim=-2))
+    loop = dx[..., :-1, :] + dy[..., 1:] - dx[..., 1:, :] - dy[..., :-1]
+    return torch.round(loop / TWO_PI)
+
+
+def jumps(phase: Tensor) -> Tensor:
+    """True [...] for each frame that has a wrap, i.e. a neighbour difference over pi."""
+    across = (torch.diff(phase, dim=-1).abs() > math.pi).flatten(-2).any(-1)
+    down = (torch.diff(phase, dim=-2).abs() > math.pi).flatten(-2).any(-1)
+    return across | down
+
+
+def unwrap(phase: Tensor) -> Tensor:
+    """Continuous phase [frame, y, x] congruent with the wrapped one; its background is near 0.
+
+    Frames without jumps are returned as they are.
+    """
+    needs = jumps(phase)
+    if not bool(needs.any()):
+        return phase
+    out = phase.clone()
+    out[needs] = _congruent(phase[needs])
+    return out
+
+
+def _congruent(phase: Tensor) -> Tensor:
+    smooth = _least_squares(phase)
+    # The least-squares surface has a free constant: take the one under which most pixels agree with the wrapped phase.
+    offset = torch.angle(torch.exp(1j * (phase - smooth)).mean((-2, -1), keepdim=True))
+    smooth = smooth + offset
+    exact = phase + TWO_PI * torch.round((smooth - phase) / TWO_PI)
+    return exact - TWO_PI * torch.round(_border_median(exact) / TWO_PI)
+
+
+def _border_median(phase: Tensor) -> Tensor:
+    edge = torch.cat([phase[..., :3, :].flatten(-2), phase[..., -3:, :].flatten(-2)], -1)
+    return edge.median(-1).values[..., None, None]
+
+
+def _least_squares(phase: Tensor) -> Tensor:
+    rho = torch.zeros_like(phase)
+    dx, dy = wrap(torch.diff(phase, dim=-1)), wrap(torch.diff(phase, dim=-2))
+    rho[..., :, :-1] += dx
+    rho[..., :, 1:] -= dx
+    rho[..., :-1, :] += dy
+    rho[..., 1:, :] -= dy
+    ny, nx = phase.shape[-2:]
+    cy = torch.cos(math.pi * torch.arange(ny, device=phase.device) / ny)
+    cx = torch.cos(math.pi * torch.arange(nx, device=phase.device) / nx)
+    eigen = 2 * cy[:, None] + 2 * cx[None, :] - 4
+    eigen[0, 0] = 1.0
+    spectrum = _dct(_dct(rho).transpose(-1, -2)).transpose(-1, -2) / eigen
+    spectrum[..., 0, 0] = 0.0
+    return _idct(_idct(spectrum).transpose(-1, -2)).transpose(-1, -2)
+
+
+def _dct(x: Tensor) -> Tensor:
+    """DCT-II along the last axis by one complex FFT of the same length (Makhoul 1980)."""
+    n = x.shape[-1]
+    v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
+    return (torch.fft.fft(v) * _twiddle(n, x)).real
+
+
+def _idct(spectrum: Tensor) -> Tensor:
+    """Inverse of :func:`_dct`."""
+    n = spectrum.shape[-1]
+    mirrored = torch.cat([torch.zeros_like(spectrum[..., :1]), spectrum[..., 1:].flip(-1)], -1)
+    v = torch.fft.ifft(torch.complex(spectrum, -mirrored) * _twiddle(n, spectrum).conj()).real
+    x = torch.empty_like(spectrum)
+    x[..., ::2] = v[..., : (n + 1) // 2]
+    x[..., 1::2] = v[..., (n + 1) // 2 :].flip(-1)
+    return x
+
+
+def _twiddle(n: int, like: Tensor) -> Tensor:
+    angle = -math.pi * torch.arange(n, device=like.device, dtype=like.dtype) / (2 * n)
+    return torch.polar(torch.ones_like(angle), angle)
