@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from wbcd.errors import WbcdError
+
+if TYPE_CHECKING:  # `wbcd status` and `wbcd --help` must answer without importing numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 Triple: TypeAlias = tuple[float, float, float]
 Shape3: TypeAlias = tuple[int, int, int]
