@@ -15,7 +15,8 @@
     |   |-- CorruptContent            a checksum, a zero frame or a non-finite value says damage
     |   |-- Forbidden                 links, external storage, unknown filters: refused unread
     |   |-- TooLarge                  declares more bytes than the limit
-    |   `-- ReaderDied                the isolated reader crashed, hung or ran out of its limits
+    |   |-- ReaderDied                the isolated reader crashed, hung or ran out of its limits
+    |   `-- Poison                    the daemon died each time that it was begun
     |-- ReconstructionError           the numbers cannot be turned into a tomogram; set aside
     |   `-- NoObject                  nothing in the field of view departs from the medium
     |-- ModelError                    the model bundle cannot be used
@@ -28,6 +29,7 @@
     |   |-- DatabaseUnavailable       no answer; tried again, nothing is lost
     |   |-- SchemaMismatch            migrations are missing or from a newer wbcd
     |   `-- NoSpace                   the disk is full; intake pauses
+    |-- Unforeseen                    an exception that wbcd has no name for, met on one item; set aside
     `-- StageFailed                   a stage broke for a reason that is not the item's
 
 An error carries a stable ``code`` (stored, counted, documented), a message that names what was found,
@@ -141,6 +143,11 @@ class ReaderDied(InputError):
     action = "The file is probably hostile or damaged; keep it apart and look at it by hand."
 
 
+class Poison(InputError):
+    code = "input.poison"
+    action = "Keep the file apart and report it: the log before each restart shows where it ended."
+
+
 # --- reconstruction ----------------------------------------------------------------------------
 
 
@@ -207,6 +214,11 @@ class SchemaMismatch(StoreError):
 class NoSpace(StoreError):
     code = "store.no_space"
     action = "Free space on the named disk; the daemon resumes by itself."
+
+
+class Unforeseen(WbcdError):
+    code = "unforeseen"
+    action = "Report it with the traceback in the log; the file is kept where it is."
 
 
 class StageFailed(WbcdError):
