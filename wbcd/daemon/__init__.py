@@ -1,0 +1,1 @@
+"""The daemon: channels joining threads, the order of the stages, and the service around them."""

@@ -1,0 +1,47 @@
+"""The stages as the line calls them: one record of functions, the real ones or a test's.
+
+The line never imports a stage itself, so that it can be read and tested without torch, files or a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wbcd.config import Config
+from wbcd.recipe import Recipe
+from wbcd.records import (
+    Acquisition,
+    Cell,
+    FieldStack,
+    FringeReport,
+    HologramStack,
+    Morphology,
+    Payload,
+    Prediction,
+    Tomogram,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is kept."""
+
+    identify: Callable[[Path], Acquisition]
+    read: Callable[[Acquisition], tuple[Acquisition, Payload]]
+    measure_fringes: Callable[[HologramStack], FringeReport]
+    judge_fringes: Callable[[FringeReport, Recipe], Verdict]
+    retrieve_fields: Callable[[HologramStack, Recipe], FieldStack]
+    judge_fields: Callable[[FieldStack, Recipe], Verdict]
+    reconstruct: Callable[[FieldStack, Recipe], Iterable[Tomogram]]
+    judge_tomogram: Callable[[Tomogram, Recipe], Verdict]
+    find_cells: Callable[[Tomogram, Recipe, int], Sequence[Cell]]
+    measure: Callable[[Cell, Recipe], Morphology]
+    judge_cell: Callable[[Cell, Morphology, Recipe], Verdict]
+    predict: Callable[[Sequence[Cell]], Sequence[Prediction]]
+    picture: Callable[[Cell], bytes]
+    keep: Callable[[Cell, Acquisition], str | None]
+    model_id: str
+    model_card: dict[str, object]
