@@ -23,7 +23,7 @@ class ReconstructionRecipe:
     mode: str = "fast"
     voxel_um: Triple = (0.2, 0.1, 0.1)
     shape: Shape3 = (100, 150, 150)
-    iterations: int = 12
+    iterations: int = 16
     tv_weight: float = 0.0
     non_negative: bool = True
     refocus: bool = True
@@ -58,13 +58,17 @@ class QualityRecipe:
 
 @dataclass(frozen=True, slots=True)
 class MorphologyRecipe:
-    """Ryu et al. 2021, section 4.3. ``ri_increment_ml_g``: alpha in n = n_m + alpha C."""
+    """Ryu et al. 2021, section 4.3. ``ri_increment_ml_g``: alpha in n = n_m + alpha C. ``support_margin_um``: how far
+    around the mask the total dry mass is summed. ``max_hole_fl``: enclosed regions below the threshold up to this volume are
+    vacuoles and belong to the cell; a larger one is left out, as the paper's rule says."""
 
     threshold_ri: float = 1.35
     ri_increment_ml_g: float = 0.2
     min_object_fl: float = 10.0
     crop_shape: Shape3 = (100, 150, 150)
     crop_voxel_um: Triple = (0.2, 0.1, 0.1)
+    support_margin_um: float = 1.0
+    max_hole_fl: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

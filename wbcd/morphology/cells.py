@@ -1,0 +1,253 @@
+"""From a tomogram to its cells: threshold, connected components, one centred crop each.
+
+The work is per bounding box: a field of 210 x 732 x 732 voxels costs one boolean mask and one label image, whatever
+the number of cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from wbcd.morphology.resample import copy_window, resample_window
+from wbcd.morphology.shape import EVERY_NEIGHBOUR, coarse_steps, count_lobes, fill_holes, largest_component, solidity
+from wbcd.recipe import Recipe
+from wbcd.records import Cell, Tomogram, Triple
+
+#: Voxels of a neighbour's blurred edge this near to it, and nearer to it than to the cell, are cleared with it.
+NEIGHBOUR_SKIRT_UM = 0.6
+#: Source voxels kept around a crop, for the interpolation kernel.
+KERNEL_MARGIN_PX = 4
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One component: its label, bounding box, filled mask [box], centre of the mask in voxels of the tomogram."""
+
+    label: int
+    box: Box
+    mask: NDArray[np.bool_]
+    centre_px: Triple
+
+
+def find_cells(tomogram: Tomogram, recipe: Recipe, *, first_number: int = 1) -> list[Cell]:
+    """The cells of a tomogram, in reading order (y, then x), numbered from ``first_number``; [] when there is none.
+
+    A cell is a 26-connected component of RI > ``threshold_ri`` (an absolute value, whatever the medium; Ryu et al. 2021,
+    section 4.3) of at least ``min_object_fl``. Enclosed holes up to ``max_hole_fl`` are filled: a vacuole belongs to the cell;
+    larger regions below the threshold stay out of the mask (and so of volume and mass), as the paper's rule says, but make
+    no difference to surface, lobes and solidity. It is returned as a crop of
+    ``crop_shape`` at ``crop_voxel_um`` whose middle voxel lies at the cell's centre; everything else above the threshold
+    is replaced by the medium. Voxels that are not finite or outside ``min_ri``..``max_ri`` belong to no cell: they are
+    counted and replaced, by the cell's mean where they are enclosed by it and by the medium elsewhere.
+
+    ``touches_border`` is set where the cell reaches the edge of the volume or of ``field_of_view_um``, or does not fit
+    into the crop: in each case part of it may be missing.
+    """
+    labels, boxes = _label(tomogram, recipe)
+    found = sorted(_components(labels, boxes, tomogram, recipe), key=lambda each: (each.centre_px[1:], each.centre_px[0]))
+    return [_cut(each, labels, tomogram, recipe, number) for number, each in enumerate(found, start=first_number)]
+
+
+def distinct(cells: Iterable[Cell]) -> list[Cell]:
+    """Each cell once, when windows of one field of view overlap: the whole one, else the larger, of those that coincide.
+
+    Two cells of the same time point coincide when the centre of one lies within 0.7 equivalent radii of the other's
+    centre (laterally: the windows of one field may be refocused differently). Numbers are given anew, in the old order.
+    """
+    kept: list[Cell] = []
+    for cell in sorted(cells, key=lambda c: (c.touches_border, -int(c.mask.sum()))):
+        if not any(_coincide(other, cell) for other in kept):
+            kept.append(cell)
+    first = min((cell.number for cell in kept), default=1)
+    ordered = sorted(kept, key=lambda c: (c.time_index, c.number, c.centre_um[1:]))
+    return [_renumbered(cell, number) for number, cell in enumerate(ordered, start=first)]
+
+
+def _coincide(one: Cell, other: Cell) -> bool:
+    if one.time_index != other.time_index:
+        return False
+    apart = math.hypot(one.centre_um[1] - other.centre_um[1], one.centre_um[2] - other.centre_um[2])
+    return apart < 0.7 * max(_equivalent_radius_um(one), _equivalent_radius_um(other))
+
+
+def _equivalent_radius_um(cell: Cell) -> float:
+    volume = float(cell.mask.sum()) * math.prod(cell.voxel_um)
+    return math.cbrt(0.75 * volume / math.pi)
+
+
+def _renumbered(cell: Cell, number: int) -> Cell:
+    return replace(cell, number=number)
+
+
+def _label(tomogram: Tomogram, recipe: Recipe) -> tuple[NDArray[np.int32], list[Box | None]]:
+    """Labels int32 [z, y, x] of the components above the threshold, and the bounding box of each."""
+    above = tomogram.ri > np.float32(recipe.morphology.threshold_ri)
+    above &= tomogram.ri <= np.float32(recipe.quality.max_ri)
+    labels = np.empty(above.shape, dtype=np.int32)
+    ndimage.label(above, EVERY_NEIGHBOUR, output=labels)
+    return labels, [cast(Box | None, box) for box in ndimage.find_objects(labels)]
+
+
+def _components(labels: NDArray[np.int32], boxes: list[Box | None], tomogram: Tomogram, recipe: Recipe) -> Iterator[_Found]:
+    """The components that are large enough, holes filled."""
+    least = recipe.morphology.min_object_fl / math.prod(tomogram.voxel_um)
+    for label, box in enumerate(boxes, start=1):
+        if box is None or math.prod(part.stop - part.start for part in box) < least:
+            continue
+        mask = fill_holes(labels[box] == label)
+        if mask.sum() >= least:
+            yield _Found(label, box, mask, _centre(mask, box, tomogram.voxel_um, recipe))
+
+
+def _centre(mask: NDArray[np.bool_], box: Box, voxel_um: Triple, recipe: Recipe) -> Triple:
+    """Centroid of the mask in voxels of the tomogram, moved no further than it must be for the box to fit into the crop."""
+    crop, pitch = recipe.morphology.crop_shape, recipe.morphology.crop_voxel_um
+    result = []
+    for axis, part in enumerate(box):
+        along = mask.sum(axis=tuple(a for a in range(3) if a != axis))
+        centroid = part.start + float(np.average(np.arange(along.size), weights=along))
+        # Room on either side of the middle voxel, in source voxels.
+        before = (crop[axis] // 2 - 1) * pitch[axis] / voxel_um[axis]
+        after = (crop[axis] - crop[axis] // 2 - 2) * pitch[axis] / voxel_um[axis]
+        low, high = part.stop - 1 - after, part.start + before
+        result.append(min(max(centroid, low), high) if low <= high else 0.5 * (part.start + part.stop - 1))
+    return result[0], result[1], result[2]
+
+
+def _cut(found: _Found, labels: NDArray[np.int32], tomogram: Tomogram, recipe: Recipe, number: int) -> Cell:
+    morphology = recipe.morphology
+    start, departure = _window(found, labels, tomogram, recipe)
+    centre = tuple(c - s for c, s in zip(found.centre_px, start, strict=True))
+    crop = resample_window(
+        departure, tomogram.voxel_um, (centre[0], centre[1], centre[2]), morphology.crop_shape, morphology.crop_voxel_um
+    )
+    crop += np.float32(tomogram.medium_ri)
+    above = largest_component(crop > np.float32(morphology.threshold_ri))
+    tight = _tight(above)
+    body = fill_holes(above[tight])
+    excess = surface_excess(crop[tight], body, morphology.threshold_ri)
+    mask = np.zeros_like(above)
+    mask[tight] = fill_holes(above[tight], morphology.max_hole_fl / math.prod(morphology.crop_voxel_um))
+    return Cell(
+        number=number,
+        ri=crop,
+        mask=mask,
+        voxel_um=morphology.crop_voxel_um,
+        medium_ri=tomogram.medium_ri,
+        centre_um=_position(found.centre_px, tomogram),
+        time_index=tomogram.time_index,
+        touches_border=_reaches_border(found.box, tomogram) or _reaches_edge(mask),
+        solidity=solidity(excess, body, morphology.crop_voxel_um),
+        lobes=count_lobes(body, morphology.crop_voxel_um),
+        non_physical_voxels=_count_non_physical(tomogram.ri[found.box], recipe),
+    )
+
+
+def surface_excess(ri: NDArray[np.float32], mask: NDArray[np.bool_], level: float) -> NDArray[np.float32]:
+    """RI minus ``level`` float32 [z, y, x], made positive exactly in the mask: holes are raised, strangers lowered."""
+    excess = ri - np.float32(level)
+    smallest = np.float32(1e-7)
+    excess[mask & (excess <= 0)] = max(float(excess.max(initial=0.0)), 1e-6)
+    np.minimum(excess, -smallest, out=excess, where=~mask)
+    return excess
+
+
+def _window(
+    found: _Found, labels: NDArray[np.int32], tomogram: Tomogram, recipe: Recipe
+) -> tuple[tuple[int, int, int], NDArray[np.float32]]:
+    """First voxel and departure from the medium float32 [z, y, x] of the source around a crop, this cell only."""
+    start, shape = [], []
+    for axis, centre in enumerate(found.centre_px):
+        span = recipe.morphology.crop_shape[axis] * recipe.morphology.crop_voxel_um[axis] / tomogram.voxel_um[axis]
+        half = math.ceil(span / 2 + KERNEL_MARGIN_PX * max(1.0, span / recipe.morphology.crop_shape[axis]))
+        low = max(round(centre) - half, 0)
+        start.append(low)
+        shape.append(max(min(round(centre) + half + 1, tomogram.ri.shape[axis]) - low, 1))
+    part = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
+    departure = tomogram.ri[part] - np.float32(tomogram.medium_ri)
+    own = copy_window(
+        found.mask.view(np.uint8),
+        tuple(s - b.start for s, b in zip(start, found.box, strict=True)),
+        (shape[0], shape[1], shape[2]),
+    ).view(np.bool_)
+    _repair(departure, own, tomogram.medium_ri, recipe)
+    _clear_others(departure, own, labels[part], tomogram.voxel_um)
+    return (start[0], start[1], start[2]), departure
+
+
+def _repair(departure: NDArray[np.float32], own: NDArray[np.bool_], medium_ri: float, recipe: Recipe) -> None:
+    """Replace, in place, what is no refractive index: by the cell's mean inside it, by the medium elsewhere."""
+    good = _physical(departure, recipe.quality.min_ri - medium_ri, recipe.quality.max_ri - medium_ri)
+    if good.all():
+        return
+    departure[~good] = 0.0
+    inside = own & good
+    departure[own & ~good] = departure[inside].mean(dtype=np.float64) if inside.any() else 0.0
+
+
+def _physical(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.bool_]:
+    # A comparison with NaN is False, so this is also the test for finiteness.
+    return (values >= np.float32(low)) & (values <= np.float32(high))
+
+
+def _count_non_physical(region: NDArray[np.float32], recipe: Recipe) -> int:
+    return region.size - int(np.count_nonzero(_physical(region, recipe.quality.min_ri, recipe.quality.max_ri)))
+
+
+def _clear_others(departure: NDArray[np.float32], own: NDArray[np.bool_], labels: NDArray[np.int32], voxel_um: Triple) -> None:
+    """Set to the medium, in place, all other components and the blurred skirts that are nearer to them than to the cell."""
+    others = (labels > 0) & ~own
+    if not others.any():
+        return
+    coarse = coarse_steps(voxel_um)
+    sampling = [pitch * part.step for pitch, part in zip(voxel_um, coarse, strict=True)]
+    foreign = others[coarse]
+    distance, nearest = ndimage.distance_transform_edt(~(foreign | own[coarse]), sampling=sampling, return_indices=True)
+    skirt = (distance <= NEIGHBOUR_SKIRT_UM) & foreign[tuple(nearest)]
+    for axis, part in enumerate(coarse):
+        skirt = np.repeat(skirt, part.step, axis=axis)
+    whole = skirt[tuple(slice(0, n) for n in departure.shape)]
+    departure[(whole & ~own) | others] = 0.0
+
+
+def _tight(mask: NDArray[np.bool_]) -> Box:
+    """Bounding box of the mask with two voxels around; the whole array when it is empty."""
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    if not boxes or boxes[0] is None:
+        return slice(None), slice(None), slice(None)
+    z, y, x = (slice(max(part.start - 2, 0), part.stop + 2) for part in boxes[0])
+    return z, y, x
+
+
+def _reaches_border(box: Box, tomogram: Tomogram) -> bool:
+    """Whether the box meets the edge of the volume or, laterally, of the instrument's field of view."""
+    limits = [(0.0, float(length)) for length in tomogram.ri.shape]
+    if tomogram.field_of_view_um is not None:
+        y0, y1, x0, x1 = tomogram.field_of_view_um
+        for axis, (low, high) in ((1, (y0, y1)), (2, (x0, x1))):
+            origin, pitch = tomogram.origin_um[axis], tomogram.voxel_um[axis]
+            # Voxels are centred on their coordinates: the first one begins half a pitch before its own.
+            limits[axis] = (
+                max(limits[axis][0], (low - origin) / pitch),
+                min(limits[axis][1], (high - origin) / pitch),
+            )
+    return any(part.start <= low or part.stop >= high for part, (low, high) in zip(box, limits, strict=True))
+
+
+def _reaches_edge(mask: NDArray[np.bool_]) -> bool:
+    """Whether the mask meets the edge of its own crop: the cell is larger than the crop."""
+    return any(bool(mask.take(index, axis=axis).any()) for axis in range(3) for index in (0, -1))
+
+
+def _position(centre_px: Triple, tomogram: Tomogram) -> Triple:
+    z, y, x = (o + c * p for o, c, p in zip(tomogram.origin_um, centre_px, tomogram.voxel_um, strict=True))
+    return z, y, x
