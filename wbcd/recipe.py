@@ -33,7 +33,13 @@ class ReconstructionRecipe:
 
 @dataclass(frozen=True, slots=True)
 class QualityRecipe:
-    """Limits of the optical and the cell verdict; each check's code is the field's name without ``min_``/``max_``."""
+    """Limits of the optical and the cell verdict; the codes of the checks are in docs/reference/checks.md.
+
+    ``frame_quantile``: a per-frame value is judged by what this share of the frames keeps to. ``max_lost_frames`` is a
+    share of the recorded frames; ``max_phase_residue_fraction`` is per pixel and frame.
+    """
+
+    frame_quantile: float = 0.9
 
     min_fringe_contrast: float = 0.15
     min_sideband_snr: float = 20.0
@@ -44,6 +50,8 @@ class QualityRecipe:
     max_residual: float = 0.45
     max_focus_shift_um: float = 5.0
     min_kept_frames: int = 24
+    max_lost_frames: float = 0.25
+    max_frame_shift_um: float = 0.5
     max_non_physical_voxels: int = 0
     min_ri: float = 1.2
     max_ri: float = 1.8

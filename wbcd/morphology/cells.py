@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wbcd.morphology.resample import copy_window, resample_window
-from wbcd.morphology.shape import EVERY_NEIGHBOUR, coarse_steps, count_lobes, fill_holes, largest_component, solidity
+from wbcd.morphology.shape import EVERY_NEIGHBOUR, coarse_steps, count_lobes, enlarge, fill_holes, largest_component, solidity
 from wbcd.recipe import Recipe
 from wbcd.records import Cell, Tomogram, Triple
 
@@ -213,10 +213,7 @@ def _clear_others(departure: NDArray[np.float32], own: NDArray[np.bool_], labels
     foreign = others[coarse]
     distance, nearest = ndimage.distance_transform_edt(~(foreign | own[coarse]), sampling=sampling, return_indices=True)
     skirt = (distance <= NEIGHBOUR_SKIRT_UM) & foreign[tuple(nearest)]
-    for axis, part in enumerate(coarse):
-        skirt = np.repeat(skirt, part.step, axis=axis)
-    whole = skirt[tuple(slice(0, n) for n in departure.shape)]
-    departure[(whole & ~own) | others] = 0.0
+    departure[(enlarge(skirt, coarse, departure.shape) & ~own) | others] = 0.0
 
 
 def _tight(mask: NDArray[np.bool_]) -> Box:

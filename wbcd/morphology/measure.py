@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wbcd.morphology.cells import surface_excess
-from wbcd.morphology.shape import EVERY_NEIGHBOUR, coarse_depth, coarse_steps, fill_holes
+from wbcd.morphology.shape import EVERY_NEIGHBOUR, coarse_depth, coarse_steps, enlarge, fill_holes
 from wbcd.morphology.surface import surface_area
 from wbcd.recipe import Recipe
 from wbcd.records import Cell, Morphology, Triple
@@ -117,11 +117,14 @@ def total_dry_mass_pg(cell: Cell, recipe: Recipe) -> float:
 
 
 def _widened(cell: Cell, margin_um: float) -> NDArray[np.bool_]:
-    """The mask and all within ``margin_um`` of it, computed in its bounding box."""
+    """The mask and all within ``margin_um`` of it, computed in its bounding box at the coarse pitch."""
     box = _box(cell, margin_um)
-    distance = ndimage.distance_transform_edt(~cell.mask[box], sampling=cell.voxel_um)
-    support = np.zeros(cell.mask.shape, dtype=bool)
-    support[box] = np.asarray(distance) <= margin_um
+    steps = coarse_steps(cell.voxel_um)
+    sampling = [pitch * part.step for pitch, part in zip(cell.voxel_um, steps, strict=True)]
+    distance = np.asarray(ndimage.distance_transform_edt(~cell.mask[box][steps], sampling=sampling))
+    near = enlarge(distance <= margin_um, steps, cell.mask[box].shape)
+    support = cell.mask.copy()
+    support[box] |= near
     return support
 
 

@@ -77,6 +77,13 @@ def coarse_steps(voxel_um: Triple) -> tuple[slice, slice, slice]:
     return z, y, x
 
 
+def enlarge(coarse: NDArray[np.bool_], steps: tuple[slice, slice, slice], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A mask thinned by ``steps`` back at its full ``shape``, each value repeated."""
+    for axis, part in enumerate(steps):
+        coarse = np.repeat(coarse, part.step, axis=axis)
+    return coarse[tuple(slice(0, length) for length in shape)]
+
+
 def coarse_depth(mask: NDArray[np.bool_], voxel_um: Triple) -> NDArray[np.float64]:
     """Distance in um to the outside, float64 of the shape of ``mask[coarse_steps(voxel_um)]``; beyond the array is outside."""
     steps = coarse_steps(voxel_um)

@@ -1,0 +1,95 @@
+"""The optical verdict: raw frames, fields, tomogram. Every per-frame value is judged by a quantile over the frames.
+
+A single bad frame of 49 costs nothing that the inversion would notice; a tenth of them does. So the value of a
+per-frame check is its ``frame_quantile`` (0.9): what all but the worst tenth of the frames keep to.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wbcd.quality.background import background_ri, count_non_physical
+from wbcd.recipe import Recipe
+from wbcd.records import Check, FieldStack, FringeReport, InversionReport, Tomogram, Verdict
+
+
+def at_most(values: NDArray[np.float64], quantile: float) -> float:
+    """The value that the fraction ``quantile`` of the frames does not exceed; NaN (which fails) without frames.
+
+    A frame whose value is not finite counts as infinitely bad.
+    """
+    if values.size == 0:
+        return math.nan
+    worst = np.where(np.isfinite(values), values, np.inf)
+    return float(np.quantile(worst, quantile, method="higher"))
+
+
+def at_least(values: NDArray[np.float64], quantile: float) -> float:
+    """The value that the fraction ``quantile`` of the frames reaches; NaN without frames."""
+    return -at_most(-values, quantile)
+
+
+def judge_fringes(report: FringeReport, recipe: Recipe) -> Verdict:
+    """Saturation, fringe contrast and sideband of the raw frames [angle], before any field is retrieved."""
+    limits = recipe.quality
+    share = limits.frame_quantile
+    return Verdict(
+        (
+            # Saturation first: it also lowers the contrast, and the cause is the better reason.
+            Check("saturated_fraction", at_most(report.saturated_fraction, share), limits.max_saturated_fraction, "max"),
+            Check("fringe_contrast", at_least(report.contrast, share), limits.min_fringe_contrast, "min"),
+            Check("sideband_snr", at_least(report.sideband_snr, share), limits.min_sideband_snr, "min"),
+        )
+    )
+
+
+def judge_fields(fields: FieldStack, recipe: Recipe) -> Verdict:
+    """Frames lost on the way from hologram to field, and the phase noise outside the object."""
+    limits = recipe.quality
+    recorded = max(int(fields.fringes.contrast.size), 1)
+    kept = int(fields.kept.size)
+    background = at_most(fields.background_rms_rad, limits.frame_quantile)
+    return Verdict(
+        (
+            Check("kept_frames", float(kept), float(limits.min_kept_frames), "min", "frames"),
+            Check("lost_frames", 1.0 - kept / recorded, limits.max_lost_frames, "max", "of the frames"),
+            Check("background_rms_rad", background, limits.max_background_rms_rad, "max", "rad"),
+        )
+    )
+
+
+def judge_tomogram(tomogram: Tomogram, recipe: Recipe) -> Verdict:
+    """Physical values and medium of any RI volume; and, where it was inverted here, how well the frames agree with it."""
+    limits = recipe.quality
+    bad = count_non_physical(tomogram.ri, limits.min_ri, limits.max_ri)
+    offset = abs(background_ri(tomogram) - tomogram.medium_ri)
+    checks = (
+        Check("non_physical_voxels", float(bad), float(limits.max_non_physical_voxels), "max", "voxels"),
+        Check("medium_offset_ri", offset, limits.max_medium_offset_ri, "max"),
+    )
+    if tomogram.report is None:
+        return Verdict(checks)
+    return Verdict(checks[:1] + _inversion_checks(tomogram.report, tomogram.ri.shape, recipe) + checks[1:])
+
+
+def _inversion_checks(report: InversionReport, shape: tuple[int, ...], recipe: Recipe) -> tuple[Check, ...]:
+    limits = recipe.quality
+    share = limits.frame_quantile
+    # Residues per pixel and frame: the count alone grows with the frame and the number of angles.
+    pixels = max(report.frame_residual.size, 1) * shape[-2] * shape[-1]
+    shifts = (
+        # Not every inversion registers the frames; one that does not says nothing of shifts.
+        (Check("frame_shift_um", at_most(report.frame_shift_um, share), limits.max_frame_shift_um, "max", "um"),)
+        if report.frame_shift_um.size
+        else ()
+    )
+    return (
+        Check("focus_shift_um", abs(report.focus_um), limits.max_focus_shift_um, "max", "um"),
+        Check("phase_residues", report.residue_count / pixels, limits.max_phase_residue_fraction, "max", "a pixel and frame"),
+        *shifts,
+        Check("frame_residual", at_most(report.frame_residual, share), limits.max_frame_residual, "max"),
+        Check("residual", report.residual, limits.max_residual, "max"),
+    )
