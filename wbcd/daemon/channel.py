@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -84,6 +84,14 @@ class Channel(Generic[T]):
             if ready:
                 raise Closed(self.name)
             raise TimeoutError(self.name)
+
+    def __iter__(self) -> Iterator[T]:
+        """Items until the channel is closed and empty."""
+        while True:
+            try:
+                yield self.take()
+            except Closed:
+                return
 
     def close(self) -> None:
         """No more puts; takers get what is left, then :class:`Closed`. Closing twice is harmless."""

@@ -98,8 +98,8 @@ def process(acquisition: Acquisition, stages: Stages, recipe: Recipe, *, max_bat
         timing.skip()
         try:
             cells += classify(batch, stages, recipe)
-        except (InputError, ReconstructionError) as error:
-            return SetAside(batch[0].acquisition, error, timing.total_s)
+        except Exception as error:  # noqa: BLE001 - one file's failure must not be another's
+            return SetAside(batch[0].acquisition, as_error_of_item(error, "classify"), timing.total_s)
         timing.done("classify")
         end = next((part for part in batch if isinstance(part, End)), end)
     return conclude(end, cells, timing.total_s)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from wbcd.config import Config
 from wbcd.recipe import Recipe
 from wbcd.records import (
     Acquisition,
@@ -25,10 +25,20 @@ from wbcd.records import (
 )
 
 
+class Stat(Protocol):
+    """State of a file that tells a change without reading it."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def mtime_ns(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Stages:
     """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is kept."""
 
+    look: Callable[[Path], Stat | None]
     identify: Callable[[Path], Acquisition]
     read: Callable[[Acquisition], tuple[Acquisition, Payload]]
     measure_fringes: Callable[[HologramStack], FringeReport]

@@ -1,0 +1,77 @@
+"""The real stages, put together as the configuration says. The only module of the daemon that imports the heavy rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wbcd.acquisition import ReadDefaults, identify, read, stat_candidate
+from wbcd.acquisition.watch import FolderWatcher
+from wbcd.classification import Classifier, load_bundle
+from wbcd.config import Config
+from wbcd.daemon.stages import Stages
+from wbcd.errors import BadValue
+from wbcd.morphology import find_cells, measure
+from wbcd.quality import judge_cell, judge_fields, judge_fringes, judge_tomogram
+from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields
+from wbcd.records import Acquisition, Cell, Prediction
+from wbcd.report.figures import thumbnail_png
+from wbcd.store import Ledger
+from wbcd.store.volumes import write_tomogram
+
+
+def make_stages(config: Config) -> Stages:
+    """Load the model, warm it up, and bind every stage to its site settings. Raises ModelError."""
+    bundle = load_bundle(config.classification.model)
+    classifier = Classifier(bundle, device=config.classification.device, max_batch=config.classification.max_batch)
+    device = classifier.device
+    defaults = ReadDefaults(
+        medium_ri=config.recipe.reconstruction.default_medium_ri,
+        sample_id=config.defaults.sample_id,
+        max_logical_bytes=config.limits.max_logical_bytes,
+    )
+    return Stages(
+        look=stat_candidate,
+        identify=identify,
+        read=lambda acquisition: read(acquisition, defaults=defaults),
+        measure_fringes=measure_fringes,
+        judge_fringes=judge_fringes,
+        retrieve_fields=lambda stack, recipe: retrieve_fields(stack, recipe, device=device),
+        judge_fields=judge_fields,
+        reconstruct=lambda fields, recipe: reconstruct(fields, recipe, device=device),
+        judge_tomogram=judge_tomogram,
+        find_cells=lambda tomogram, recipe, first: find_cells(tomogram, recipe, first_number=first),
+        measure=measure,
+        judge_cell=judge_cell,
+        predict=classifier.predict,
+        picture=thumbnail_png,
+        keep=_keeper(config),
+        model_id=bundle.model_id,
+        model_card=dict(bundle.card),
+    )
+
+
+def _keeper(config: Config):
+    if not config.output.keep_tomograms:
+        return lambda cell, acquisition: None
+    root, recipe_id = config.output.dir, config.recipe.recipe_id
+    return lambda cell, acquisition: str(write_tomogram(root, cell, acquisition=acquisition, recipe_id=recipe_id))
+
+
+def open_ledger(config: Config, stages: Stages) -> Ledger:
+    """Open (and migrate) the database and name the recipe and the model that results will carry."""
+    ledger = Ledger.open(config.database_url())
+    ledger.register(config.recipe, stages.model_id, stages.model_card)
+    return ledger
+
+
+def make_watcher(config: Config) -> FolderWatcher:
+    """The watcher of the configured folder. Raises :class:`BadValue` when none is configured."""
+    if config.watch.dir is None:
+        raise BadValue(
+            "watch.dir is not set; the daemon needs the folder that the microscope writes into.", action="Give --watch-dir."
+        )
+    watch = config.watch
+    return FolderWatcher(
+        watch.dir, mode=watch.mode, rescan_s=watch.rescan_s, quiet_s=watch.quiet_s, newest_first=watch.newest_first
+    )

@@ -1,0 +1,157 @@
+"""The one thread that touches the database, and how it waits when the database or the disk cannot take a result.
+
+Other threads ask it questions or tell it outcomes through one bounded channel; so intake pauses by itself while the
+database is away, and resumes by itself. The reason is kept in :class:`Pauses`, which `wbcd status` shows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from wbcd.daemon.channel import Broken, Channel, Crew
+from wbcd.errors import DatabaseUnavailable, NoSpace, WbcdError
+from wbcd.records import Acquisition, Outcome
+
+R = TypeVar("R")
+
+FIRST_RETRY_S = 0.25
+LONGEST_RETRY_S = 15.0
+
+
+class LedgerLike(Protocol):
+    """What the line needs of a ledger; :class:`wbcd.store.Ledger` and the tests' in-memory one have it."""
+
+    def begin(self, acquisition: Acquisition) -> int: ...
+    def known(self, content_id: str, recipe_id: str, model_id: str) -> Any: ...
+    def commit(self, outcome: Outcome, recipe_id: str, model_id: str) -> None: ...
+    def sighted(self, path: Any, size: int, mtime_ns: int, content_id: str) -> None: ...
+    def recall(self, path: Any, size: int, mtime_ns: int) -> str | None: ...
+    def event(self, kind: str, message: str, **fields: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+class GaveUp(Exception):
+    """The stop's time is over while the store is away; what was not stored is made again at the next start."""
+
+
+class Pauses:
+    """Why the line waits, by cause; empty when it does not. ``changed`` hears of each beginning and end."""
+
+    def __init__(self, changed: Callable[[str, str | None], None] = lambda *_: None) -> None:
+        self._reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._changed = changed
+        self.attempts = 0
+
+    def begin(self, cause: str, error: WbcdError) -> None:
+        """The line waits because of ``error``."""
+        with self._lock:
+            self.attempts += 1
+            new = cause not in self._reasons
+            self._reasons[cause] = error.sentence()
+        if new:
+            self._changed(cause, error.sentence())
+
+    def end(self, cause: str) -> None:
+        """The cause is gone."""
+        with self._lock:
+            was = self._reasons.pop(cause, None)
+        if was is not None:
+            self._changed(cause, None)
+
+    @property
+    def reason(self) -> str | None:
+        """All present reasons as one text, or None."""
+        with self._lock:
+            return " ".join(self._reasons.values()) or None
+
+
+class Patience:
+    """Repeats what a missing database or a full disk refuses, until it works or the stop's time is over."""
+
+    def __init__(self, pauses: Pauses) -> None:
+        self._pauses = pauses
+        self._over = threading.Event()
+
+    def give_up(self) -> None:
+        """Wait no longer: the process is stopping."""
+        self._over.set()
+
+    def __call__(self, cause: str, action: Callable[[], R]) -> R:
+        """The result of ``action``; raises :class:`GaveUp` after :meth:`give_up`."""
+        delay_s = FIRST_RETRY_S
+        while True:
+            try:
+                result = action()
+            except (DatabaseUnavailable, NoSpace) as error:
+                self._pauses.begin(cause, error)
+            else:
+                self._pauses.end(cause)
+                return result
+            if self._over.wait(delay_s):
+                raise GaveUp(cause)
+            delay_s = min(2 * delay_s, LONGEST_RETRY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request(Generic[R]):
+    action: Callable[[LedgerLike], R]
+    answer: Future[R]
+
+
+class Desk:
+    """Owns the ledger in its own thread."""
+
+    def __init__(self, open_ledger: Callable[[], LedgerLike], crew: Crew, patience: Patience) -> None:
+        self._open = open_ledger
+        self._crew = crew
+        self._patience = patience
+        self._requests: Channel[_Request[Any]] = crew.channel("store", 8, "outcomes are small; a full queue must be felt soon")
+        self.opened = threading.Event()
+
+    def serve(self) -> None:
+        """The thread's work: open, answer until closed, close."""
+        try:
+            ledger = self._patience("store", self._open)
+        except GaveUp:
+            self._requests.break_()
+            return
+        self.opened.set()
+        try:
+            for request in self._requests:
+                self._answer(request, ledger)
+        finally:
+            ledger.close()
+
+    def ask(self, action: Callable[[LedgerLike], R]) -> R:
+        """Do ``action`` in the desk's thread and wait for its result. Raises :class:`Broken` when the line has failed."""
+        request: _Request[R] = _Request(action, Future())
+        self._requests.put(request)
+        while True:
+            try:
+                return request.answer.result(timeout=0.25)
+            except FutureTimeout:
+                if self._crew.failure is not None:
+                    raise Broken("store") from None
+
+    def tell(self, action: Callable[[LedgerLike], None]) -> None:
+        """Do ``action`` in the desk's thread, in order, without waiting for it; its failure stops the line."""
+        self._requests.put(_Request(action, Future()))
+
+    def close(self) -> None:
+        """Answer what is asked already, then close the ledger."""
+        self._requests.close()
+
+    def _answer(self, request: _Request[Any], ledger: LedgerLike) -> None:
+        try:
+            request.answer.set_result(self._patience("store", lambda: request.action(ledger)))
+        except GaveUp as error:
+            request.answer.set_exception(error)
+        except BaseException as error:
+            request.answer.set_exception(error)
+            raise

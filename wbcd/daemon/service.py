@@ -1,0 +1,261 @@
+"""The daemon around the line: the watcher, signals, the service manager, the state file.
+
+The main thread looks at the folder, feeds the line and says that all is well; it says so (WATCHDOG=1) only when the line
+has moved since the last time, is verified idle, or waits for a reason that `wbcd status` shows and goes on trying.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from wbcd import __version__
+from wbcd.config import Config, redact
+from wbcd.daemon.channel import Broken, Closed
+from wbcd.daemon.desk import GaveUp, LedgerLike, Pauses
+from wbcd.daemon.faults import FaultPoints
+from wbcd.daemon.notify import Notifier
+from wbcd.daemon.pipeline import Log, Pipeline
+from wbcd.daemon.stages import Stages
+from wbcd.daemon.state import StateFile
+from wbcd.errors import StageFailed, WbcdError
+from wbcd.records import Outcome
+
+LOOK_S = 0.5
+"""Longest wait of one look at the folder: a stop, a due retry or a heartbeat is served within it."""
+
+
+class Watcher(Protocol):
+    """Where settled paths come from."""
+
+    def start(self) -> None: ...
+    def poll(self, timeout_s: float) -> list[Path]: ...
+    def close(self) -> None: ...
+
+
+class Backlog:
+    """Settled paths that the line has had no room for, oldest first or newest first; each path once."""
+
+    def __init__(self, *, newest_first: bool = False) -> None:
+        self._paths: deque[Path] = deque()
+        self._members: set[Path] = set()
+        self._newest_first = newest_first
+
+    def add(self, paths: Iterable[Path]) -> None:
+        """Paths come in the watcher's order; newest-first puts a later look before what still waits."""
+        fresh = [path for path in paths if path not in self._members]
+        self._members.update(fresh)
+        if self._newest_first:
+            self._paths.extendleft(reversed(fresh))
+        else:
+            self._paths.extend(fresh)
+
+    def feed(self, offer: Callable[[Path], bool]) -> None:
+        """Hand over as many as there is room for."""
+        while self._paths and offer(self._paths[0]):
+            self._members.discard(self._paths.popleft())
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+class Service:
+    """One run of the daemon, from start to a drained stop. :meth:`run` returns when stopped, raises when the line fails."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        make_stages: Callable[[], Stages],
+        open_ledger: Callable[[Stages], LedgerLike],
+        watcher: Watcher,
+        log: Log,
+        env: Mapping[str, str] | None = None,
+        on_outcome: Callable[[Outcome], None] = lambda _: None,
+        stop_when_idle: bool = False,
+    ) -> None:
+        self._config = config
+        self._make_stages = make_stages
+        self._open_ledger = open_ledger
+        self._watcher = watcher
+        self._log = log
+        environment = os.environ if env is None else env
+        self._notifier = Notifier(environment)
+        self._faults = FaultPoints.from_environment(environment)
+        self._on_outcome = on_outcome
+        self._stop_when_idle = stop_when_idle
+        self._stop = threading.Event()
+        self._stop_reason = "asked"
+        self._backlog = Backlog(newest_first=config.watch.newest_first)
+        self._pauses = Pauses(self._pause_changed)
+        self._started_unix_s = time.time()
+        self._seen_beats = self._seen_attempts = -1
+
+    def stop(self, reason: str = "asked") -> None:
+        """Ask for a drained stop; safe in a signal handler."""
+        self._stop_reason = reason
+        self._stop.set()
+
+    def run(self) -> None:
+        """Start, work until asked to stop, drain. Raises :class:`StageFailed` (or the stage's own error) on a failure."""
+        state = StateFile(self._config.output.dir)
+        try:
+            self._say(state, None, "starting")
+            with self._signals():
+                self._work(state)
+        finally:
+            state.close()
+
+    def _work(self, state: StateFile) -> None:
+        stages = self._make_stages()
+        pipeline = Pipeline(
+            self._config,
+            stages,
+            lambda: self._open_ledger(stages),
+            log=self._log,
+            faults=self._faults,
+            pauses=self._pauses,
+            on_outcome=self._on_outcome,
+        )
+        pipeline.start()
+        try:
+            self._watcher.start()
+            self._wait_until_open(pipeline, state)
+            self._serve(pipeline, state)
+        except (Broken, Closed):
+            pass  # the line has failed: its own error is raised below
+        finally:
+            self._watcher.close()
+            self._drain(pipeline, state)
+        self._raise_failure(pipeline)
+
+    def _wait_until_open(self, pipeline: Pipeline, state: StateFile) -> None:
+        while not pipeline.ready and not self._stop.is_set() and pipeline.failure is None:
+            self._stop.wait(0.1)
+            self._heartbeat(pipeline, state, ready=False)
+
+    def _serve(self, pipeline: Pipeline, state: StateFile) -> None:
+        self._backlog.add(self._watcher.poll(0.0))  # the first scan comes before READY
+        self._ready(pipeline, state)
+        next_beat_s = 0.0
+        while not self._stop.is_set() and pipeline.failure is None:
+            self._backlog.add(pipeline.due(time.monotonic()))
+            self._backlog.feed(pipeline.offer)
+            self._backlog.add(self._watcher.poll(0.02 if len(self._backlog) else LOOK_S))
+            if time.monotonic() >= next_beat_s:
+                self._heartbeat(pipeline, state)
+                next_beat_s = time.monotonic() + self._beat_every_s
+            if self._stop_when_idle and not len(self._backlog) and pipeline.idle:
+                self.stop("idle")
+
+    @property
+    def _beat_every_s(self) -> float:
+        watchdog_s = self._notifier.watchdog_s
+        return min(self._config.service.heartbeat_s, watchdog_s / 3) if watchdog_s else self._config.service.heartbeat_s
+
+    def _ready(self, pipeline: Pipeline, state: StateFile) -> None:
+        self._notifier.send(READY="1", STATUS="Watching.")
+        self._say(state, pipeline, "running")
+        self._log.info(
+            "ready",
+            version=__version__,
+            watch=str(self._config.watch.dir),
+            database=redact(self._config.database.url),
+            recipe=self._config.recipe.recipe_id,
+            backlog=len(self._backlog),
+        )
+
+    def _heartbeat(self, pipeline: Pipeline, state: StateFile, *, ready: bool = True) -> None:
+        reason = self._pauses.reason
+        sentence = f"Paused: {reason}" if reason else f"{pipeline.totals.sentence()}; {len(self._backlog)} waiting."
+        values = {"STATUS": sentence}
+        if ready and self._is_well(pipeline):
+            values["WATCHDOG"] = "1"
+        self._notifier.send(**values)
+        self._say(state, pipeline, "paused" if reason else "running" if ready else "starting")
+
+    def _is_well(self, pipeline: Pipeline) -> bool:
+        moved = pipeline.beats != self._seen_beats or self._pauses.attempts != self._seen_attempts
+        self._seen_beats, self._seen_attempts = pipeline.beats, self._pauses.attempts
+        return moved or pipeline.idle
+
+    def _drain(self, pipeline: Pipeline, state: StateFile) -> None:
+        self._notifier.send(STOPPING="1", STATUS=f"Stopping; {pipeline.in_hand} in hand.")
+        self._say(state, pipeline, "stopping")
+        whole = pipeline.stop(self._config.service.drain_s)
+        if not whole and pipeline.failure is None:
+            self._log.warning("unfinished", in_hand=pipeline.in_hand, note="taken up again at the next start")
+        failure = self._failure_of(pipeline)
+        self._say(state, pipeline, "failed" if failure is not None else "stopped", reason=str(failure) if failure else None)
+        self._log.info("stopped", reason=self._stop_reason, **vars_of(pipeline.totals))
+
+    def _failure_of(self, pipeline: Pipeline) -> BaseException | None:
+        failure = pipeline.failure
+        # Giving up on an absent database while stopping is not a failure: nothing is lost.
+        return None if failure is None or (isinstance(failure, GaveUp) and self._stop.is_set()) else failure
+
+    def _raise_failure(self, pipeline: Pipeline) -> None:
+        failure = self._failure_of(pipeline)
+        if failure is None:
+            return
+        self._log.error("stage_failed", message=str(failure), exc_info=failure)
+        if isinstance(failure, WbcdError):
+            raise failure
+        raise StageFailed(f"{type(failure).__name__}: {failure}") from failure
+
+    def _pause_changed(self, cause: str, reason: str | None) -> None:
+        if reason is None:
+            self._log.info("resumed", cause=cause)
+        else:
+            self._log.warning("paused", cause=cause, reason=reason)
+
+    def _say(self, state: StateFile, pipeline: Pipeline | None, word: str, reason: str | None = None) -> None:
+        totals = vars_of(pipeline.totals) if pipeline else {}
+        state.write(
+            {
+                "state": word,
+                "reason": reason or self._pauses.reason,
+                "pid": os.getpid(),
+                "version": __version__,
+                "started_unix_s": self._started_unix_s,
+                "updated_unix_s": time.time(),
+                "heartbeat_s": self._config.service.heartbeat_s,
+                "watch_dir": str(self._config.watch.dir),
+                "recipe": self._config.recipe.recipe_id,
+                "waiting": len(self._backlog),
+                "in_hand": pipeline.in_hand if pipeline else 0,
+                "since_start": totals,
+                "channels": pipeline.statistics() if pipeline else {},
+            }
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask for a drained stop; a second SIGINT is obeyed at once. Only in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def asked(number: int, _frame: Any) -> None:
+            if number == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.stop(signal.Signals(number).name)
+
+        before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def vars_of(totals: Any) -> dict[str, int]:
+    """The counts as a dictionary."""
+    return {name: getattr(totals, name) for name in totals.__slots__}

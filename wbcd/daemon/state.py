@@ -1,0 +1,94 @@
+"""The daemon's state file, ``daemon-state.json`` in the output folder: what `wbcd status` shows beside the database.
+
+It is written in place over bytes that were allocated at the start, so that a full disk cannot keep the daemon from saying
+that the disk is full. A reader may meet a half-written text; it looks again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from wbcd.errors import NoSpace, StoreError
+
+FILE_NAME: Final = "daemon-state.json"
+SIZE_BYTES: Final = 8192
+
+
+class StateFile:
+    """The writing side; one process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            os.posix_fallocate(self._handle, 0, SIZE_BYTES)
+        except OSError as error:
+            kind = NoSpace if error.errno == errno.ENOSPC else StoreError
+            raise kind(f"{self.path} cannot be written: {error.strerror}.") from error
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Replace the content; a text that does not fit loses its longest part, the channels."""
+        text = json.dumps(state, default=str)
+        if len(text.encode()) > SIZE_BYTES:
+            text = json.dumps({**state, "channels": {}, "reason": str(state.get("reason"))[:1000]}, default=str)
+        os.pwrite(self._handle, text.encode().ljust(SIZE_BYTES)[:SIZE_BYTES], 0)
+
+    def close(self) -> None:
+        """Let go of the file; its last content stays."""
+        os.close(self._handle)
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonState:
+    """The reading side's answer. ``state``: absent, starting, running, paused, stopping, stopped, failed or silent."""
+
+    state: str
+    reason: str | None = None
+    details: dict[str, Any] | None = None
+
+
+def read_state(folder: Path, *, now_s: float | None = None) -> DaemonState:
+    """What the daemon of this output folder last said; "silent" when its process is gone or has said nothing for long."""
+    details = _read(folder / FILE_NAME)
+    if details is None:
+        return DaemonState("absent")
+    state, reason = str(details.get("state")), details.get("reason")
+    if state in ("stopped", "failed"):
+        return DaemonState(state, reason, details)
+    age_s = (time.time() if now_s is None else now_s) - float(details.get("updated_unix_s", 0.0))
+    if not _alive(int(details.get("pid", 0))):
+        return DaemonState("silent", "The daemon's process is gone; it did not stop in order.", details)
+    if age_s > 10 * float(details.get("heartbeat_s", 5.0)) + 30:
+        return DaemonState("silent", f"The daemon has said nothing for {age_s:.0f} s.", details)
+    return DaemonState(state, reason, details)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    for _ in range(3):
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError:
+            return None
+        except ValueError:
+            continue  # met in the middle of a write
+        return data if isinstance(data, dict) else None
+    return None
+
+
+def _alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
