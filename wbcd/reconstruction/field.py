@@ -7,7 +7,11 @@ cancels the tilt and the fractional carrier together.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from torch import Tensor
 
 from wbcd.errors import BadField, ReconstructionError
 from wbcd.recipe import Recipe
+from wbcd.reconstruction.unwrap import unwrap
 from wbcd.records import FieldStack, FringeReport, HologramStack, Optics
 
 # The zero order and its halo reach NA/lambda (weak objects); sidebands are looked for outside this fraction of it.
@@ -32,8 +37,7 @@ def measure_fringes(stack: HologramStack) -> FringeReport:
     Equation: visibility = 2 |sideband| / |zero order| of the Hann-windowed frame.
     """
     frames = stack.holograms
-    spectrum_size = frames.shape[1:]
-    peaks = _FringeFinder(stack.optics, spectrum_size)
+    peaks = _FringeFinder(stack.optics, frames.shape[1:])
     carrier = peaks.carrier(frames[stack.normal_frame])
     found = [peaks.around(frame, carrier) for frame in frames]
     scale = _full_scale(frames)
@@ -44,6 +48,13 @@ def measure_fringes(stack: HologramStack) -> FringeReport:
         saturated_fraction=np.array([float(np.mean(frame >= scale)) for frame in frames]),
         mean_level=np.array([float(frame.mean()) for frame in frames]),
     )
+
+
+def _constant(frames: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.bool_]:
+    """True [frame] where every pixel has one value: a lost frame."""
+    flat = frames.reshape(len(frames), -1)
+    constant: NDArray[np.bool_] = flat.min(1) == flat.max(1)
+    return constant
 
 
 def _full_scale(frames: NDArray[np.unsignedinteger[Any]]) -> int:
@@ -72,6 +83,7 @@ class _FringeFinder:
         self._fy = np.fft.fftfreq(ny, optics.pixel_size_um)
         self._fx = np.fft.rfftfreq(nx, optics.pixel_size_um)
         self._pupil = optics.objective_na / optics.wavelength_um
+        self._mask: tuple[tuple[float, float], NDArray[np.bool_]] | None = None
 
     def _amplitude(self, frame: NDArray[Any]) -> NDArray[np.float32]:
         values = torch.from_numpy(frame.astype(np.float32)) * self._window
@@ -89,8 +101,7 @@ class _FringeFinder:
     def around(self, frame: NDArray[Any], carrier: tuple[float, float]) -> _Peak:
         """The peak inside the pupil about the carrier."""
         amplitude = self._amplitude(frame)
-        distance = self._distance(carrier)
-        inside = distance <= self._pupil * 1.02
+        inside = self._inside(carrier)
         frequency = self._refine(amplitude, np.where(inside, amplitude, 0.0))
         peak = float(amplitude[inside].max()) if inside.any() else 0.0
         zero = float(amplitude[0, 0])
@@ -98,11 +109,14 @@ class _FringeFinder:
         contrast = 2 * peak / zero if zero > 0 else 0.0
         return _Peak(frequency, min(contrast, 1.0), peak / noise if noise > 0 else 0.0)
 
-    def _distance(self, carrier: tuple[float, float]) -> NDArray[np.float64]:
-        """Distance of every bin from the carrier, on the circle of frequencies in y (a real frame wraps there)."""
-        span = 1.0 / self._optics.pixel_size_um
-        dy = (self._fy - carrier[1] + span / 2) % span - span / 2
-        return np.hypot(dy[:, None], self._fx[None, :] - carrier[0])
+    def _inside(self, carrier: tuple[float, float]) -> NDArray[np.bool_]:
+        """Bins within the pupil about the carrier, on the circle of frequencies in y (a real frame wraps there)."""
+        if self._mask is None or self._mask[0] != carrier:
+            span = 1.0 / self._optics.pixel_size_um
+            dy = (self._fy - carrier[1] + span / 2) % span - span / 2
+            distance2 = dy[:, None] ** 2 + (self._fx[None, :] - carrier[0]) ** 2
+            self._mask = (carrier, distance2 <= (self._pupil * 1.02) ** 2)
+        return self._mask[1]
 
     def _refine(self, amplitude: NDArray[np.float32], candidates: NDArray[np.floating[Any]]) -> tuple[float, float]:
         """Sub-bin position by a log-parabola through three points of the Hann-windowed peak (0.011 bin rms)."""
@@ -146,26 +160,26 @@ def measure_illumination(
 def retrieve_fields(stack: HologramStack, recipe: Recipe, *, device: str = "cpu") -> FieldStack:
     """Complex fields w = u / u_illumination of a hologram stack at the recipe's lateral pitch.
 
-    Frames without signal (lost, all of one value) are dropped and named by ``kept``. Raises ReconstructionError when fewer
-    than four frames remain, BadField when the pitch cannot carry the pupil.
+    Frames without signal (lost, all of one value) are dropped and named by ``kept``; whether enough remain is the verdict's
+    to say. Raises ReconstructionError when the normal frame is lost, BadField when the pixels would not be square.
     """
     fringes = measure_fringes(stack)
-    kept = np.flatnonzero((fringes.contrast > 1e-3) & (stack.holograms.reshape(len(stack.holograms), -1).std(1) > 0))
-    if len(kept) < 4 or stack.normal_frame not in kept:
+    kept = np.flatnonzero((fringes.contrast > 1e-3) & ~_constant(stack.holograms))
+    if stack.normal_frame not in kept:
         raise ReconstructionError(
-            f"Only {len(kept)} of {len(stack.holograms)} frames hold fringes (normal frame {stack.normal_frame} "
-            f"{'kept' if stack.normal_frame in kept else 'lost'}); at least 4 and the normal frame are needed."
+            f"holograms: the normal frame ({stack.normal_frame}) holds no fringes (contrast "
+            f"{fringes.contrast[stack.normal_frame]:.2g}; more than 0.001 is needed); {len(kept)} of {len(stack.holograms)} "
+            "frames hold any."
         )
     normal = int(np.flatnonzero(kept == stack.normal_frame)[0])
-    peaks_of = stack.holograms if stack.reference is None else stack.reference
-    carrier, k_in = measure_illumination(peaks_of[kept], stack.optics, normal)
-    demodulator = _Demodulator(stack.optics, stack.holograms.shape[1:], carrier, recipe, device)
-    u = demodulator(stack.holograms[kept])
     if stack.reference is not None:
-        reference = demodulator(stack.reference[kept])
-        w = _divide(u, reference)
+        session = SESSIONS.of(stack, kept, normal, recipe, device)
+        k_in, demodulator = session.k_in_rad_um, session.demodulator
+        w = _divide(demodulator(stack.holograms[kept]), session.field)
     else:
-        w = _remove_tilt(u, k_in, carrier, demodulator)
+        carrier, k_in = measure_illumination(stack.holograms[kept], stack.optics, normal)
+        demodulator = _Demodulator(stack.optics, stack.holograms.shape[1:], carrier, recipe, device)
+        w = _remove_tilt(demodulator(stack.holograms[kept]), k_in, carrier, demodulator)
     k_in = k_in if stack.illumination_rad_um is None else np.asarray(stack.illumination_rad_um, np.float64)[kept]
     w, rms = remove_background(w, polynomial=stack.reference is None)
     if _is_conjugate(w[normal]):
@@ -215,13 +229,13 @@ class _Demodulator:
         fx = self._columns / (nx * optics.pixel_size_um)
         # The pupil is centred on the carrier itself, not on the nearest bin.
         ry, rx = fy + self._bins[0] / (ny * optics.pixel_size_um) - fy0, fx + self._bins[1] / (nx * optics.pixel_size_um) - fx0
-        self._pupil = torch.from_numpy((ry[:, None] ** 2 + rx[None, :] ** 2 <= pupil**2)).to(device)
+        self._pupil = torch.from_numpy(ry[:, None] ** 2 + rx[None, :] ** 2 <= pupil**2).to(device)
         self._scale = self._out[0] * self._out[1] / (ny * nx)
 
     @staticmethod
     def _axis(n: int, pixel: float, n_out: int, shift: int, pupil: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        reach = min(math.ceil(pupil * n * pixel) + 1, n_out // 2 - 1)
-        bins = np.arange(-reach, reach + 1)
+        reach = min(math.ceil(pupil * n * pixel) + 1, (n_out - 1) // 2, (n - 1) // 2)
+        bins = np.arange(-reach, reach + 1, dtype=np.intp)
         return bins, (bins + shift) % n
 
     def __call__(self, frames: NDArray[np.unsignedinteger[Any]]) -> Tensor:
@@ -235,6 +249,55 @@ class _Demodulator:
             embedded[:, (self._rows % self._out[0])[:, None], (self._columns % self._out[1])[None, :]] = cut * self._scale
             out[start : start + len(block)] = torch.fft.ifft2(embedded)
         return out
+
+
+class _Session:
+    """What a set of sample-free frames gives once for all its acquisitions."""
+
+    __slots__ = ("demodulator", "field", "k_in_rad_um")
+
+    def __init__(self, field: Tensor, k_in_rad_um: NDArray[np.float64], demodulator: _Demodulator) -> None:
+        self.field = field
+        self.k_in_rad_um = k_in_rad_um
+        self.demodulator = demodulator
+
+
+class _SessionCache:
+    """Demodulated references by content: a session shares one reference among hundreds of acquisitions.
+
+    Holds the last ``capacity`` sessions (40 MB each at the default geometry): instruments alternate between few.
+    """
+
+    def __init__(self, capacity: int = 2) -> None:
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+
+    def of(self, stack: HologramStack, kept: NDArray[np.intp], normal: int, recipe: Recipe, device: str) -> _Session:
+        """The session of the stack's reference, made on first sight."""
+        if stack.reference is None:
+            raise ReconstructionError("The acquisition has no reference frames to make a session of.")
+        digest = hashlib.blake2b(np.ascontiguousarray(stack.reference).data, digest_size=16)
+        digest.update(repr((stack.optics, kept.tolist(), normal, recipe.reconstruction, device)).encode())
+        key = digest.hexdigest()
+        with self._lock:
+            found = self._sessions.get(key)
+            if found is None:
+                found = self._make(stack.reference[kept], stack.optics, normal, recipe, device)
+            self._sessions[key] = found
+            self._sessions.move_to_end(key)
+            while len(self._sessions) > self._capacity:
+                self._sessions.popitem(last=False)
+        return found
+
+    @staticmethod
+    def _make(frames: NDArray[np.unsignedinteger[Any]], optics: Optics, normal: int, recipe: Recipe, device: str) -> _Session:
+        carrier, k_in = measure_illumination(frames, optics, normal)
+        demodulator = _Demodulator(optics, frames.shape[1:], carrier, recipe, device)
+        return _Session(demodulator(frames), k_in, demodulator)
+
+
+SESSIONS = _SessionCache()
 
 
 def _divide(u: Tensor, reference: Tensor) -> Tensor:
@@ -260,54 +323,66 @@ def remove_background(w: Tensor, *, polynomial: bool) -> tuple[Tensor, Tensor]:
     """Divide each frame by the smooth background outside its object.
 
     The background is a plane (a second-order polynomial when there was no reference) in phase and the median in amplitude,
-    fitted to the pixels that are near the background's own phase, in rounds that shrink to them. Returns the fields
-    [frame, y, x] and the phase rms [frame] of the background that is left, in rad.
+    fitted on a coarse grid to the pixels that are near the background's own phase, in rounds that shrink to them. Returns
+    the fields [frame, y, x] and the phase rms [frame] of the background that is left, in rad.
     """
     step = max(1, min(w.shape[-2:]) // 80)
-    terms = _polynomial_terms(w.shape[-2:], 2 if polynomial else 1, w.device)
-    coarse_terms = terms[:, ::step, ::step].flatten(1)
+    coarse = w[:, ::step, ::step].contiguous()
+    order = 2 if polynomial else 1
+    terms = _polynomial_terms(coarse.shape[-2:], order, w.device)
+    flat = terms.flatten(1)
+    total = coarse.new_zeros((len(w), len(terms)), dtype=torch.float32)
+    gain = coarse.new_ones(len(w), dtype=torch.float32)
     for limit in (1.5, 0.6, 0.3, 0.2):
-        sub = w[:, ::step, ::step].flatten(1)
-        away = _away_from_object(w, limit)[:, ::step, ::step].flatten(1)
-        unit = torch.where(away, sub / sub.abs().clamp_min(1e-6), torch.zeros_like(sub))
+        away = _away_from_object(coarse, limit).flatten(1)
+        values = coarse.flatten(1)
+        unit = torch.where(away, values / values.abs().clamp_min(1e-6), torch.zeros_like(values))
         offset = torch.angle(unit.sum(1))
-        residual = torch.angle(sub * torch.polar(torch.ones_like(offset), -offset)[:, None])
+        residual = torch.angle(values * torch.polar(torch.ones_like(offset), -offset)[:, None])
         weight = (away & (residual.abs() < limit)).float()
-        coefficients = _weighted_fit(coarse_terms, residual, weight)
-        surface = torch.einsum("ft,tyx->fyx", coefficients, terms) + offset[:, None, None]
-        amplitude = _weighted_median(sub.abs(), weight)
-        w = w * torch.polar(1 / amplitude[:, None, None].expand_as(surface), -surface)
-    sub = w[:, ::step, ::step].flatten(1)
-    away = _away_from_object(w, 0.2)[:, ::step, ::step].flatten(1).float()
-    phase = torch.angle(sub)
-    rms = ((phase.square() * away).sum(1) / away.sum(1).clamp_min(1)).sqrt()
-    return w, rms
+        coefficients = _weighted_fit(flat, residual, weight)
+        coefficients[:, 0] += offset
+        amplitude = _weighted_median(values.abs(), weight)
+        coarse = _divide_surface(coarse, coefficients, terms, amplitude)
+        total, gain = total + coefficients, gain * amplitude
+    away = _away_from_object(coarse, 0.2)
+    phase = torch.angle(coarse)
+    rms = ((phase.square() * away).flatten(1).sum(1) / away.flatten(1).float().sum(1).clamp_min(1)).sqrt()
+    stop = [((n - 1) / step) / ((n - 1) // step) for n in w.shape[-2:]]
+    return _divide_surface(w, total, _polynomial_terms(w.shape[-2:], order, w.device, stop), gain), rms
+
+
+def _divide_surface(w: Tensor, coefficients: Tensor, terms: Tensor, amplitude: Tensor) -> Tensor:
+    surface = torch.einsum("ft,tyx->fyx", coefficients, terms)
+    return w * torch.polar((1 / amplitude)[:, None, None].expand_as(surface), -surface)
 
 
 def _away_from_object(w: Tensor, limit: float) -> Tensor:
-    """True [frame, y, x] outside the (smoothed, dilated) regions where the phase departs from the frame's mode."""
+    """True [frame, y, x] outside the (smoothed, dilated) regions where the phase departs from the frame's mode.
+
+    ``w`` is the coarse grid, about 80 pixels across.
+    """
     unit = w / w.abs().clamp_min(1e-6)
     mode = unit.mean((-2, -1), keepdim=True)
     mode = mode / mode.abs().clamp_min(1e-6)
     departure = (unit * mode.conj() - 1).abs()[:, None]
-    small = torch.nn.functional.avg_pool2d(departure, 8)
-    marked = (small > limit).float()
-    grown = torch.nn.functional.max_pool2d(marked, 5, stride=1, padding=2)
-    full = torch.nn.functional.interpolate(grown, size=w.shape[-2:], mode="nearest")[:, 0]
-    outside = full < 0.5
+    smooth = torch.nn.functional.avg_pool2d(departure, 3, stride=1, padding=1, count_include_pad=False)
+    marked = (smooth > limit).float()
+    outside = torch.nn.functional.max_pool2d(marked, 9, stride=1, padding=4)[:, 0] < 0.5
     # An object that fills the frame leaves no background: fall back to the edge.
     empty = outside.flatten(1).float().mean(1) < 0.02
     if bool(empty.any()):
         edge = torch.zeros_like(outside[0])
-        edge[:8], edge[-8:], edge[:, :8], edge[:, -8:] = True, True, True, True
+        edge[:2], edge[-2:], edge[:, :2], edge[:, -2:] = True, True, True, True
         outside[empty] = edge
     return outside
 
 
-def _polynomial_terms(shape: tuple[int, ...], order: int, device: torch.device) -> Tensor:
+def _polynomial_terms(shape: tuple[int, ...], order: int, device: torch.device, stop: Sequence[float] = (1.0, 1.0)) -> Tensor:
+    """Monomials x^i y^j [term, y, x] over 0..``stop`` on each axis; the constant is term 0."""
     ny, nx = shape
-    y = torch.linspace(-1, 1, ny, device=device)[:, None].expand(ny, nx)
-    x = torch.linspace(-1, 1, nx, device=device)[None, :].expand(ny, nx)
+    y = torch.linspace(0, stop[0], ny, device=device)[:, None].expand(ny, nx) - 0.5
+    x = torch.linspace(0, stop[1], nx, device=device)[None, :].expand(ny, nx) - 0.5
     return torch.stack([x**i * y**j for i in range(order + 1) for j in range(order + 1 - i)])
 
 
@@ -316,7 +391,8 @@ def _weighted_fit(terms: Tensor, values: Tensor, weight: Tensor) -> Tensor:
     normal = torch.einsum("tp,fp,sp->fts", terms.double(), weight.double(), terms.double())
     right = torch.einsum("tp,fp,fp->ft", terms.double(), weight.double(), values.double())
     ridge = 1e-6 * torch.eye(len(terms), device=terms.device, dtype=torch.float64)
-    return torch.linalg.solve(normal + ridge * weight.shape[1], right).float()
+    solution: Tensor = torch.linalg.solve(normal + ridge * weight.shape[1], right)
+    return solution.float()
 
 
 def _weighted_median(values: Tensor, weight: Tensor) -> Tensor:
@@ -332,6 +408,4 @@ def _is_conjugate(w: Tensor) -> bool:
 
 
 def _unwrapped_sum(w: Tensor) -> Tensor:
-    from wbcd.reconstruction.unwrap import unwrap
-
     return unwrap(torch.angle(w)[None]).sum()

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from wbcd.reconstruction.unwrap import residues, unwrap
 from wbcd.recipe import Recipe
+from wbcd.reconstruction.unwrap import residues, unwrap
 from wbcd.records import FieldStack, Optics
 
 OBJECT_PHASE_RAD = 0.25
@@ -77,10 +77,7 @@ def locate(fields: FieldStack, recipe: Recipe) -> list[Window]:
     extent_um = max(b - a for a, b in zip(low, high, strict=True)) * fields.pixel_um
     centre = ((low[0] + high[0]) / 2, (low[1] + high[1]) / 2)
     base = (recipe.reconstruction.shape[1], recipe.reconstruction.shape[2])
-    size = tuple(
-        max(n, good_size(math.ceil((b - a) + 2.0 / fields.pixel_um)))
-        for n, a, b in zip(base, low, high, strict=True)
-    )
+    size = tuple(max(n, good_size(math.ceil((b - a) + 2.0 / fields.pixel_um))) for n, a, b in zip(base, low, high, strict=True))
     return [Window(centre, (size[0], size[1]), extent_um / 2)]
 
 
@@ -103,7 +100,7 @@ def rytov(fields: FieldStack, window: Window, recipe: Recipe, *, device: str = "
     k_in = fields.k_in_rad_um
     tilt = _tilt(k_in, fields.optics)
     energy = (w - 1).abs().square()
-    rough = _centroids(_near(energy, window, fields.pixel_um, tilt), fields.pixel_um)
+    rough = _centroids(_near(energy, window, fields.pixel_um), fields.pixel_um)
     focus, centre, _ = _height(rough, tilt)
     limit = recipe.reconstruction.refocus_range_um
     focus = float(np.clip(focus, -limit, limit)) if recipe.reconstruction.refocus else 0.0
@@ -118,7 +115,7 @@ def rytov(fields: FieldStack, window: Window, recipe: Recipe, *, device: str = "
     psi = _level(psi, mask)
     weighted = psi * mask
     centroids = _centroids(weighted.imag.clamp_min(0), fields.pixel_um)
-    rest, local, shift = _height(centroids, tilt)
+    _, local, shift = _height(centroids, tilt)
     inside = mask[:, :-1, :-1] > 0.5
     centre_px = (corner[0] + local[0] / fields.pixel_um, corner[1] + local[1] / fields.pixel_um)
     folded = _fold(weighted, (round(local[0] / fields.pixel_um), round(local[1] / fields.pixel_um)), window.size)
@@ -137,10 +134,11 @@ def rytov(fields: FieldStack, window: Window, recipe: Recipe, *, device: str = "
 def _tilt(k_in: NDArray[np.float64], optics: Optics) -> NDArray[np.float64]:
     """tan(theta) (x, y) of each illumination: k_in / k_z."""
     _, k = wave_numbers(optics)
-    return k_in / np.sqrt(np.maximum(k**2 - (k_in**2).sum(1, keepdims=True), 1e-3))
+    slope: NDArray[np.float64] = k_in / np.sqrt(np.maximum(k**2 - (k_in**2).sum(1, keepdims=True), 1e-3))
+    return slope
 
 
-def _near(weight: Tensor, window: Window, pixel_um: float, tilt: NDArray[np.float64]) -> Tensor:
+def _near(weight: Tensor, window: Window, pixel_um: float) -> Tensor:
     """Weight inside a disc that holds the object's shadow at any height within reach; noise outside is cut."""
     ny, nx = weight.shape[-2:]
     y = torch.arange(ny, device=weight.device)[:, None] - window.centre[0]
@@ -174,8 +172,8 @@ def _height(
     design[:n, 0], design[n:, 1] = 1, 1
     design[:n, 2], design[n:, 2] = -tilt[:, 1], -tilt[:, 0]
     values = np.concatenate([centroids[:, 0], centroids[:, 1]])
-    weight = np.ones(2 * n)
-    solution = np.zeros(3)
+    weight: NDArray[np.floating] = np.ones(2 * n)
+    solution: NDArray[np.floating] = np.zeros(3)
     for _ in range(5):
         solution = np.linalg.lstsq(design * weight[:, None], values * weight, rcond=None)[0]
         left = values - design @ solution

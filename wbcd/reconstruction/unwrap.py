@@ -81,7 +81,8 @@ def _dct(x: Tensor) -> Tensor:
     """DCT-II along the last axis by one complex FFT of the same length (Makhoul 1980)."""
     n = x.shape[-1]
     v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
-    return (torch.fft.fft(v) * _twiddle(n, x)).real
+    spectrum: Tensor = torch.fft.fft(v) * _twiddle(n, x)
+    return spectrum.real
 
 
 def _idct(spectrum: Tensor) -> Tensor:
