@@ -2,11 +2,11 @@
 
 Importable alone, for notebooks::
 
-    for cell in distinct(find_cells(tomogram, recipe)):
+    for cell in find_cells(tomogram, recipe):
         morphology = measure(cell, recipe)
 """
 
-from wbcd.morphology.cells import distinct, find_cells
+from wbcd.morphology.cells import find_cells
 from wbcd.morphology.measure import measure
 
-__all__ = ["distinct", "find_cells", "measure"]
+__all__ = ["find_cells", "measure"]

@@ -7,8 +7,8 @@ the number of cells.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -55,37 +55,6 @@ def find_cells(tomogram: Tomogram, recipe: Recipe, *, first_number: int = 1) -> 
     labels, boxes = _label(tomogram, recipe)
     found = sorted(_components(labels, boxes, tomogram, recipe), key=lambda each: (each.centre_px[1:], each.centre_px[0]))
     return [_cut(each, labels, tomogram, recipe, number) for number, each in enumerate(found, start=first_number)]
-
-
-def distinct(cells: Iterable[Cell]) -> list[Cell]:
-    """Each cell once, when windows of one field of view overlap: the whole one, else the larger, of those that coincide.
-
-    Two cells of the same time point coincide when the centre of one lies within 0.7 equivalent radii of the other's
-    centre (laterally: the windows of one field may be refocused differently). Numbers are given anew, in the old order.
-    """
-    kept: list[Cell] = []
-    for cell in sorted(cells, key=lambda c: (c.touches_border, -int(c.mask.sum()))):
-        if not any(_coincide(other, cell) for other in kept):
-            kept.append(cell)
-    first = min((cell.number for cell in kept), default=1)
-    ordered = sorted(kept, key=lambda c: (c.time_index, c.number, c.centre_um[1:]))
-    return [_renumbered(cell, number) for number, cell in enumerate(ordered, start=first)]
-
-
-def _coincide(one: Cell, other: Cell) -> bool:
-    if one.time_index != other.time_index:
-        return False
-    apart = math.hypot(one.centre_um[1] - other.centre_um[1], one.centre_um[2] - other.centre_um[2])
-    return apart < 0.7 * max(_equivalent_radius_um(one), _equivalent_radius_um(other))
-
-
-def _equivalent_radius_um(cell: Cell) -> float:
-    volume = float(cell.mask.sum()) * math.prod(cell.voxel_um)
-    return math.cbrt(0.75 * volume / math.pi)
-
-
-def _renumbered(cell: Cell, number: int) -> Cell:
-    return replace(cell, number=number)
 
 
 def _label(tomogram: Tomogram, recipe: Recipe) -> tuple[NDArray[np.int32], list[Box | None]]:
