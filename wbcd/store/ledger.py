@@ -1,0 +1,497 @@
+"""The only SQL writer: one connection, one transaction an acquisition, on SQLite and PostgreSQL alike.
+
+    with Ledger.open("sqlite:///wbcd.db") as ledger:
+        ledger.register(recipe, model_id, card)
+        tries = ledger.begin(acquisition)                    # counted on disk before any work
+        ledger.commit(outcome, recipe_id, model_id)          # all of it or nothing; a second time changes nothing
+
+Same bytes, same recipe, same model: one row, whatever happens. The database guards it (unique constraints), so two
+daemons on one PostgreSQL cannot break it either. A lost connection is tried again with growing waits; every write may
+therefore run twice, and is written so that the second time changes nothing. Calls from several threads are serialised.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from sqlalchemy import Connection, Engine, Table, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from wbcd import __version__
+from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError
+from wbcd.recipe import Recipe
+from wbcd.records import Acquisition, MeasuredCell, Outcome
+from wbcd.store import queries, rows, schema
+from wbcd.store.engine import READ_ONLY, Retry, WriterLock, make_engine
+from wbcd.store.failures import foreign_errors, free_bytes
+from wbcd.store.rows import Health, StoredCell, StoredOutcome, Unfinished
+from wbcd.store.urls import Target, parse_url
+
+T = TypeVar("T")
+
+PATIENCE_S: Final = 20.0
+"""How long a lost PostgreSQL is tried again before :class:`DatabaseUnavailable` reaches the daemon."""
+
+MIN_FREE_BYTES: Final = 16 * 2**20
+"""Below this :meth:`Ledger.check` says NoSpace: room for the write-ahead log and some hundred outcomes."""
+
+PAGE_ROWS: Final = 256
+"""Rows fetched at a time when everything is read: flat memory, and the lock is free in between."""
+
+_WAL_RESET_DEFECT: Final = ((3, 7, 0), (3, 51, 3))
+_OLDEST_POSTGRES: Final = 150000
+
+CHANGED_AFTER_COUNT: Final = "changed_after_count"
+
+
+def utc_now() -> dt.datetime:
+    """Wall time, for labels only."""
+    return dt.datetime.now(dt.UTC)
+
+
+class Ledger:
+    """Open one with :meth:`open`. Every method raises :class:`wbcd.errors.StoreError` or one of its kinds, nothing else."""
+
+    def __init__(self, target: Target, *, now: Callable[[], dt.datetime] = utc_now, retry: Retry | None = None) -> None:
+        self._target = target
+        self._now = now
+        patience_s = PATIENCE_S if target.kind == "postgresql" else 0.0  # SQLite has waited its busy timeout already
+        self._retry = retry if retry is not None else Retry(patience_s)
+        self._engine: Engine = make_engine(target)
+        self._files = WriterLock(target)
+        self._threads = threading.RLock()
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Path,
+        *,
+        create: bool = True,
+        now: Callable[[], dt.datetime] = utc_now,
+        retry: Retry | None = None,
+    ) -> Ledger:
+        """Connect, make the schema in an empty database when ``create``, and refuse any other revision than ours.
+
+        Raises :class:`SchemaMismatch`, :class:`DatabaseUnavailable`, :class:`NoSpace`.
+        """
+        target = parse_url(url)
+        if target.path is not None:
+            _prepare_folder(target.path, create=create, target=target)
+        ledger = cls(target, now=now, retry=retry)
+        try:
+            ledger._write(lambda connection: _open_schema(connection, target.display, create=create))
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    def register(self, recipe: Recipe, model_id: str, model_card: Mapping[str, Any]) -> None:
+        """Make the recipe and the model known, before any outcome names them. Again: changes nothing."""
+        recipe_row = {
+            "id": recipe.recipe_id,
+            "parameters": rows.clean_json(recipe.as_dict()),
+            "wbcd_version": __version__,
+            "registered_at": self._now(),
+        }
+        model_row = {
+            "id": model_id,
+            "card": rows.clean_json(model_card),
+            "simulated": bool(model_card.get("simulated", False)),
+            "registered_at": self._now(),
+        }
+
+        def work(connection: Connection) -> None:
+            _insert_new(connection, schema.recipe, recipe_row)
+            _insert_new(connection, schema.model, model_row)
+
+        self._write(work)
+
+    def begin(self, acquisition: Acquisition) -> int:
+        """Count a try, on disk before this returns. Gives the tries since the last outcome, this one included: 1, 2, ..."""
+        token, now = uuid.uuid4().hex, self._now()
+        return self._write(lambda connection: _count_try(connection, acquisition, token, now))
+
+    def commit(self, outcome: Outcome, recipe_id: str, model_id: str) -> None:
+        """Store an outcome with its cells and predictions in one transaction.
+
+        The first outcome of an acquisition under a recipe and a model stands; a later one changes nothing.
+        Raises :class:`StoreError` when recipe or model was not registered, or a prediction is another model's.
+        """
+        for cell in rows.cells_of(outcome):
+            _refuse_other_model(cell, model_id)
+        now = self._now()
+        self._write(lambda connection: _store_outcome(connection, outcome, recipe_id, model_id, now))
+
+    def sighted(self, path: Path | str, size: int, mtime_ns: int, content_id: str) -> None:
+        """Remember what a file holds, so that a restart need not read it again.
+
+        A file whose earlier content has an outcome already, and whose content is now another, gives an event
+        ``changed_after_count``: the count stands, but someone rewrote what was counted.
+        """
+        row = {
+            "path": rows.clean_text(str(path)),
+            "size_bytes": int(size),
+            "mtime_ns": int(mtime_ns),
+            "content_id": content_id,
+            "seen_at": self._now(),
+        }
+        self._write(lambda connection: _remember_file(connection, row))
+
+    def gone(self, path: Path | str) -> None:
+        """Forget a file that has left the folder; what was counted from it stays."""
+        name = rows.clean_text(str(path))
+        self._write(lambda c: c.execute(schema.source_file.delete().where(schema.source_file.c.path == name)) and None)
+
+    def event(self, kind: str, message: str, **fields: Any) -> None:
+        """Append to the journal. ``fields``: ``code`` has its own column, the rest goes into ``details``."""
+        code = fields.pop("code", None)
+        row = _event_row(self._now(), kind, message, fields, code=None if code is None else str(code))
+        self._write(lambda connection: connection.execute(schema.event.insert(), row) and None)
+
+    def review(self, cell_id: int, reviewer: str, label: str, note: str | None = None) -> None:
+        """Append a person's reading of one cell. Raises :class:`StoreError` when there is no such cell."""
+        row = {
+            "cell_id": int(cell_id),
+            "reviewer": rows.clean_text(reviewer),
+            "label": rows.clean_text(label),
+            "note": rows.clean_optional(note),
+            "at": self._now(),
+        }
+        self._write(lambda connection: connection.execute(schema.review.insert(), row) and None)
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    def known(self, content_id: str, recipe_id: str, model_id: str) -> StoredOutcome | None:
+        """The outcome under this key, with its cells (without pictures), or None."""
+
+        def work(connection: Connection) -> StoredOutcome | None:
+            row = connection.execute(queries.runs(content_id, recipe_id, model_id)).mappings().first()
+            return None if row is None else _with_cells(connection, row)
+
+        return self._read(work)
+
+    def recall(self, path: Path | str, size: int, mtime_ns: int) -> str | None:
+        """The content id of a file that was :meth:`sighted` with this size and time, or None when it must be read."""
+        file = schema.source_file.c
+        query = select(file.content_id).where(
+            file.path == rows.clean_text(str(path)), file.size_bytes == int(size), file.mtime_ns == int(mtime_ns)
+        )
+        return self._read(lambda connection: connection.execute(query).scalar())
+
+    def unfinished(self) -> list[Unfinished]:
+        """Acquisitions begun without an outcome since, oldest first: a restart takes them up."""
+        acquisition = schema.acquisition.c
+        query = (
+            select(acquisition.content_id, acquisition.path, acquisition.tries, acquisition.begun_at)
+            .where(acquisition.tries > 0)
+            .order_by(acquisition.begun_at, acquisition.id)
+        )
+        return self._read(lambda connection: [Unfinished(*row) for row in connection.execute(query)])
+
+    def outcomes(self, recipe_id: str | None = None, model_id: str | None = None) -> Iterator[StoredOutcome]:
+        """Every outcome with its cells, in the order in which they were stored; flat memory."""
+        query = queries.runs(recipe_id=recipe_id, model_id=model_id)
+
+        def page(after: int) -> list[tuple[int, StoredOutcome]]:
+            return self._read(
+                lambda connection: [
+                    (row["run_id"], _with_cells(connection, row))
+                    for row in connection.execute(query.where(schema.run.c.id > after).limit(PAGE_ROWS)).mappings().all()
+                ]
+            )
+
+        return _pages(page)
+
+    def cells(
+        self,
+        *,
+        sample: str | None = None,
+        recipe_id: str | None = None,
+        model_id: str | None = None,
+        accepted: bool | None = True,
+        with_thumbnails: bool = False,
+    ) -> Iterator[StoredCell]:
+        """Cells in the order in which they were stored; ``accepted`` None gives the refused ones as well. Flat memory."""
+        query = queries.cells(with_thumbnails=with_thumbnails)
+        wanted: list[tuple[Any, Any]] = [
+            (schema.sample.c.name, sample),
+            (schema.run.c.recipe_id, recipe_id),
+            (schema.run.c.model_id, model_id),
+            (schema.cell.c.accepted, accepted),
+        ]
+        query = query.where(*(column == value for column, value in wanted if value is not None))
+
+        def page(after: int) -> list[tuple[int, StoredCell]]:
+            limited = query.where(schema.cell.c.id > after).limit(PAGE_ROWS)
+            return self._read(
+                lambda connection: [(row["cell_id"], rows.stored_cell(row)) for row in connection.execute(limited).mappings()]
+            )
+
+        return _pages(page)
+
+    def check(self, *, deep: bool = False) -> Health:
+        """Ask the database for a sign of life; ``deep`` reads all of an SQLite file for damage (seconds to minutes).
+
+        Raises :class:`NoSpace` when its disk has under 16 MiB left, :class:`SchemaMismatch`, :class:`DatabaseUnavailable`.
+        """
+        free = free_bytes(self._target)
+        if free is not None and free < MIN_FREE_BYTES:
+            raise NoSpace(
+                f"{self._target.display}: {free / 2**20:.1f} MiB are free on the disk of the database; "
+                f"{MIN_FREE_BYTES // 2**20} MiB are needed."
+            )
+        revision, server, warnings = self._read(lambda connection: _examine(connection, self._target, deep=deep))
+        return Health(self._target.display, server, revision, free, warnings)
+
+    # --- life -----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the connection. On SQLite this writes the log back into the file."""
+        with self._threads:
+            self._engine.dispose()
+            self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        return self._persist(lambda: self._transaction(work))
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        return self._persist(lambda: self._transaction(work, reading=True))
+
+    def _transaction(self, work: Callable[[Connection], T], *, reading: bool = False) -> T:
+        with foreign_errors(self._target):
+            if reading:
+                with self._engine.connect().execution_options(**READ_ONLY) as connection, connection.begin():
+                    return work(connection)
+            with self._files.held(), self._engine.begin() as connection:
+                return work(connection)
+
+    def _persist(self, attempt: Callable[[], T]) -> T:
+        with self._threads:
+            for delay in self._retry.delays():
+                try:
+                    return attempt()
+                except DatabaseUnavailable:
+                    self._retry.wait(delay)
+            return attempt()
+
+
+# --- opening ------------------------------------------------------------------------------------------
+
+
+def _prepare_folder(path: Path, *, create: bool, target: Target) -> None:
+    if create:
+        with foreign_errors(target):
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    elif not path.exists():
+        raise DatabaseUnavailable(f"{path}: there is no database.", action="Start `wbcd run` first, or correct --db.")
+
+
+def _open_schema(connection: Connection, place: str, *, create: bool) -> None:
+    from wbcd.store import migrate  # alembic takes a third of a second, and only this needs it
+
+    if create and migrate.revision_of(connection) is None:
+        migrate.serialise(connection)
+        if migrate.revision_of(connection) is None:
+            _refuse_foreign(connection, place)
+            migrate.upgrade_connection(connection)
+    migrate.validate(connection, place)
+
+
+def _refuse_foreign(connection: Connection, place: str) -> None:
+    from sqlalchemy import inspect
+
+    taken = sorted(set(inspect(connection).get_table_names()) & set(schema.metadata.tables))
+    if taken:
+        raise SchemaMismatch(
+            f"{place}: holds table {taken[0]!r} but no wbcd revision: another program's database.",
+            action="Give wbcd a database of its own.",
+        )
+
+
+# --- one verb per intention -----------------------------------------------------------------------------
+
+
+def _insert(connection: Connection, table: Table) -> Any:
+    """INSERT that knows ON CONFLICT, in the connection's dialect."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def _insert_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:
+    connection.execute(_insert(connection, table).values(row).on_conflict_do_nothing())
+
+
+def _sample_key(connection: Connection, name: str, now: dt.datetime) -> int:
+    clean = rows.clean_text(name)
+    query = select(schema.sample.c.id).where(schema.sample.c.name == clean)
+    found = connection.execute(query).scalar()
+    if found is None:
+        _insert_new(connection, schema.sample, {"name": clean, "first_seen_at": now})
+        found = connection.execute(query).scalar_one()
+    return int(found)
+
+
+def _count_try(connection: Connection, acquisition: Acquisition, token: str, now: dt.datetime) -> int:
+    table = schema.acquisition
+    row = rows.acquisition_row(acquisition) | {
+        "sample_id": _sample_key(connection, acquisition.sample_id, now),
+        "tries": 0,
+        "first_seen_at": now,
+    }
+    _insert_new(connection, table, row)
+    ours = table.c.content_id == acquisition.content_id
+    connection.execute(
+        update(table)
+        .where(ours, table.c.try_token.is_distinct_from(token))
+        .values(tries=table.c.tries + 1, try_token=token, begun_at=now, path=row["path"])
+    )
+    return int(connection.execute(select(table.c.tries).where(ours)).scalar_one())
+
+
+def _close_acquisition(connection: Connection, acquisition: Acquisition, now: dt.datetime) -> tuple[int, int]:
+    """Write down what reading has added to the ticket, and end its tries. Gives its key and the tries it took."""
+    table = schema.acquisition
+    found = connection.execute(
+        select(table.c.id, table.c.tries).where(table.c.content_id == acquisition.content_id).with_for_update()
+    ).first()
+    values = rows.acquisition_row(acquisition) | {"sample_id": _sample_key(connection, acquisition.sample_id, now)}
+    if found is None:
+        new = _insert(connection, table).values(values | {"tries": 0, "first_seen_at": now})
+        new = new.on_conflict_do_update(index_elements=["content_id"], set_={"path": new.excluded.path})
+        return int(connection.execute(new.returning(table.c.id)).scalar_one()), 0
+    connection.execute(update(table).where(table.c.id == found.id).values(values | {"tries": 0}))
+    return int(found.id), int(found.tries)
+
+
+def _store_outcome(connection: Connection, outcome: Outcome, recipe_id: str, model_id: str, now: dt.datetime) -> None:
+    acquisition_key, tries = _close_acquisition(connection, outcome.acquisition, now)
+    row = rows.run_row(outcome) | {
+        "acquisition_id": acquisition_key,
+        "recipe_id": recipe_id,
+        "model_id": model_id,
+        "tries": tries,
+        "finished_at": now,
+    }
+    run = schema.run
+    key = [run.c.acquisition_id, run.c.recipe_id, run.c.model_id]
+    new = _insert(connection, run).values(row).on_conflict_do_nothing(index_elements=key).returning(run.c.id)
+    run_id = connection.execute(new).scalar()
+    if run_id is None:
+        return  # counted before: by an earlier try whose acknowledgement was lost, or by another daemon
+    for cell in rows.cells_of(outcome):
+        _store_cell(connection, int(run_id), cell)
+
+
+def _store_cell(connection: Connection, run_id: int, cell: MeasuredCell) -> None:
+    values = rows.cell_row(cell) | {"run_id": run_id}
+    cell_id = connection.execute(schema.cell.insert().values(values).returning(schema.cell.c.id)).scalar_one()
+    if cell.prediction is not None:
+        connection.execute(schema.prediction.insert().values(rows.prediction_row(cell.prediction) | {"cell_id": cell_id}))
+
+
+def _refuse_other_model(cell: MeasuredCell, model_id: str) -> None:
+    if cell.prediction is not None and cell.prediction.model_id != model_id:
+        raise StoreError(
+            f"Cell {cell.number} carries a prediction of model {cell.prediction.model_id!r} in an outcome of {model_id!r}.",
+            action="This is a defect of wbcd: report it with the log line that shows it.",
+        )
+
+
+def _remember_file(connection: Connection, row: Mapping[str, Any]) -> None:
+    table = schema.source_file
+    before = connection.execute(select(table.c.content_id).where(table.c.path == row["path"])).scalar()
+    if before is not None and before != row["content_id"] and _has_outcome(connection, before):
+        _journal_change(connection, row, before)
+    new = _insert(connection, table).values(row)
+    changed = {name: new.excluded[name] for name in row if name != "path"}
+    connection.execute(new.on_conflict_do_update(index_elements=[table.c.path], set_=changed))
+
+
+def _has_outcome(connection: Connection, content_id: str) -> bool:
+    run, acquisition = schema.run, schema.acquisition
+    query = select(run.c.id).join(acquisition, acquisition.c.id == run.c.acquisition_id)
+    return connection.execute(query.where(acquisition.c.content_id == content_id).limit(1)).first() is not None
+
+
+def _journal_change(connection: Connection, row: Mapping[str, Any], before: str) -> None:
+    message = f"{row['path']} was rewritten after it had been counted; the count of its earlier content stands."
+    details = {"path": row["path"], "content_id": row["content_id"], "counted_content_id": before}
+    values = _event_row(row["seen_at"], CHANGED_AFTER_COUNT, message, details, code="input.changed_after_count")
+    connection.execute(schema.event.insert(), values)
+
+
+def _event_row(
+    at: dt.datetime, kind: str, message: str, details: Mapping[str, Any], *, code: str | None = None
+) -> dict[str, Any]:
+    return {
+        "at": at,
+        "kind": rows.clean_text(kind),
+        "code": rows.clean_optional(code),
+        "message": rows.clean_text(message),
+        "details": rows.clean_json(details),
+    }
+
+
+def _with_cells(connection: Connection, row: Any) -> StoredOutcome:
+    cells = connection.execute(queries.cells_of_run(row["run_id"])).mappings()
+    return rows.stored_outcome(row, tuple(rows.stored_cell(cell) for cell in cells))
+
+
+def _pages(page: Callable[[int], list[tuple[int, T]]]) -> Iterator[T]:
+    after = 0
+    while found := page(after):
+        yield from (item for _, item in found)
+        after = found[-1][0]
+
+
+# --- health -------------------------------------------------------------------------------------------
+
+
+def _examine(connection: Connection, target: Target, *, deep: bool) -> tuple[str, str, tuple[str, ...]]:
+    revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if revision != schema.SCHEMA_REVISION:
+        raise SchemaMismatch(f"{target.display}: has schema revision {revision}; this wbcd needs {schema.SCHEMA_REVISION}.")
+    if connection.dialect.name == "postgresql":
+        return revision, *_examine_postgres(connection)
+    if deep:
+        _refuse_damage(connection, target)
+    return revision, f"SQLite {sqlite3.sqlite_version}", _sqlite_warnings(sqlite3.sqlite_version_info)
+
+
+def _examine_postgres(connection: Connection) -> tuple[str, tuple[str, ...]]:
+    name = connection.execute(text("SHOW server_version")).scalar()
+    number = int(connection.execute(text("SHOW server_version_num")).scalar() or 0)
+    old = number < _OLDEST_POSTGRES
+    return f"PostgreSQL {name}", ((f"PostgreSQL {name} is older than 15, the oldest that is tested.",) if old else ())
+
+
+def _refuse_damage(connection: Connection, target: Target) -> None:
+    found = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check(10)")]
+    found += [
+        f"row {row[1]} of {row[0]} points to a missing {row[2]}"
+        for row in connection.exec_driver_sql("PRAGMA foreign_key_check")
+    ]
+    if found != ["ok"]:
+        raise StoreError(f"{target.display}: {found[0]}.", action="Stop wbcd and restore the last backup.")
+
+
+def _sqlite_warnings(version: tuple[int, ...]) -> tuple[str, ...]:
+    first, fixed = _WAL_RESET_DEFECT
+    if first <= version < fixed:
+        shown = ".".join(str(part) for part in version)
+        return (f"SQLite {shown} can damage a database that two programs write at once; keep to one writer (fixed in 3.51.3).",)
+    return ()

@@ -1,0 +1,72 @@
+"""The statements that read, one verb per intention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, select
+
+from wbcd.store import schema
+
+
+def runs(content_id: str | None = None, recipe_id: str | None = None, model_id: str | None = None) -> Select[Any]:
+    """Outcomes with their acquisition and sample, in the order in which they were stored; ``run_id`` comes first."""
+    run, acquisition, sample = schema.run.c, schema.acquisition.c, schema.sample.c
+    query = (
+        select(
+            run.id.label("run_id"),
+            acquisition.content_id,
+            acquisition.path,
+            sample.name.label("sample"),
+            run.recipe_id,
+            run.model_id,
+            run.outcome,
+            run.reason,
+            run.message,
+            run.checks,
+            run.tries,
+            run.seconds,
+            run.finished_at,
+        )
+        .select_from(schema.run)
+        .join(schema.acquisition, acquisition.id == run.acquisition_id)
+        .join(schema.sample, sample.id == acquisition.sample_id)
+        .order_by(run.id)
+    )
+    wanted = ((acquisition.content_id, content_id), (run.recipe_id, recipe_id), (run.model_id, model_id))
+    return query.where(*(column == value for column, value in wanted if value is not None))
+
+
+def cells(*, with_thumbnails: bool = False) -> Select[Any]:
+    """Cells with the prediction of their run's model, in the order in which they were stored."""
+    cell, run, acquisition, prediction = schema.cell.c, schema.run.c, schema.acquisition.c, schema.prediction.c
+    numbers = [column for column in cell if column.name not in ("id", "run_id", "thumbnail_png")]
+    picture = [cell.thumbnail_png] if with_thumbnails else []
+    return (
+        select(
+            cell.id.label("cell_id"),
+            acquisition.content_id,
+            acquisition.path,
+            schema.sample.c.name.label("sample"),
+            run.recipe_id,
+            run.model_id,
+            *numbers,
+            prediction.label,
+            prediction.probability,
+            prediction.probabilities,
+            prediction.flags,
+            prediction.counted_as,
+            *picture,
+        )
+        .select_from(schema.cell)
+        .join(schema.run, run.id == cell.run_id)
+        .join(schema.acquisition, acquisition.id == run.acquisition_id)
+        .join(schema.sample, schema.sample.c.id == acquisition.sample_id)
+        .outerjoin(schema.prediction, (prediction.cell_id == cell.id) & (prediction.model_id == run.model_id))
+        .order_by(cell.id)
+    )
+
+
+def cells_of_run(run_id: int) -> Select[Any]:
+    """Cells of one outcome."""
+    return cells().where(schema.cell.c.run_id == run_id)

@@ -1,0 +1,264 @@
+"""The tables, the same on SQLite and on PostgreSQL 15 or later; the views are in :mod:`wbcd.store.views`.
+
+    sample <- acquisition <- run (one per acquisition x recipe x model) <- cell <- prediction
+                              |-> recipe, model                              `-- review (append-only)
+    source_file (path, size, mtime -> content id)      event (append-only)
+
+Units are in the column names (um, um2, fL, pg, g/dL, s); refractive indices have none. Times are UTC: ISO 8601 text on
+SQLite, ``timestamptz`` on PostgreSQL. A number that is not finite is stored as NULL.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.types import TypeEngine
+
+SCHEMA_REVISION: Final = "0001"
+"""Head of the migrations that this version of wbcd writes to."""
+
+OUTCOMES: Final = ("measured", "rejected", "set_aside")
+
+UTC_TEXT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
+"""Fixed width, so that text order is time order."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class UtcTime(TypeDecorator[dt.datetime]):
+    """An aware time, stored in UTC."""
+
+    impl = String(27)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(TIMESTAMP(timezone=True))
+        return dialect.type_descriptor(String(27))
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        utc = value.astimezone(dt.UTC)
+        return utc if dialect.name == "postgresql" else utc.strftime(UTC_TEXT)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> dt.datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
+        if value is None:
+            return None
+        if isinstance(value, dt.datetime):
+            return value.astimezone(dt.UTC)
+        return dt.datetime.strptime(value, UTC_TEXT).replace(tzinfo=dt.UTC)
+
+
+ROW_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite gives its fast row id only to INTEGER
+ANY_JSON = JSON().with_variant(JSONB, "postgresql")
+
+
+def _id() -> Column[int]:
+    return Column("id", ROW_ID, primary_key=True)
+
+
+def _link(table: str, column: str | None = None, kind: Any = ROW_ID) -> Column[Any]:
+    return Column(column or f"{table}_id", kind, ForeignKey(f"{table}.id"), nullable=False)
+
+
+sample = Table(
+    "sample",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("first_seen_at", UtcTime, nullable=False),
+)
+
+recipe = Table(
+    "recipe",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("parameters", ANY_JSON, nullable=False),
+    Column("wbcd_version", Text, nullable=False),
+    Column("registered_at", UtcTime, nullable=False),
+)
+
+model = Table(
+    "model",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("card", ANY_JSON, nullable=False),
+    Column("simulated", Boolean, nullable=False),
+    Column("registered_at", UtcTime, nullable=False),
+)
+
+acquisition = Table(
+    "acquisition",
+    metadata,
+    _id(),
+    Column("content_id", Text, nullable=False, unique=True),
+    Column("sample_id", ROW_ID, ForeignKey("sample.id"), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("format", Text),
+    Column("instrument_acquisition_id", Text),
+    Column("acquired_at", Text),  # as the instrument wrote it: some give no zone
+    Column("instrument_id", Text),
+    Column("medium_ri", Double),
+    Column("wavelength_um", Double),
+    Column("objective_na", Double),
+    Column("pixel_size_um", Double),
+    Column("time_points", Integer, nullable=False),
+    Column("tries", Integer, nullable=False),  # begun since the last outcome; 0 when nothing is open
+    Column("try_token", Text),  # makes a repeated count after a lost acknowledgement harmless
+    Column("begun_at", UtcTime),
+    Column("first_seen_at", UtcTime, nullable=False),
+    Index("ix_acquisition_sample_id", "sample_id"),
+)
+Index(
+    "ix_acquisition_open",
+    acquisition.c.tries,
+    sqlite_where=acquisition.c.tries > 0,
+    postgresql_where=acquisition.c.tries > 0,
+)
+
+run = Table(
+    "run",
+    metadata,
+    _id(),
+    _link("acquisition"),
+    _link("recipe", kind=Text),
+    _link("model", kind=Text),
+    Column("outcome", Text, nullable=False),
+    Column("reason", Text),
+    Column("message", Text),
+    Column("checks", ANY_JSON, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("seconds", Double),
+    Column("finished_at", UtcTime, nullable=False),
+    UniqueConstraint("acquisition_id", "recipe_id", "model_id", name="uq_run_acquisition_recipe_model"),
+    CheckConstraint(f"outcome IN {OUTCOMES!r}", name="outcome"),
+    CheckConstraint("outcome = 'measured' OR reason IS NOT NULL", name="reason"),
+    Index("ix_run_outcome", "outcome"),
+    Index("ix_run_finished_at", "finished_at"),
+)
+
+cell = Table(
+    "cell",
+    metadata,
+    _id(),
+    _link("run"),
+    Column("number", Integer, nullable=False),
+    Column("time_index", Integer, nullable=False),
+    Column("centre_z_um", Double),
+    Column("centre_y_um", Double),
+    Column("centre_x_um", Double),
+    Column("volume_fl", Double),
+    Column("surface_area_um2", Double),
+    Column("sphericity", Double),
+    Column("dry_mass_pg", Double),
+    Column("protein_density_g_dl", Double),
+    Column("mean_ri", Double),
+    Column("max_ri", Double),
+    Column("volume_half_contrast_fl", Double),
+    Column("dry_mass_half_contrast_pg", Double),
+    Column("dry_mass_total_pg", Double),
+    Column("accepted", Boolean, nullable=False),
+    Column("reason", Text),
+    Column("checks", ANY_JSON, nullable=False),
+    Column("tomogram_path", Text),
+    Column("thumbnail_png", LargeBinary),  # last: SQLite need not walk the picture to reach the numbers
+    UniqueConstraint("run_id", "number", name="uq_cell_run_number"),
+    CheckConstraint("accepted OR reason IS NOT NULL", name="reason"),
+    Index("ix_cell_run_id_accepted", "run_id", "accepted"),  # the counts are read from indexes alone
+)
+
+prediction = Table(
+    "prediction",
+    metadata,
+    _id(),
+    _link("cell"),
+    _link("model", kind=Text),
+    Column("label", Text, nullable=False),
+    Column("probability", Double, nullable=False),
+    Column("probabilities", ANY_JSON, nullable=False),
+    Column("flags", ANY_JSON, nullable=False),
+    Column("counted_as", Text, nullable=False),  # the label, or "unclassified" when the flags say so
+    UniqueConstraint("cell_id", "model_id", name="uq_prediction_cell_model"),
+    CheckConstraint("probability BETWEEN 0 AND 1", name="probability"),
+    Index("ix_prediction_counting", "cell_id", "model_id", "counted_as"),
+)
+
+review = Table(
+    "review",
+    metadata,
+    _id(),
+    _link("cell"),
+    Column("reviewer", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("note", Text),
+    Column("at", UtcTime, nullable=False),
+    Index("ix_review_cell_id", "cell_id"),
+)
+
+event = Table(
+    "event",
+    metadata,
+    _id(),
+    Column("at", UtcTime, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("code", Text),
+    Column("message", Text, nullable=False),
+    Column("details", ANY_JSON, nullable=False),
+    Index("ix_event_kind", "kind", "id"),
+)
+
+source_file = Table(
+    "source_file",
+    metadata,
+    Column("path", Text, primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("content_id", Text, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+    Index("ix_source_file_content_id", "content_id"),
+)
+
+MORPHOLOGY_COLUMNS: Final = (
+    "volume_fl",
+    "surface_area_um2",
+    "sphericity",
+    "dry_mass_pg",
+    "protein_density_g_dl",
+    "mean_ri",
+    "max_ri",
+    "volume_half_contrast_fl",
+    "dry_mass_half_contrast_pg",
+    "dry_mass_total_pg",
+)

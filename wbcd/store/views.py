@@ -1,0 +1,121 @@
+"""The views and the append-only triggers, as text: one wording of each view for SQLite and PostgreSQL alike.
+
+The limits are Wilson's (J. Am. Stat. Assoc. 22:209, 1927; Newcombe 1998, method 3) at 95 %: with k of N and z = 1.95996
+
+    (k + z^2/2 -+ z sqrt(k (N - k)/N + z^2/4)) / (N + z^2)
+
+The root is taken by Newton's iteration in a recursive query: ``sqrt`` is absent from an SQLite built without
+SQLITE_ENABLE_MATH_FUNCTIONS, and any ``sqlite3`` program must be able to read the view. It starts above the root, so it
+descends monotonically: at most log2(root) halvings and then six quadratic steps; 40 reach 1e11 cells.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+Z_95: Final = 1.959963984540054
+"""Standard normal quantile of 0.975."""
+
+DIFFERENTIAL_COUNT: Final = """
+CREATE VIEW differential_count AS
+WITH RECURSIVE counted AS (
+  SELECT sample.name AS sample, prediction.model_id AS model, run.recipe_id AS recipe,
+         prediction.counted_as AS label, COUNT(*) AS n
+  FROM run
+  JOIN cell ON cell.run_id = run.id AND cell.accepted
+  JOIN prediction ON prediction.cell_id = cell.id
+  JOIN acquisition ON acquisition.id = run.acquisition_id
+  JOIN sample ON sample.id = acquisition.sample_id
+  WHERE run.outcome = 'measured'
+  GROUP BY sample.name, prediction.model_id, run.recipe_id, prediction.counted_as
+), totalled AS (
+  SELECT sample, model, recipe, label, n,
+         CAST(SUM(n) OVER (PARTITION BY sample, model, recipe) AS BIGINT) AS total
+  FROM counted
+), newton (n, total, square, root, step) AS (
+  SELECT n, total, square, 1.0 + square / 2.0, 0
+  FROM (
+    SELECT DISTINCT n, total,
+           CAST(n AS DOUBLE PRECISION) * (total - n) / total + 0.9603647051735313 AS square
+    FROM totalled
+  ) AS pairs
+  UNION ALL
+  SELECT n, total, square, (root + square / root) / 2.0, step + 1 FROM newton WHERE step < 40
+)
+SELECT totalled.sample, totalled.model, totalled.recipe, totalled.label, totalled.n, totalled.total,
+       CAST(totalled.n AS DOUBLE PRECISION) / totalled.total AS fraction,
+       CASE WHEN totalled.n = 0 THEN 0.0
+            ELSE (totalled.n + 1.9207294103470627 - 1.959963984540054 * newton.root)
+                 / (totalled.total + 3.8414588206941255) END AS ci_low,
+       CASE WHEN totalled.n = totalled.total THEN 1.0
+            ELSE (totalled.n + 1.9207294103470627 + 1.959963984540054 * newton.root)
+                 / (totalled.total + 3.8414588206941255) END AS ci_high
+FROM totalled
+JOIN newton ON newton.n = totalled.n AND newton.total = totalled.total AND newton.step = 40
+"""
+
+REJECTION_COUNT: Final = """
+CREATE VIEW rejection_count AS
+SELECT sample.name AS sample, run.model_id AS model, run.recipe_id AS recipe, run.outcome AS outcome,
+       run.reason AS reason, COUNT(*) AS n, MAX(run.finished_at) AS last_at
+FROM run
+JOIN acquisition ON acquisition.id = run.acquisition_id
+JOIN sample ON sample.id = acquisition.sample_id
+WHERE run.outcome <> 'measured'
+GROUP BY sample.name, run.model_id, run.recipe_id, run.outcome, run.reason
+"""
+
+CELL_REJECTION_COUNT: Final = """
+CREATE VIEW cell_rejection_count AS
+SELECT sample.name AS sample, run.model_id AS model, run.recipe_id AS recipe, cell.reason AS reason, COUNT(*) AS n
+FROM cell
+JOIN run ON run.id = cell.run_id
+JOIN acquisition ON acquisition.id = run.acquisition_id
+JOIN sample ON sample.id = acquisition.sample_id
+WHERE NOT cell.accepted
+GROUP BY sample.name, run.model_id, run.recipe_id, cell.reason
+"""
+
+BACKLOG: Final = """
+CREATE VIEW backlog AS
+SELECT 'waiting' AS state, COUNT(DISTINCT source_file.content_id) AS n, MIN(source_file.seen_at) AS oldest, 0 AS max_tries
+FROM source_file
+WHERE NOT EXISTS (SELECT 1 FROM acquisition WHERE acquisition.content_id = source_file.content_id)
+UNION ALL
+SELECT 'begun', COUNT(*), MIN(acquisition.begun_at), COALESCE(MAX(acquisition.tries), 0)
+FROM acquisition WHERE acquisition.tries > 0 AND acquisition.tries = 1
+UNION ALL
+SELECT 'retried', COUNT(*), MIN(acquisition.begun_at), COALESCE(MAX(acquisition.tries), 0)
+FROM acquisition WHERE acquisition.tries > 0 AND acquisition.tries > 1
+"""
+
+VIEWS: Final = {
+    "differential_count": DIFFERENTIAL_COUNT,
+    "rejection_count": REJECTION_COUNT,
+    "cell_rejection_count": CELL_REJECTION_COUNT,
+    "backlog": BACKLOG,
+}
+
+APPEND_ONLY: Final = ("event", "review")
+"""Tables whose rows are never changed or removed; the database itself refuses."""
+
+POSTGRES_GUARD: Final = """
+CREATE FUNCTION wbcd_append_only() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$
+"""
+
+
+def append_only_triggers(dialect: str) -> list[str]:
+    """Statements that make :data:`APPEND_ONLY` so, on one dialect."""
+    if dialect == "postgresql":
+        return [POSTGRES_GUARD] + [
+            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION wbcd_append_only()"
+            for table in APPEND_ONLY
+        ]
+    return [
+        f"CREATE TRIGGER {table}_append_only_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        for table in APPEND_ONLY
+        for verb in ("UPDATE", "DELETE")
+    ]
