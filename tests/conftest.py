@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers_postgres import own_postgres, postgres_server, postgres_url  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")
