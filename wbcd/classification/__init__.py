@@ -1,0 +1,26 @@
+"""Classification: a cell's RI crop to probabilities of the white blood cell types.
+
+    bundle = load_bundle("reference")
+    predictions = Classifier(bundle).predict(cells)
+
+Usable alone: needs no daemon and no database.
+"""
+
+from wbcd.classification.batching import BatchRule, BatchWindow
+from wbcd.classification.bundle import Bundle, ModelCard, load_bundle, save_bundle
+from wbcd.classification.classifier import UNCLASSIFIED, Classifier
+from wbcd.classification.network import FishNet3d
+from wbcd.classification.preparation import InputSpec
+
+__all__ = [
+    "UNCLASSIFIED",
+    "BatchRule",
+    "BatchWindow",
+    "Bundle",
+    "Classifier",
+    "FishNet3d",
+    "InputSpec",
+    "ModelCard",
+    "load_bundle",
+    "save_bundle",
+]

@@ -1,0 +1,430 @@
+"""Model bundles: a plain folder of ``model.safetensors``, ``metadata.json`` (MONAI's key names) and a README card.
+
+Nothing in a bundle is executed: the architecture is a name out of :data:`wbcd.classification.network.ARCHITECTURES` with
+numbers as arguments, weights are safetensors and loaded strictly, and every size is bounded before memory is taken. All that
+changes a probability (weights, architecture, classes, input, temperature) is hashed to the bundle's digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
+from torch import Tensor
+
+import wbcd
+from wbcd.classification.network import ARCHITECTURES, FishNet3d
+from wbcd.classification.preparation import InputSpec
+from wbcd.errors import BundleInvalid, UnknownModel
+
+WEIGHTS, METADATA, CARD = "model.safetensors", "metadata.json", "README.md"
+SECTION, FORMAT_VERSION = "wbcd", 1
+MODELS = Path(__file__).parent / "models"
+MAX_WEIGHTS_BYTES, MAX_METADATA_BYTES = 1 << 30, 1 << 20
+MAX_WIDTH, MAX_CLASSES, MAX_INPUT_VOXELS = 256, 64, 64_000_000
+MEDIUM_RULE = "subtract each cell's own medium RI"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a bundle says of itself besides its weights; ``measured`` and ``training`` are JSON-ready and free in form.
+
+    ``bfloat16``: evaluation proved bf16 equal to fp32 on a GPU. ``simulated``: trained and measured on simulated cells.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    architecture: str = "fishnet3d"
+    width: int = 16
+    input: InputSpec = field(default_factory=InputSpec)
+    temperature: float = 1.0
+    bfloat16: bool = False
+    simulated: bool = True
+    training: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A checked bundle. ``card``: the metadata as stored; ``digest``: of all that changes a probability."""
+
+    path: Path
+    digest: str
+    model: ModelCard
+    card: Mapping[str, Any]
+    network: FishNet3d
+
+    @property
+    def model_id(self) -> str:
+        """name@first 12 digits of the digest."""
+        return f"{self.model.name}@{self.digest[:12]}"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        return self.model.classes
+
+    @property
+    def input(self) -> InputSpec:
+        """Pitch, shape and normalisation of the input."""
+        return self.model.input
+
+
+def resolve(path_or_name: str | Path) -> Path:
+    """The folder of a bundle: a path that exists, or the name of a shipped one. Raises UnknownModel."""
+    path = Path(path_or_name).expanduser()
+    if path.is_dir():
+        return path
+    shipped = MODELS / str(path_or_name)
+    if NAME.fullmatch(str(path_or_name)) and shipped.is_dir():
+        return shipped
+    known = ", ".join(sorted(p.name for p in MODELS.glob("*") if p.is_dir())) or "none"
+    raise UnknownModel(f"{path_or_name}: neither a folder nor a shipped model; shipped models: {known}.")
+
+
+def load_bundle(path_or_name: str | Path) -> Bundle:
+    """Read and check a bundle; the network comes back in evaluation mode on the CPU.
+
+    Raises UnknownModel when there is none, BundleInvalid with file, field, value and limit when a part does not hold.
+    """
+    path = resolve(path_or_name)
+    card = _metadata(path / METADATA)
+    section = card.get(SECTION)
+    if not isinstance(section, dict):
+        _refuse(path / METADATA, SECTION, section, "an object")
+    model = _model_card(path / METADATA, section)
+    data = _read(path / WEIGHTS, MAX_WEIGHTS_BYTES)
+    stated = section.get("digests", {}).get(WEIGHTS) if isinstance(section.get("digests"), dict) else None
+    if stated != (found := weights_digest(data)):
+        _refuse(path / WEIGHTS, "BLAKE2b digest", found, f"{stated} as in {METADATA}")
+    network = _network(path / WEIGHTS, model, data)
+    return Bundle(path, bundle_digest(model, found), model, card, network)
+
+
+def save_bundle(path: Path, network: FishNet3d, model: ModelCard) -> Bundle:
+    """Write a bundle folder (each file: temporary, fsync, rename; the metadata last), read it back and return it."""
+    if not NAME.fullmatch(model.name):
+        raise BundleInvalid(f"{path}: name is {model.name!r}; letters, digits, dot, dash and underscore only, at most 64.")
+    path.mkdir(parents=True, exist_ok=True)
+    # Contiguous CPU copies: safetensors refuses views, and a channels-last weight is one.
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
+    data = safetensors_save(state)
+    card = metadata_of(model, weights_digest(data))
+    write_file(path / WEIGHTS, data)
+    write_file(path / CARD, card_text(model, card).encode())
+    write_file(path / METADATA, (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
+    return load_bundle(path)
+
+
+def weights_digest(data: bytes) -> str:
+    """BLAKE2b-256 of the weights file, hexadecimal."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def bundle_digest(model: ModelCard, weights: str) -> str:
+    """Of everything that changes a probability: two bundles with one digest answer alike."""
+    parts = {**_identity(model), "weights": weights}
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+
+
+def metadata_of(model: ModelCard, weights: str) -> dict[str, Any]:
+    """The whole metadata.json: MONAI's keys first, then the section that wbcd reads."""
+    from importlib.metadata import version
+
+    what = "simulated" if model.simulated else "measured"
+    spec = model.input
+    return {
+        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
+        "version": wbcd.__version__,
+        "changelog": {wbcd.__version__: "as trained"},
+        "monai_version": "none (wbcd reads the section 'wbcd')",
+        "pytorch_version": torch.__version__.split("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {"safetensors": version("safetensors")},
+        "task": "classification of white blood cells from refractive-index tomograms",
+        "description": f"3D fish network of width {model.width}, trained on {what} tomograms",
+        "authors": "wbcd",
+        "copyright": "Apache-2.0",
+        "data_source": f"{what} refractive-index tomograms of wbcd",
+        "data_type": "safetensors",
+        "intended_use": "Research use only; not for diagnosis.",
+        "references": ["Ryu et al. 2021: label-free white blood cell classification using refractive index tomography"],
+        "eval_metrics": dict(model.measured),
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "refractive index",
+                    "num_channels": 1,
+                    "spatial_shape": list(spec.shape),
+                    "dtype": "float32",
+                    "value_range": [0, 2],
+                    "is_patch_data": False,
+                    "channel_def": {"0": f"max(0, (n - n_medium) * {spec.scale:g})"},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "probabilities",
+                    "format": "classes",
+                    "num_channels": len(model.classes),
+                    "spatial_shape": [],
+                    "dtype": "float32",
+                    "value_range": [0, 1],
+                    "is_patch_data": False,
+                    "channel_def": {str(i): c for i, c in enumerate(model.classes)},
+                }
+            },
+        },
+        SECTION: {
+            "format_version": FORMAT_VERSION,
+            "name": model.name,
+            **_identity(model),
+            "bfloat16_proven_equal": model.bfloat16,
+            "simulated": model.simulated,
+            "training": dict(model.training),
+            "measured": dict(model.measured),
+            "digests": {WEIGHTS: weights},
+        },
+    }
+
+
+def card_text(model: ModelCard, card: Mapping[str, Any]) -> str:
+    """README.md of a bundle: what it is, how it was measured, what it must not be used for."""
+    what = "simulated" if model.simulated else "measured"
+    spec = model.input
+    pitch = " x ".join(f"{v:g}" for v in spec.voxel_um)
+    lines = [
+        f"# {model.name}",
+        "",
+        f"Classes: {', '.join(model.classes)}. Research use only; not for diagnosis.",
+        "",
+        f"A 3D fish network ({model.architecture}, width {model.width}) trained and measured on **{what}** cells."
+        " How it does on other cells is not known from these figures."
+        if model.simulated
+        else f"A 3D fish network ({model.architecture}, width {model.width}) trained and measured on **{what}** cells.",
+        "",
+        f"Input: {' x '.join(map(str, spec.shape))} voxels (z, y, x) of {pitch} um; {MEDIUM_RULE};"
+        f" max(0, (n - n_m) * {spec.scale:g}). Probabilities: softmax(logits / {model.temperature:.4g}).",
+        "",
+        f"## Measured on {what} cells",
+        "",
+        *_bullets(model.measured),
+        "",
+        "## Training",
+        "",
+        *_bullets(model.training),
+        "",
+        f"Weights: `{WEIGHTS}`, BLAKE2b-256 `{card[SECTION]['digests'][WEIGHTS]}`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Temporary file, fsync, rename: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _identity(model: ModelCard) -> dict[str, Any]:
+    spec = model.input
+    return {
+        "architecture": {"name": model.architecture, "arguments": {"classes": len(model.classes), "width": model.width}},
+        "classes": list(model.classes),
+        "input": {
+            "axes": "zyx",
+            "shape": list(spec.shape),
+            "voxel_um": list(spec.voxel_um),
+            "medium_ri_rule": MEDIUM_RULE,
+            "normalisation": {"scale": spec.scale, "clip_below": 0.0},
+        },
+        "temperature": model.temperature,
+    }
+
+
+def _bullets(facts: Mapping[str, Any]) -> list[str]:
+    return [f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in facts.items()] or ["- nothing recorded"]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return str(value)
+
+
+def _refuse(file: Path, what: str, value: object, limit: str) -> NoReturn:
+    raise BundleInvalid(f"{file}: {what} is {str(value)[:120]!r}; it must be {limit}.")
+
+
+def _read(file: Path, limit: int) -> bytes:
+    if not file.is_file():
+        raise BundleInvalid(f"{file}: not there; a bundle has {WEIGHTS}, {METADATA} and {CARD}.")
+    if (size := file.stat().st_size) > limit:
+        _refuse(file, "size", f"{size} bytes", f"at most {limit} bytes")
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BundleInvalid(f"{file}: cannot be read: {error.strerror}.", action="Check its permissions.") from error
+
+
+def _metadata(file: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(_read(file, MAX_METADATA_BYTES))
+    # A deeply nested document exhausts the parser's recursion.
+    except (ValueError, RecursionError) as error:
+        raise BundleInvalid(f"{file}: not JSON: {error}.") from error
+    if not isinstance(card, dict):
+        _refuse(file, "top level", type(card).__name__, "an object")
+    return card
+
+
+class _Reader:
+    """Typed access to one JSON object; every refusal names the file and the dotted field."""
+
+    def __init__(self, file: Path, data: object, prefix: str) -> None:
+        self.file, self.prefix = file, prefix
+        if not isinstance(data, dict):
+            _refuse(file, prefix, data, "an object")
+        self.data: dict[str, Any] = data
+
+    def inner(self, key: str) -> _Reader:
+        return _Reader(self.file, self.data.get(key), f"{self.prefix}.{key}")
+
+    def text(self, key: str, allowed: Sequence[str] | None = None) -> str:
+        value = self.data.get(key)
+        if not isinstance(value, str) or (allowed is not None and value not in allowed):
+            self.refuse(key, "a text" if allowed is None else "one of " + ", ".join(map(repr, allowed)))
+        return str(value)
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self.data.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            self.refuse(key, f"a whole number from {low} to {high}")
+        return int(self.data[key])
+
+    def number(self, key: str, low: float, high: float) -> float:
+        value = self.data.get(key)
+        if not _is_number(value) or not low <= float(self.data[key]) <= high:
+            self.refuse(key, f"a number from {low:g} to {high:g}")
+        return float(self.data[key])
+
+    def flag(self, key: str) -> bool:
+        if not isinstance(self.data.get(key), bool):
+            self.refuse(key, "true or false")
+        return bool(self.data[key])
+
+    def triple(self, key: str, low: float, high: float) -> tuple[float, float, float]:
+        value = self.data.get(key)
+        if not isinstance(value, list) or len(value) != 3 or not all(_is_number(v) and low <= v <= high for v in value):
+            self.refuse(key, f"three numbers (z, y, x) from {low:g} to {high:g}")
+        z, y, x = self.data[key]
+        return z, y, x
+
+    def refuse(self, key: str, limit: str) -> NoReturn:
+        _refuse(self.file, f"{self.prefix}.{key}", self.data.get(key), limit)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _model_card(file: Path, section: dict[str, Any]) -> ModelCard:
+    top = _Reader(file, section, SECTION)
+    top.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
+    classes = _classes(top)
+    architecture = top.inner("architecture")
+    arguments = architecture.inner("arguments")
+    arguments.integer("classes", len(classes), len(classes))
+    name = top.text("name")
+    if not NAME.fullmatch(name):
+        top.refuse("name", "letters, digits, dot, dash and underscore, at most 64")
+    return ModelCard(
+        name=name,
+        classes=classes,
+        architecture=architecture.text("name", sorted(ARCHITECTURES)),
+        width=arguments.integer("width", 2, MAX_WIDTH),
+        input=_input(top.inner("input")),
+        temperature=top.number("temperature", 0.01, 100.0),
+        bfloat16=top.flag("bfloat16_proven_equal"),
+        simulated=top.flag("simulated"),
+        training=top.inner("training").data,
+        measured=top.inner("measured").data,
+    )
+
+
+def _classes(top: _Reader) -> tuple[str, ...]:
+    value = top.data.get("classes")
+    good = isinstance(value, list) and 2 <= len(value) <= MAX_CLASSES
+    if not good or not all(isinstance(c, str) and NAME.fullmatch(c) for c in top.data["classes"]):
+        top.refuse("classes", f"2 to {MAX_CLASSES} names")
+    if len(set(top.data["classes"])) != len(top.data["classes"]):
+        top.refuse("classes", "names that differ from one another")
+    return tuple(top.data["classes"])
+
+
+def _input(reader: _Reader) -> InputSpec:
+    reader.text("axes", ["zyx"])
+    reader.text("medium_ri_rule", [MEDIUM_RULE])
+    shape = reader.triple("shape", 1, 4096)
+    if not all(isinstance(n, int) for n in shape) or math.prod(shape) > MAX_INPUT_VOXELS:
+        reader.refuse("shape", f"three whole numbers with a product of at most {MAX_INPUT_VOXELS}")
+    normalisation = reader.inner("normalisation")
+    normalisation.number("clip_below", 0.0, 0.0)
+    voxel = reader.triple("voxel_um", 0.01, 10.0)
+    return InputSpec((int(shape[0]), int(shape[1]), int(shape[2])), voxel, normalisation.number("scale", 1e-3, 1e3))
+
+
+def _network(file: Path, model: ModelCard, data: bytes) -> FishNet3d:
+    try:
+        state = safetensors_load(data)
+    except SafetensorError as error:
+        raise BundleInvalid(
+            f"{file}: not safetensors: {error}.", action="Copy the bundle again from where it was made."
+        ) from error
+    with torch.device("meta"):
+        network = ARCHITECTURES[model.architecture](len(model.classes), model.width)
+    _check_tensors(file, network.state_dict(), state)
+    # Only now is memory taken, and exactly that of the tensors already read.
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _check_tensors(file: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    names = sorted(set(wanted) ^ set(found))
+    if names:
+        state = "missing" if names[0] in wanted else "unknown"
+        raise BundleInvalid(f"{file}: tensor {names[0]!r} is {state} ({len(names)} names differ from the architecture's).")
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            expected = f"{tuple(wanted[name].shape)} {wanted[name].dtype}"
+            _refuse(file, f"tensor {name!r}", f"{tuple(tensor.shape)} {tensor.dtype}", expected)
+        if not bool(torch.isfinite(tensor).all()):
+            _refuse(file, f"tensor {name!r}", "not finite", "finite")
+
+
+def with_measured(model: ModelCard, **facts: Any) -> ModelCard:
+    """The card with further measured facts."""
+    return dataclasses.replace(model, measured={**model.measured, **facts})
