@@ -247,11 +247,10 @@ def _from_overrides(overrides: Layer) -> dict[str, Any]:
 
 
 def _unknown(key: str, known: Any, source: str) -> str:
-    """The refusal: the nearest whole key, or the key of that name in another section."""
-    nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    if not nearest:
-        last = key.rsplit(".", 1)[-1]
-        nearest = [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
+    """The refusal: the key of that very name in another section, else the nearest whole key."""
+    last = key.rsplit(".", 1)[-1]
+    same = [name for name in known if "." in name and name.rsplit(".", 1)[-1] == last]
+    nearest = same or difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
     hint = f" The nearest known key is {nearest[0]}." if nearest else ""
     return f"{source}: {key} is not a known key.{hint}"
 

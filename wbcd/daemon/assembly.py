@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable
+from typing import cast
 
 from wbcd.acquisition import ReadDefaults, identify, read, stat_candidate
-from wbcd.acquisition.watch import FolderWatcher
+from wbcd.acquisition.watch import FolderWatcher, Mode
 from wbcd.classification import Classifier, load_bundle
 from wbcd.config import Config
 from wbcd.daemon.stages import Stages
@@ -14,7 +14,7 @@ from wbcd.errors import BadValue
 from wbcd.morphology import find_cells, measure
 from wbcd.quality import judge_cell, judge_fields, judge_fringes, judge_tomogram
 from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields
-from wbcd.records import Acquisition, Cell, Prediction
+from wbcd.records import Acquisition, Cell
 from wbcd.report.figures import thumbnail_png
 from wbcd.store import Ledger
 from wbcd.store.volumes import write_tomogram
@@ -51,11 +51,15 @@ def make_stages(config: Config) -> Stages:
     )
 
 
-def _keeper(config: Config):
-    if not config.output.keep_tomograms:
-        return lambda cell, acquisition: None
+def _keeper(config: Config) -> Callable[[Cell, Acquisition], str | None]:
     root, recipe_id = config.output.dir, config.recipe.recipe_id
-    return lambda cell, acquisition: str(write_tomogram(root, cell, acquisition=acquisition, recipe_id=recipe_id))
+
+    def keep(cell: Cell, acquisition: Acquisition) -> str | None:
+        if not config.output.keep_tomograms:
+            return None
+        return str(write_tomogram(root, cell, acquisition=acquisition, recipe_id=recipe_id))
+
+    return keep
 
 
 def open_ledger(config: Config, stages: Stages) -> Ledger:
@@ -73,5 +77,9 @@ def make_watcher(config: Config) -> FolderWatcher:
         )
     watch = config.watch
     return FolderWatcher(
-        watch.dir, mode=watch.mode, rescan_s=watch.rescan_s, quiet_s=watch.quiet_s, newest_first=watch.newest_first
+        config.watch.dir,
+        mode=cast(Mode, watch.mode),
+        rescan_s=watch.rescan_s,
+        quiet_s=watch.quiet_s,
+        newest_first=watch.newest_first,
     )

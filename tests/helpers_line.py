@@ -1,0 +1,152 @@
+"""Fake stages: files whose text says what becomes of them, arrays of a few voxels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wbcd.acquisition.candidate import stat_candidate
+from wbcd.config import Config
+from wbcd.daemon.stages import Stages
+from wbcd.errors import CorruptContent, Incomplete, NoObject, NotReadable
+from wbcd.records import (
+    Acquisition,
+    Cell,
+    Check,
+    Morphology,
+    Payload,
+    Prediction,
+    RiSeries,
+    Tomogram,
+    Verdict,
+)
+
+MODEL = "fake@0"
+
+
+def identify(path: Path) -> Acquisition:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise NotReadable(f"{path.name} cannot be opened.") from error
+    found = path.stat()
+    return Acquisition(hashlib.blake2b(data, digest_size=20).hexdigest(), path, found.st_size, found.st_mtime_ns)
+
+
+def read(acquisition: Acquisition) -> tuple[Acquisition, Payload]:
+    """The text's first word decides: N (that many cells), corrupt, incomplete, empty, blurred, bug, tiny."""
+    word = acquisition.path.read_text().split()[0]
+    if word == "corrupt":
+        raise CorruptContent(f"{acquisition.path.name}: a checksum is wrong.")
+    if word == "incomplete":
+        raise Incomplete(f"{acquisition.path.name}: attribute complete is absent.")
+    if word == "bug":
+        raise ZeroDivisionError("division by zero")
+    value = {"empty": 0.0, "blurred": -1.0, "tiny": -2.0}.get(word)
+    count = float(word) if value is None else value
+    ri = np.full((2, 2, 2), count, np.float32)
+    volumes = iter([Tomogram(ri, (0.2, 0.1, 0.1), 1.337)])
+    return dataclasses.replace(acquisition, sample_id="fake"), RiSeries(1, volumes)
+
+
+def judge_tomogram(tomogram: Tomogram, recipe: Any) -> Verdict:
+    return Verdict((Check("focus_shift_um", 9.0 if tomogram.ri.flat[0] == -1 else 1.0, 5.0, "max", "um"),))
+
+
+def find_cells(tomogram: Tomogram, recipe: Any, first: int) -> list[Cell]:
+    count = int(tomogram.ri.flat[0])
+    if count == 0:
+        raise NoObject("nothing in the field")
+    count = 1 if count == -2 else count
+    mask = np.ones((2, 2, 2), bool)
+    return [Cell(first + k, tomogram.ri, mask, tomogram.voxel_um, 1.337, (0.0, 0.0, 0.0)) for k in range(count)]
+
+
+def measure(cell: Cell, recipe: Any) -> Morphology:
+    volume = 1.0 if cell.ri.flat[0] == -2 else 200.0
+    return Morphology(volume, 180.0, 0.9, 40.0, 20.0, 1.37, 1.4, volume, 40.0, 41.0)
+
+
+def judge_cell(cell: Cell, morphology: Morphology, recipe: Any) -> Verdict:
+    return Verdict((Check("volume_fl", morphology.volume_fl, 30.0, "min", "fL"),))
+
+
+def predict(cells: Sequence[Cell]) -> list[Prediction]:
+    return [Prediction(MODEL, "B", 0.9, {"B": 0.9, "T": 0.1}) for _ in cells]
+
+
+def fake_stages(**changes: Any) -> Stages:
+    """Stages that need no instrument; ``changes`` replace single ones."""
+    unused: Callable[..., Any] = lambda *_: None  # noqa: E731
+    stages = Stages(
+        look=stat_candidate,
+        identify=identify,
+        read=read,
+        measure_fringes=unused,
+        judge_fringes=unused,
+        retrieve_fields=unused,
+        judge_fields=unused,
+        reconstruct=unused,
+        judge_tomogram=judge_tomogram,
+        find_cells=find_cells,
+        measure=measure,
+        judge_cell=judge_cell,
+        predict=predict,
+        picture=lambda cell: b"PNG",
+        keep=lambda cell, acquisition: None,
+        model_id=MODEL,
+        model_card={"simulated": True},
+    )
+    return dataclasses.replace(stages, **changes)
+
+
+def quick_config(folder: Path, **overrides: Any) -> Config:
+    """Settings for tests: nothing waits longer than it must."""
+    return Config.load(
+        None,
+        {},
+        {
+            "watch.dir": folder / "incoming",
+            "watch.quiet_s": 0.05,
+            "watch.rescan_s": 0.1,
+            "output.dir": folder / "output",
+            "database.url": f"sqlite:///{folder / 'wbcd.db'}",
+            "classification.max_latency_s": 0.02,
+            "classification.device": "cpu",
+            "service.heartbeat_s": 0.05,
+            "service.drain_s": 20.0,
+            **overrides,
+        },
+    )
+
+
+class RecordingLog:
+    """A logger that keeps its events; ``wait_for`` waits until one has come."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self._changed = threading.Condition()
+
+    def _note(self, event: str, **fields: Any) -> None:
+        with self._changed:
+            self.events.append((event, fields))
+            self._changed.notify_all()
+
+    info = warning = error = _note
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        with self._changed:
+            return [fields for name, fields in self.events if name == event]
+
+    def wait_for(self, event: str, count: int = 1, timeout_s: float = 20.0) -> list[dict[str, Any]]:
+        with self._changed:
+            done = self._changed.wait_for(lambda: sum(name == event for name, _ in self.events) >= count, timeout_s)
+        if not done:
+            raise TimeoutError(f"no {count} x {event} in {self.events}")
+        return self.of(event)
