@@ -6,11 +6,12 @@ Importable alone, for notebooks::
     for tomogram in reconstruct(fields, recipe): ...
 """
 
-from wbcd.reconstruction.field import measure_fringes, measure_illumination, retrieve_fields
+from wbcd.reconstruction.field import demodulate, measure_fringes, measure_illumination, retrieve_fields
 from wbcd.reconstruction.tomogram import EwaldOperator, invert, potential_to_ri, reconstruct, ri_to_potential
 
 __all__ = [
     "EwaldOperator",
+    "demodulate",
     "invert",
     "measure_fringes",
     "measure_illumination",

@@ -198,6 +198,16 @@ def retrieve_fields(stack: HologramStack, recipe: Recipe, *, device: str = "cpu"
     )
 
 
+def demodulate(
+    frames: NDArray[np.unsignedinteger[Any]], optics: Optics, carrier_cycles_um: tuple[float, float], recipe: Recipe
+) -> NDArray[np.complex64]:
+    """Fields of frames [frame, y, x] at the recipe's lateral pitch with the carrier's nearest bin moved to the origin.
+
+    Nothing else is taken out: tilt, fractional carrier and background remain, and cancel in a ratio of two such fields.
+    """
+    return _Demodulator(optics, frames.shape[1:], carrier_cycles_um, recipe, "cpu")(frames).numpy()
+
+
 class _Demodulator:
     """Sideband to the origin, pupil cut, output pitch: one geometry, any number of frames."""
 
@@ -402,10 +412,6 @@ def _weighted_median(values: Tensor, weight: Tensor) -> Tensor:
 
 def _is_conjugate(w: Tensor) -> bool:
     """True when the object retards the wrong way: cells are denser than the medium, so their phase must be positive."""
-    phase = torch.angle(w)
+    phase = unwrap(torch.angle(w)[None])
     strong = phase[phase.abs() > 0.5]
-    return strong.numel() > 50 and float((strong < 0).float().mean()) > 0.5 and float(_unwrapped_sum(w)) < 0
-
-
-def _unwrapped_sum(w: Tensor) -> Tensor:
-    return unwrap(torch.angle(w)[None]).sum()
+    return strong.numel() > 50 and float(strong.sum()) < 0
