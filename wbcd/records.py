@@ -159,6 +159,7 @@ class Tomogram:
     objective_na: float | None = None
     report: InversionReport | None = None
     field_of_view_um: tuple[float, float, float, float] | None = None
+    fill: NDArray[np.bool_] | None = None
 
 
 class RiSeries:

@@ -1,0 +1,264 @@
+"""Which names in the watch folder are acquisitions, what their state on disk is, and who they are by content.
+
+Nothing here follows a symbolic link, opens a FIFO or a device, or writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from wbcd.errors import Incomplete, NotARegularFile, NotReadable, TooLarge
+from wbcd.records import Acquisition
+
+FILE_SUFFIXES = frozenset({".h5", ".hdf5", ".tcf"})
+FOLDER_SUFFIX = ".zarr"
+UNFINISHED_SUFFIXES = (".part", ".tmp")
+MAX_FOLDER_FILES = 1_000_000
+_BLOCK = 1 << 20
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """What tells two states of a file apart without reading it; for a ``.zarr`` folder: sum of sizes, newest mtime, count."""
+
+    size: int
+    mtime_ns: int
+    entries: int = 1
+
+
+def is_candidate(path: Path) -> bool:
+    """True for names of acquisitions: ``*.h5``, ``*.hdf5``, ``*.tcf``, ``*.zarr`` in any case; hidden and unfinished are not.
+
+    Only the name is judged, so that a directory or FIFO called ``x.h5`` is met, refused and recorded rather than passed over.
+    """
+    name = path.name.lower()
+    if name.startswith(".") or name.endswith(UNFINISHED_SUFFIXES):
+        return False
+    return path.suffix.lower() in FILE_SUFFIXES or path.suffix.lower() == FOLDER_SUFFIX
+
+
+def stat_candidate(path: Path) -> FileStat | None:
+    """State of the candidate now, or None when it is gone or cannot be examined."""
+    try:
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode) and path.suffix.lower() == FOLDER_SUFFIX:
+            return _stat_folder(path, found.st_mtime_ns)
+    except OSError:
+        return None
+    return FileStat(found.st_size, found.st_mtime_ns)
+
+
+def _stat_folder(path: Path, mtime_ns: int) -> FileStat:
+    size, entries = 0, 1
+    for entry in _entries(path):
+        found = entry.stat(follow_symlinks=False)
+        mtime_ns = max(mtime_ns, found.st_mtime_ns)
+        entries += 1
+        if not entry.is_dir(follow_symlinks=False):
+            size += found.st_size
+    return FileStat(size, mtime_ns, entries)
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything below ``folder``, symbolic links named but not followed."""
+    waiting = [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as listing:
+            for entry in listing:
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_regular(path: Path, *, dir_fd: int | None = None, label: Path | None = None) -> Iterator[int]:
+    """Descriptor of a regular file, opened without following a final link and without waiting on a FIFO.
+
+    Raises NotARegularFile or NotReadable, naming ``label`` (default: the path).
+    """
+    shown = label or path
+    try:
+        found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+        _demand_regular(found.st_mode, shown)  # before opening: opening a device can have effects
+        handle = os.open(path, _OPEN, dir_fd=dir_fd)
+    except OSError as error:
+        raise NotReadable(f"{shown} cannot be opened: {error.strerror}.") from error
+    try:
+        _demand_regular(os.fstat(handle).st_mode, shown)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _demand_regular(mode: int, shown: Path) -> None:
+    if not stat.S_ISREG(mode):
+        raise NotARegularFile(f"{shown} is {_kind(mode)}, not a regular file.")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFCHR: "a character device",
+        stat.S_IFBLK: "a block device",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "of an unknown kind")
+
+
+@contextmanager
+def open_folder(path: Path) -> Iterator[int]:
+    """Descriptor of a real directory (no symbolic link); raises NotARegularFile or NotReadable."""
+    try:
+        handle = os.open(path, _OPEN | os.O_DIRECTORY)
+    except NotADirectoryError as error:
+        raise NotARegularFile(f"{path} is not a directory, or is a symbolic link.") from error
+    except OSError as error:
+        raise NotReadable(f"{path} cannot be opened: {error.strerror}.") from error
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def open_beneath(folder: int, name: str, *, label: Path) -> Iterator[int]:
+    """Descriptor of the regular file ``name`` (``a/b/c``) under the directory ``folder``; no component may be a link or ``..``.
+
+    Raises FileNotFoundError when a component is absent.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise NotARegularFile(f"{label} names {name!r}, which leaves its folder.")
+    held: list[int] = []
+    try:
+        at = folder
+        for part in parts[:-1]:
+            at = _step(part, at, label)
+            held.append(at)
+        os.stat(parts[-1], dir_fd=at, follow_symlinks=False)
+        with open_regular(Path(parts[-1]), dir_fd=at, label=label / name) as handle:
+            yield handle
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def _step(part: str, at: int, label: Path) -> int:
+    try:
+        return os.open(part, _OPEN | os.O_DIRECTORY, dir_fd=at)
+    except NotADirectoryError as error:
+        raise NotARegularFile(f"{label}: {part!r} is not a directory, or is a symbolic link.") from error
+
+
+def read_whole(handle: int, limit: int, shown: Path) -> bytes:
+    """All bytes of an open regular file; raises TooLarge above ``limit``, NotReadable on an I/O error."""
+    size = os.fstat(handle).st_size
+    if size > limit:
+        raise TooLarge(f"{shown} holds {size} bytes; the limit is {limit}.")
+    try:
+        with os.fdopen(os.dup(handle), "rb") as stream:
+            return stream.read(limit)
+    except OSError as error:
+        raise NotReadable(f"{shown} cannot be read: {error.strerror}.") from error
+
+
+# --- identity ------------------------------------------------------------------------------------
+
+
+def identify(path: Path) -> Acquisition:
+    """The ticket of one file: content id (BLAKE2b-160 of the bytes), size, mtime; nothing of the content is interpreted.
+
+    A ``.zarr`` folder is identified by the sorted relative names and bytes of its files. Raises NotReadable,
+    NotARegularFile, or Incomplete when the file changed while its bytes were read.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:
+        raise NotReadable(f"{path} cannot be examined: {error.strerror}.") from error
+    if stat.S_ISDIR(mode) and path.suffix.lower() == FOLDER_SUFFIX:
+        return _identify_folder(path)
+    return _identify_file(path)
+
+
+def _identify_file(path: Path) -> Acquisition:
+    digest = hashlib.blake2b(digest_size=20)
+    with open_regular(path) as handle:
+        before = os.fstat(handle)
+        _hash_into(digest, handle, path)
+        after = os.fstat(handle)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise Incomplete(f"{path} changed while it was read ({before.st_size} to {after.st_size} bytes).")
+    return Acquisition(digest.hexdigest(), path, after.st_size, after.st_mtime_ns)
+
+
+def _hash_into(digest: hashlib.blake2b, handle: int, shown: Path) -> None:
+    block = bytearray(_BLOCK)
+    view = memoryview(block)
+    try:
+        while count := os.readv(handle, [block]):
+            digest.update(view[:count])
+    except OSError as error:
+        raise NotReadable(f"{shown} cannot be read: {error.strerror}.") from error
+
+
+def _identify_folder(path: Path) -> Acquisition:
+    digest = hashlib.blake2b(digest_size=20)
+    before = stat_candidate(path)
+    with open_folder(path) as folder:
+        for name in folder_files(path):
+            # Length first, so that no two folders give the same stream of bytes.
+            encoded = os.fsencode(name)
+            with _present(folder, name, path) as handle:
+                digest.update(len(encoded).to_bytes(8, "little") + encoded)
+                digest.update(os.fstat(handle).st_size.to_bytes(8, "little"))
+                _hash_into(digest, handle, path / name)
+    after = stat_candidate(path)
+    if before is None or before != after:
+        raise Incomplete(f"{path} changed while it was read.")
+    return Acquisition(digest.hexdigest(), path, before.size, before.mtime_ns)
+
+
+@contextmanager
+def _present(folder: int, name: str, path: Path) -> Iterator[int]:
+    try:
+        with open_beneath(folder, name, label=path) as handle:
+            yield handle
+    except FileNotFoundError as error:
+        raise Incomplete(f"{path / name} vanished while the folder was read.") from error
+
+
+def folder_files(path: Path) -> list[str]:
+    """Sorted relative names of all files of a folder; raises NotARegularFile at a link, TooLarge at too many."""
+    names: list[str] = []
+    try:
+        for entry in _entries(path):
+            if entry.is_dir(follow_symlinks=False):
+                continue
+            _demand_regular(entry.stat(follow_symlinks=False).st_mode, Path(entry.path))
+            names.append(os.path.relpath(entry.path, path))
+            if len(names) > MAX_FOLDER_FILES:
+                raise TooLarge(f"{path} holds more than {MAX_FOLDER_FILES} files.", action="Write it with larger chunks.")
+    except OSError as error:
+        raise NotReadable(f"{path} cannot be listed: {error.strerror}.") from error
+    return sorted(names)
+
+
+def demand_unchanged(acquisition: Acquisition, size: int, mtime_ns: int) -> None:
+    """Raise Incomplete when the file is not the one that was identified: the content id would name other bytes."""
+    if (size, mtime_ns) != (acquisition.size_bytes, acquisition.mtime_ns):
+        raise Incomplete(
+            f"{acquisition.path} changed after it was identified ({acquisition.size_bytes} to {size} bytes);"
+            " it is taken up again when it rests."
+        )

@@ -1,0 +1,312 @@
+"""HDF5 from strangers: opened and walked so that no byte outside the file is read and no limit is passed unseen.
+
+HDF5 follows external links, external storage (returning the bytes of any file) and virtual data sets silently, loads filter
+plugins from disk, and a file of 1,400 bytes can declare 4 PB. So every path is walked component by component over hard links
+only, every data set is examined before it is read, and everything the library raises leaves here as an InputError.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5l, h5s, h5t, h5z
+from numpy.typing import DTypeLike, NDArray
+
+from wbcd.acquisition.candidate import open_regular
+from wbcd.acquisition.limits import within
+from wbcd.errors import (
+    BadField,
+    CorruptContent,
+    Forbidden,
+    Incomplete,
+    InputError,
+    MissingField,
+    NotReadable,
+    TooLarge,
+    Truncated,
+    UnknownFormat,
+)
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+MAX_ATTRIBUTE_BYTES = 64 * 1024
+MAX_CHUNKS = 1_000_000
+FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32", 32000: "lzf"}
+_HEAD_BYTES = 64
+_ATTRIBUTE_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM)
+_BUSY = (errno.EAGAIN, errno.EACCES)
+# What h5py raises when the structure of a file makes no sense; anything else is a fault of ours and must show as one.
+_LIBRARY_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, OverflowError, SystemError, EOFError)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what h5py raises while a file is read into an InputError that names the file, the cause kept."""
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise TooLarge(f"{path} needs more memory than the reader may use.") from error
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN):
+            raise NotReadable(f"{path} cannot be read: {error.strerror}.") from error
+        raise CorruptContent(f"{path} is damaged: {_first_line(error)}.") from error
+    except _LIBRARY_ERRORS as error:
+        raise CorruptContent(f"{path} is damaged: {_first_line(error)}.") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip("'\"").splitlines() or [type(error).__name__])[0][:300]
+
+
+@contextmanager
+def open_hdf5(
+    path: Path, *, dir_fd: int | None = None, label: Path | None = None
+) -> Iterator[tuple[h5py.File, os.stat_result]]:
+    """Open a regular HDF5 file read-only; yields it with the state of exactly the bytes that are read.
+
+    The descriptor is opened first (no link followed, no FIFO awaited) and HDF5 is given that descriptor, so a name swapped in
+    between changes nothing. Raises NotReadable, NotARegularFile, UnknownFormat, Truncated, Incomplete, CorruptContent.
+    """
+    shown = label or path
+    with open_regular(path, dir_fd=dir_fd, label=shown) as handle, translated(shown):
+        state = os.fstat(handle)
+        _examine_head(os.pread(handle, _HEAD_BYTES, 0), state.st_size, shown)
+        file = _open_locked(f"/proc/self/fd/{handle}", shown)
+        try:
+            yield file, state
+        finally:
+            file.close()
+
+
+def _examine_head(head: bytes, size: int, path: Path) -> None:
+    if not head.strip(b"\0"):
+        raise Incomplete(f"{path} ({size} bytes) begins with nothing but zeros: nothing was written yet.")
+    if not head.startswith(SIGNATURE):
+        if SIGNATURE.startswith(head):
+            raise Truncated(f"{path} holds {size} bytes, less than an HDF5 signature.")
+        raise UnknownFormat(f"{path} does not begin with the HDF5 signature (found {head[:8]!r}).")
+    end = declared_end(head)
+    if size < _HEAD_BYTES or (end is not None and size < end):
+        raise Truncated(f"{path} holds {size} bytes; its header says {end if end is not None else 'more'}.")
+
+
+def declared_end(head: bytes) -> int | None:
+    """End-of-file address in an HDF5 superblock (format specification III, section II.A), or None if not understood."""
+    version = head[8] if len(head) > 8 else 255
+    if version in (0, 1):
+        width, at = head[13], (24 if version == 0 else 28)
+        at += 2 * width  # after the base address and the free-space address
+    elif version in (2, 3):
+        width = head[9]
+        at = 12 + 2 * width  # after the base address and the superblock extension
+    else:
+        return None
+    field = head[at : at + width]
+    return int.from_bytes(field, "little") if width in (4, 8) and len(field) == width else None
+
+
+def _open_locked(name: str, path: Path) -> h5py.File:
+    try:
+        return h5py.File(name, "r", locking="best-effort")
+    except OSError as error:
+        said = str(error)
+        if ("lock" in said and (error.errno in _BUSY or "errno = 11" in said)) or "already open for write" in said:
+            raise Incomplete(f"{path} is held by its writer.") from error
+        if "lock" in said:  # a share without locks: the semantic end of the format has to do
+            return h5py.File(name, "r", locking=False)
+        if "truncated file" in said:
+            raise Truncated(f"{path} is cut off: {_first_line(error)}.") from error
+        raise
+
+
+# --- walking -------------------------------------------------------------------------------------
+
+
+class Node:
+    """A group of an open file, with the path for messages; the only way down is over hard links."""
+
+    def __init__(self, group: h5py.Group | h5py.Dataset, path: Path, max_bytes: int) -> None:
+        self.group = group
+        self.path = path
+        self.max_bytes = max_bytes
+
+    def where(self, name: str) -> str:
+        """For messages: the file and the name within it."""
+        inner = f"{self.group.name.rstrip('/')}/{name}" if self.group.name != "/" else name
+        return f"{self.path}: `{inner}`"
+
+    def names(self, limit: int = 100_000) -> list[str]:
+        """Names of the direct children; raises TooLarge above ``limit``."""
+        if not isinstance(self.group, h5py.Group):
+            return []
+        if len(self.group) > limit:
+            raise TooLarge(f"{self.where('')} holds {len(self.group)} entries; the limit is {limit}.", action="")
+        return list(self.group)
+
+    def has(self, name: str) -> bool:
+        """True when a child of that name exists, whatever kind of link leads to it."""
+        return isinstance(self.group, h5py.Group) and self.group.id.links.exists(name.encode())
+
+    def child(self, name: str) -> Node:
+        """Step to a child (``a/b/c`` steps thrice). Raises MissingField, or Forbidden at a soft or external link."""
+        node = self
+        for part in name.split("/"):
+            node = node._step(part)
+        return node
+
+    def _step(self, name: str) -> Node:
+        if not self.has(name):
+            raise MissingField(f"{self.where(name)} is absent.")
+        kind = self.group.id.links.get_info(name.encode()).type
+        if kind != h5l.TYPE_HARD:
+            word = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "an external link"}.get(kind, "a user-defined link")
+            raise Forbidden(f"{self.where(name)} is {word}; only hard links are followed.")
+        found = self.group[name]
+        if not isinstance(found, h5py.Group | h5py.Dataset):
+            raise BadField(f"{self.where(name)} is neither a group nor a data set.")
+        return Node(found, self.path, self.max_bytes)
+
+    @property
+    def is_group(self) -> bool:
+        """True for a group, False for a data set."""
+        return isinstance(self.group, h5py.Group)
+
+    def demand_hard_links(self) -> None:
+        """Raise Forbidden at the first child that is not a hard link."""
+        for name in self.names():
+            self._step(name)
+
+    # --- attributes ------------------------------------------------------------------------------
+
+    def attribute(self, name: str) -> Any:
+        """Value of an attribute as a Python scalar; a 1-element array counts as its element, bytes as text.
+
+        None when absent. Raises BadField for references, compounds, arrays and oversized values.
+        """
+        attributes = self.group.attrs
+        if name not in attributes:
+            return None
+        held = attributes.get_id(name)
+        if held.get_type().get_class() not in _ATTRIBUTE_CLASSES or held.get_space().get_simple_extent_type() == h5s.NULL:
+            raise BadField(f"attribute {self.where(name)} is neither a number nor a text.")
+        if held.get_storage_size() > MAX_ATTRIBUTE_BYTES:
+            size = held.get_storage_size()
+            raise TooLarge(f"attribute {self.where(name)} holds {size} bytes; the limit is {MAX_ATTRIBUTE_BYTES}.", action="")
+        value = np.asarray(attributes[name])
+        if value.size != 1:
+            raise BadField(f"attribute {self.where(name)} has {value.size} values; one is expected.")
+        item = value.reshape(-1)[0]
+        item = item.item() if isinstance(item, np.generic) else item
+        return item.decode("utf-8", "replace").rstrip("\0 ") if isinstance(item, bytes) else item
+
+    def text(self, name: str) -> str | None:
+        """Text of an attribute, or None when absent; raises BadField when it is a number."""
+        value = self.attribute(name)
+        if value is not None and not isinstance(value, str):
+            raise BadField(f"attribute {self.where(name)} is {value!r}; a text is expected.")
+        return value
+
+    def number(self, name: str) -> float | None:
+        """Number of an attribute, or None when absent; raises BadField for a text or a truth value."""
+        value = self.attribute(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise BadField(f"attribute {self.where(name)} is {value!r}; a number is expected.")
+        return None if value is None else float(value)
+
+    def required_text(self, name: str) -> str:
+        """Text of an attribute; raises MissingField when absent or empty."""
+        value = self.text(name)
+        if not value:
+            raise MissingField(f"attribute {self.where(name)} is absent or empty.")
+        return value
+
+    def required_number(self, name: str, bounds: tuple[float, float], unit: str = "", hint: str = "") -> float:
+        """Number of an attribute within ``bounds``; raises MissingField or BadField."""
+        value = self.number(name)
+        if value is None:
+            raise MissingField(f"attribute {self.where(name)} is absent.")
+        return within(value, bounds, where=f"attribute {self.where(name)}", unit=unit, hint=hint)
+
+    def required_count(self, name: str, bounds: tuple[int, int]) -> int:
+        """Whole number of an attribute within ``bounds``; raises MissingField or BadField."""
+        value = self.required_number(name, bounds)
+        if value != int(value):
+            raise BadField(f"attribute {self.where(name)} is {value!r}; a whole number is expected.")
+        return int(value)
+
+    # --- data sets -------------------------------------------------------------------------------
+
+    def array(self, *, dtypes: tuple[DTypeLike, ...], ndim: int, limits: str) -> h5py.Dataset:
+        """The examined data set, not yet read. ``limits`` says in words what is allowed, for the message.
+
+        Raises Forbidden (external storage, virtual, unknown filter), TooLarge, BadField, Incomplete (chunks missing).
+        """
+        data = self.group
+        here = f"{self.path}: `{data.name}`"
+        if not isinstance(data, h5py.Dataset):
+            raise BadField(f"{here} is a group; a data set is expected.")
+        _demand_plain_storage(data, here)
+        if data.dtype.hasobject or data.dtype.newbyteorder("=") not in [np.dtype(kind) for kind in dtypes]:
+            raise BadField(f"{here} has type {data.dtype}; allowed is {limits}.")
+        if data.ndim != ndim or 0 in data.shape:
+            raise BadField(f"{here} has shape {data.shape}; allowed is {limits}.")
+        _demand_bounded(data, here, self.max_bytes)
+        _demand_written(data, here)
+        return data
+
+
+def _demand_plain_storage(data: h5py.Dataset, here: str) -> None:
+    plan = data.id.get_create_plist()
+    if plan.get_layout() == h5d.VIRTUAL:
+        raise Forbidden(f"{here} is a virtual data set: its values lie in other files.")
+    if plan.get_layout() != h5d.COMPACT and plan.get_external_count() > 0:
+        raise Forbidden(f"{here} uses external storage: its values lie in other files.")
+    if plan.get_layout() != h5d.CHUNKED:
+        return
+    for index in range(plan.get_nfilters()):
+        code, _, _, name = plan.get_filter(index)
+        if code not in FILTERS:
+            allowed = ", ".join(FILTERS.values())
+            raise Forbidden(f"{here} uses filter {code} ({name.decode(errors='replace')}); allowed are {allowed}.")
+
+
+def _demand_bounded(data: h5py.Dataset, here: str, max_bytes: int) -> None:
+    logical = math.prod(data.shape) * data.dtype.itemsize
+    if logical > max_bytes:
+        raise TooLarge(f"{here} declares {logical} bytes; the limit is {max_bytes}.")
+    if data.chunks is not None:
+        chunk = math.prod(data.chunks) * data.dtype.itemsize
+        if chunk > max_bytes:
+            raise TooLarge(f"{here} has chunks of {chunk} bytes; the limit is {max_bytes}.")
+        if _chunk_count(data) > MAX_CHUNKS:
+            raise TooLarge(f"{here} has {_chunk_count(data)} chunks; the limit is {MAX_CHUNKS}.", action="")
+
+
+def _chunk_count(data: h5py.Dataset) -> int:
+    return math.prod(-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
+
+
+def _demand_written(data: h5py.Dataset, here: str) -> None:
+    """Unwritten parts would be read as zeros without a word."""
+    if data.chunks is not None:
+        written, expected = data.id.get_num_chunks(), _chunk_count(data)
+        if written < expected:
+            raise Incomplete(f"{here} holds {written} of {expected} chunks.")
+    elif data.id.get_space_status() != h5d.SPACE_STATUS_ALLOCATED:
+        raise Incomplete(f"{here} was declared and never written.")
+
+
+def read_array(data: h5py.Dataset, region: tuple[slice, ...], dtype: DTypeLike, path: Path) -> NDArray[Any]:
+    """Read a region in native byte order; a failed chunk checksum or decompression raises CorruptContent."""
+    with translated(path):
+        part: NDArray[Any] = data[region]
+        return np.ascontiguousarray(part, dtype=dtype)

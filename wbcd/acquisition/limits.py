@@ -1,0 +1,42 @@
+"""What a reader assumes where a file is silent, and how much it may unpack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wbcd.errors import BadField
+
+GIB = 2**30
+
+WAVELENGTH_UM = (0.3, 1.2)
+NUMERICAL_APERTURE = (0.05, 1.7)
+MEDIUM_RI = (1.0, 1.8)
+PIXEL_UM = (0.005, 2.0)
+VOXEL_UM = (0.01, 5.0)
+PHYSICAL_RI = (1.0, 2.0)
+MAX_NON_PHYSICAL_FRACTION = 0.01
+"""Above it a volume is on a wrong scale or damaged; below it the voxels stay as they are and the cell's verdict judges."""
+FRAME_PIXELS = (32, 8192)
+ANGLES = (2, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadDefaults:
+    """``medium_ri``: for files that do not state it. ``sample_id``: for files that name no sample of their own.
+
+    ``max_logical_bytes``: the most that one array of a file may unpack to.
+    """
+
+    medium_ri: float = 1.337
+    sample_id: str | None = None
+    max_logical_bytes: int = 8 * GIB
+
+
+def within(value: float, bounds: tuple[float, float], *, where: str, unit: str = "", hint: str = "") -> float:
+    """Return ``value`` when it lies in ``bounds`` (inclusive; NaN does not); raise BadField that names both otherwise."""
+    low, high = bounds
+    if low <= value <= high:
+        return value
+    space = f" {unit}" if unit else ""
+    more = f" {hint}" if hint else ""
+    raise BadField(f"{where} is {value:g}{space}; allowed is {low:g} to {high:g}{space}.{more}")

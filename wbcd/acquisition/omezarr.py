@@ -1,0 +1,389 @@
+"""OME-Zarr 0.4 (zarr 2) and 0.5 (zarr 3) images of RI: float32, or uint16 of RI x 1e4.
+
+The metadata are read and judged as plain JSON before zarr sees them: only plain numbers, only known codecs (an object codec
+would unpickle), bounded sizes. Every file is opened component by component without following links, so nothing outside the
+folder is read whatever is swapped in meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wbcd.acquisition.candidate import demand_unchanged, folder_files, open_beneath, open_folder, read_whole, stat_candidate
+from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, VOXEL_UM, WAVELENGTH_UM, ReadDefaults, within
+from wbcd.acquisition.volume import assemble
+from wbcd.errors import (
+    BadField,
+    CorruptContent,
+    Forbidden,
+    Incomplete,
+    InputError,
+    MissingField,
+    NotReadable,
+    TooLarge,
+    UnknownFormat,
+)
+from wbcd.records import Acquisition, Shape3, SourceFormat, Tomogram, Triple
+
+MAX_METADATA_BYTES = 4 * 2**20
+MAX_CHUNKS = 1_000_000
+MAX_TIME_POINTS = 100_000
+RI_SCALE = 1e4
+NAMESPACE = "wbcd"
+CODECS = frozenset(
+    {"bytes", "gzip", "zstd", "blosc", "crc32c", "transpose", "sharding_indexed", "zlib", "lz4", "shuffle", "numcodecs.zlib"}
+)
+DTYPES = {"float32": "<f4", "float64": "<f8", "uint16": "<u2"}
+_UM_PER = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3}
+_MISSING: Any = object()
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrHeader:
+    """One examined image. ``array``: path of the finest level; ``leading``: sizes of the axes before (z, y, x)."""
+
+    array: str
+    shape: Shape3
+    leading: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: np.dtype[Any]
+    voxel_um: Triple
+    origin_um: Triple
+    medium_ri: float
+    wavelength_um: float | None
+    objective_na: float | None
+    zarr_format: Literal[2, 3]
+
+    @property
+    def time_points(self) -> int:
+        """Number of volumes: the size of the time axis, if there is one."""
+        return math.prod(self.leading)
+
+
+# --- header --------------------------------------------------------------------------------------
+
+
+def read_zarr_header(acquisition: Acquisition, defaults: ReadDefaults) -> tuple[Acquisition, ZarrHeader]:
+    """Validate metadata and the presence of every chunk; the ticket comes back completed.
+
+    Raises UnknownFormat, MissingField, BadField, Forbidden, TooLarge, Incomplete (chunks missing), NotARegularFile.
+    """
+    path = acquisition.path
+    names = set(folder_files(path))
+    demand_unchanged_folder(acquisition)
+    with open_folder(path) as folder:
+        version, group = _group(folder, names, path)
+        image = _multiscale(group, path)
+        dataset = _first_dataset(image, path)
+        meta = _json(folder, f"{dataset}/{'zarr.json' if version == 3 else '.zarray'}", path)
+    header = _header(version, group, image, dataset, meta, path, defaults)
+    _demand_chunks(header, meta, names, path)
+    return _ticket(acquisition, group, header, defaults), header
+
+
+def demand_unchanged_folder(acquisition: Acquisition) -> None:
+    """Raise Incomplete when the folder is not as it was when it was identified."""
+    now = stat_candidate(acquisition.path)
+    if now is None:
+        raise NotReadable(f"{acquisition.path} vanished.")
+    demand_unchanged(acquisition, now.size, now.mtime_ns)
+
+
+def _json(folder: int, name: str, path: Path) -> Json:
+    try:
+        with open_beneath(folder, name, label=path) as handle:
+            value = json.loads(read_whole(handle, MAX_METADATA_BYTES, path / name))
+    except FileNotFoundError as error:
+        raise Incomplete(f"{path / name} is absent.") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptContent(f"{path / name} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise BadField(f"{path / name} holds {type(value).__name__}; an object is expected.")
+    return value
+
+
+def _group(folder: int, names: set[str], path: Path) -> tuple[Literal[2, 3], Json]:
+    """The zarr format and the attributes of the root group."""
+    if "zarr.json" in names:
+        root = _json(folder, "zarr.json", path)
+        return 3, _get(_get(root, "attributes", dict, path), "", dict, path)
+    if ".zgroup" in names:
+        return 2, _json(folder, ".zattrs", path) if ".zattrs" in names else {}
+    if not names:
+        raise Incomplete(f"{path} is empty.")
+    raise UnknownFormat(f"{path} holds neither `zarr.json` nor `.zgroup`.")
+
+
+def _get(data: Json, name: str, kind: type[Any] | tuple[type[Any], ...], path: Path, default: Any = _MISSING) -> Any:
+    """One member of a JSON object, of the demanded kind; the empty name is the object itself."""
+    value = data.get(name, default) if name else data
+    if value is _MISSING:
+        raise MissingField(f"{path}: `{name}` is absent.")
+    if value is not default and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise BadField(f"{path}: `{name}` is {str(value)[:100]!r}, of the wrong type.")
+    return value
+
+
+def _multiscale(group: Json, path: Path) -> Json:
+    ome = _get(group, "ome", dict, path, group)
+    images = _get(ome, "multiscales", list, path)
+    if not images or not isinstance(images[0], dict):
+        raise BadField(f"{path}: `multiscales` is empty; one image is expected.")
+    image: Json = images[0]
+    return image
+
+
+def _first_dataset(image: Json, path: Path) -> str:
+    datasets = _get(image, "datasets", list, path)
+    if not datasets or not isinstance(datasets[0], dict):
+        raise BadField(f"{path}: `datasets` is empty; one level is expected.")
+    name: str = _get(datasets[0], "path", str, path)
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise Forbidden(f"{path}: `datasets[0].path` is {name!r}, which leaves the folder.")
+    return name
+
+
+def _header(
+    version: Literal[2, 3], group: Json, image: Json, dataset: str, meta: Json, path: Path, defaults: ReadDefaults
+) -> ZarrHeader:
+    shape = _sizes(_get(meta, "shape", list, path), "shape", path)
+    dtype = _dtype(_get(meta, "data_type" if version == 3 else "dtype", str, path), path)
+    logical = math.prod(shape) * dtype.itemsize
+    if logical > defaults.max_logical_bytes * max(1, math.prod(shape[:-3])):
+        raise TooLarge(f"{path / dataset} declares {logical} bytes; the limit is {defaults.max_logical_bytes} a volume.")
+    _demand_known_codecs(meta, path)
+    units = _axes(image, shape, path)
+    scale, translation = _transforms(image, len(shape), path)
+    voxel = [within(scale[i] * units[i], VOXEL_UM, where=f"{path}: `scale[{i}]`", unit="um") for i in range(-3, 0)]
+    origin = [translation[i] * units[i] for i in range(-3, 0)]
+    own = _get(group, NAMESPACE, dict, path, {})
+    return ZarrHeader(
+        array=dataset,
+        shape=(shape[-3], shape[-2], shape[-1]),
+        leading=shape[:-3],
+        chunks=_chunks(version, meta, shape, path),
+        dtype=dtype,
+        voxel_um=(voxel[0], voxel[1], voxel[2]),
+        origin_um=(origin[0], origin[1], origin[2]),
+        medium_ri=_own(own, "medium_ri", MEDIUM_RI, path) or defaults.medium_ri,
+        wavelength_um=_own(own, "wavelength_um", WAVELENGTH_UM, path),
+        objective_na=_own(own, "objective_na", NUMERICAL_APERTURE, path),
+        zarr_format=version,
+    )
+
+
+def _own(own: Json, name: str, bounds: tuple[float, float], path: Path) -> float | None:
+    value = _get(own, name, (int, float), path, None)
+    return None if value is None else within(float(value), bounds, where=f"{path}: `{NAMESPACE}.{name}`")
+
+
+def _sizes(values: Sequence[Any], name: str, path: Path) -> tuple[int, ...]:
+    if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
+        raise BadField(f"{path}: `{name}` is {str(values)[:100]}; positive whole numbers are expected.")
+    return tuple(values)
+
+
+def _dtype(name: str, path: Path) -> np.dtype[Any]:
+    known = {np.dtype(code): kind for kind, code in DTYPES.items()}
+    plain = DTYPES.get(name, name)
+    if plain not in ("<f4", "<f8", "<u2", ">f4", ">f8", ">u2"):
+        raise BadField(f"{path}: the array has type {name[:40]!r}; allowed are {', '.join(known.values())}.")
+    return np.dtype(plain).newbyteorder("=")
+
+
+def _demand_known_codecs(meta: Json, path: Path) -> None:
+    for name in _codec_names(meta):
+        if name not in CODECS:
+            raise Forbidden(
+                f"{path}: codec {str(name)[:60]!r} is not allowed; known are {', '.join(sorted(CODECS))}.",
+                action="Write the image again with a usual compressor.",
+            )
+
+
+def _codec_names(meta: Json) -> Iterator[Any]:
+    """Names of all codecs, those inside shards too."""
+    plain = [meta.get("compressor"), *(meta.get("filters") or []), *meta.get("storage_transformers", [])]
+    for codec in [*plain, *(meta.get("codecs") or [])]:
+        if isinstance(codec, dict):
+            yield codec.get("name", codec.get("id"))
+            inner = codec.get("configuration")
+            if isinstance(inner, dict):
+                yield from _codec_names({"codecs": [*inner.get("codecs", []), *inner.get("index_codecs", [])]})
+        elif codec is not None:
+            yield codec
+
+
+def _chunks(version: int, meta: Json, shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
+    if version == 2:
+        values = _get(meta, "chunks", list, path)
+    else:
+        grid = _get(_get(meta, "chunk_grid", dict, path), "configuration", dict, path)
+        values = _get(grid, "chunk_shape", list, path)
+    chunks = _sizes(values, "chunk_shape", path)
+    if len(chunks) != len(shape):
+        raise BadField(f"{path}: `chunk_shape` is {chunks}; the shape {shape} demands {len(shape)} sizes.")
+    return chunks
+
+
+def _axes(image: Json, shape: tuple[int, ...], path: Path) -> list[float]:
+    """Micrometres per unit of each axis; the axes must be [t] [c] z y x, with one channel."""
+    axes = _get(image, "axes", list, path)
+    names = "".join(str(axis.get("name")) if isinstance(axis, dict) else "?" for axis in axes)
+    if names not in ("zyx", "tzyx", "czyx", "tczyx") or len(axes) != len(shape):
+        raise BadField(f"{path}: `axes` are {names[:20]!r} for shape {shape}; allowed are zyx, tzyx, czyx and tczyx.")
+    if "c" in names and shape[names.index("c")] != 1:
+        raise BadField(f"{path}: the image has {shape[names.index('c')]} channels; RI is one.")
+    if math.prod(shape[:-3]) > MAX_TIME_POINTS:
+        raise TooLarge(f"{path}: the image has {math.prod(shape[:-3])} time points; the limit is {MAX_TIME_POINTS}.", action="")
+    return [_micrometres(axis, path) if axis["name"] in "zyx" else 1.0 for axis in axes]
+
+
+def _micrometres(axis: Json, path: Path) -> float:
+    unit = _get(axis, "unit", str, path)
+    if unit not in _UM_PER:
+        raise BadField(f"{path}: axis {axis['name']!r} has unit {unit[:30]!r}; allowed are {', '.join(_UM_PER)}.")
+    return _UM_PER[unit]
+
+
+def _transforms(image: Json, count: int, path: Path) -> tuple[list[float], list[float]]:
+    """Scale and translation of the finest level, the image's own applied after the level's (OME-NGFF 0.4, section 3.4)."""
+    scale, translation = [1.0] * count, [0.0] * count
+    level = _get(_get(image, "datasets", list, path)[0], "coordinateTransformations", list, path)
+    for step in [*level, *_get(image, "coordinateTransformations", list, path, [])]:
+        kind = step.get("type") if isinstance(step, dict) else None
+        if kind == "scale":
+            factors = _floats(step, "scale", count, path)
+            scale = [a * b for a, b in zip(scale, factors, strict=True)]
+            translation = [a * b for a, b in zip(translation, factors, strict=True)]
+        elif kind == "translation":
+            translation = [a + b for a, b in zip(translation, _floats(step, "translation", count, path), strict=True)]
+        elif kind != "identity":
+            raise BadField(f"{path}: `coordinateTransformations` holds {str(kind)[:30]!r}; allowed are scale and translation.")
+    return scale, translation
+
+
+def _floats(step: Json, name: str, count: int, path: Path) -> list[float]:
+    values = _get(step, name, list, path)
+    if len(values) != count or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        raise BadField(f"{path}: `{name}` is {str(values)[:100]}; {count} numbers are expected.")
+    return [float(v) for v in values]
+
+
+def _demand_chunks(header: ZarrHeader, meta: Json, names: set[str], path: Path) -> None:
+    """An absent chunk would be read as the fill value without a word."""
+    full = (*header.leading, *header.shape)
+    counts = [-(-size // chunk) for size, chunk in zip(full, header.chunks, strict=True)]
+    expected = math.prod(counts)
+    if expected > MAX_CHUNKS:
+        raise TooLarge(f"{path}: the array has {expected} chunks; the limit is {MAX_CHUNKS}.", action="")
+    prefix, separator = _chunk_key(header.zarr_format, meta, path)
+    missing = [key for key in _keys(counts, separator) if f"{header.array}/{prefix}{key}" not in names]
+    if missing:
+        raise Incomplete(
+            f"{path / header.array} holds {expected - len(missing)} of {expected} chunks; {missing[0]!r} is absent."
+        )
+
+
+def _chunk_key(version: int, meta: Json, path: Path) -> tuple[str, str]:
+    if version == 2:
+        return "", _separator(_get(meta, "dimension_separator", str, path, "."), path)
+    encoding = _get(meta, "chunk_key_encoding", dict, path)
+    kind = encoding.get("name")
+    options = _get(encoding, "configuration", dict, path, {})
+    if kind == "default":
+        separator = _separator(options.get("separator", "/"), path)
+        return f"c{separator}", separator
+    return "", _separator(options.get("separator", "."), path)
+
+
+def _separator(value: Any, path: Path) -> str:
+    if value not in ("/", "."):
+        raise BadField(f"{path}: the chunk separator is {str(value)[:10]!r}; allowed are '/' and '.'.")
+    return str(value)
+
+
+def _keys(counts: Sequence[int], separator: str) -> Iterator[str]:
+    for index in np.ndindex(*counts):
+        yield separator.join(map(str, index))
+
+
+def _ticket(acquisition: Acquisition, group: Json, header: ZarrHeader, defaults: ReadDefaults) -> Acquisition:
+    own = _get(group, NAMESPACE, dict, acquisition.path, {})
+
+    def text(name: str) -> str | None:
+        value = own.get(name)
+        return value if isinstance(value, str) and value else None
+
+    return replace(
+        acquisition,
+        format=SourceFormat.OME_ZARR,
+        acquisition_id=text("acquisition_id") or acquisition.path.stem,
+        acquired_at=text("acquired_at"),
+        sample_id=text("sample_id") or defaults.sample_id or acquisition.sample_id,
+        instrument_id=text("instrument_id"),
+        medium_ri=header.medium_ri,
+        wavelength_um=header.wavelength_um,
+        objective_na=header.objective_na,
+        pixel_size_um=header.voxel_um[2],
+        time_points=header.time_points,
+    )
+
+
+# --- volumes -------------------------------------------------------------------------------------
+
+
+def read_zarr_volume(path: Path, header: ZarrHeader, index: int) -> Tomogram:
+    """Load one time point as float32 RI [z, y, x]; raises CorruptContent or BadField."""
+    place = np.unravel_index(index, header.leading) if header.leading else ()
+    with _opened(path, header) as array:
+
+        def slab(first: int, end: int) -> NDArray[np.float32]:
+            part = np.array(array[(*(int(i) for i in place), slice(first, end))], dtype=np.float32)
+            if header.dtype.kind == "u":
+                part /= np.float32(RI_SCALE)
+            return part
+
+        ri, fill = assemble(header.shape, header.medium_ri, slab, f"{path / header.array}")
+    return Tomogram(
+        ri=ri,
+        voxel_um=header.voxel_um,
+        medium_ri=header.medium_ri,
+        time_index=index,
+        wavelength_um=header.wavelength_um,
+        objective_na=header.objective_na,
+        fill=fill,
+    )
+
+
+@contextmanager
+def _opened(path: Path, header: ZarrHeader) -> Iterator[Any]:
+    import zarr  # half a second: only when an OME-Zarr is met
+
+    from wbcd.acquisition.zarrstore import PlainStore
+
+    with open_folder(path) as folder:
+        try:
+            yield zarr.open_array(PlainStore(path, folder), path=header.array, mode="r", zarr_format=header.zarr_format)
+        except InputError:
+            raise
+        except MemoryError as error:
+            raise TooLarge(f"{path} needs more memory than the reader may use.") from error
+        except Exception as error:
+            # zarr and its codecs (several C libraries) raise whatever they like on damaged bytes; none of it is our own code.
+            raise CorruptContent(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}.") from error
+
+
+def zarr_volumes(path: Path, header: ZarrHeader) -> Iterator[Tomogram]:
+    """Every time point, each loaded when it is asked for."""
+    for index in range(header.time_points):
+        yield read_zarr_volume(path, header, index)

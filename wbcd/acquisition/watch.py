@@ -1,0 +1,305 @@
+"""The watch folder: notifications are hints, the periodic rescan is the truth.
+
+inotify loses events silently when its queue overflows, sees nothing that another host writes to a share, and a polling
+emitter ends for good at one I/O error while its observer claims to live. So hints only bring a look forward; every
+``rescan_s`` the whole folder is listed, and whatever is there is found then. The emitters are checked at the same time
+and made anew when one has died or when the folder is no longer the directory it was (unmounted, moved, made again).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import structlog
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+from watchdog.observers.polling import PollingObserver
+
+from wbcd.acquisition.candidate import FOLDER_SUFFIX, FileStat, is_candidate, stat_candidate
+from wbcd.acquisition.mounts import lies_on_network
+from wbcd.acquisition.settle import StabilityTracker
+
+Mode = Literal["auto", "inotify", "polling"]
+MAX_HINTS = 10_000
+"""More hints than this between two looks make a full scan the cheaper answer."""
+_TELLING = frozenset({"created", "modified", "moved", "closed", "deleted"})
+_JOIN_S = 5.0
+_log = structlog.get_logger(__name__)
+
+
+class HintBox(FileSystemEventHandler):
+    """Collects the candidates that notifications name; bounded, for a burst must not grow memory."""
+
+    def __init__(self, folder: Path, limit: int = MAX_HINTS) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._paths: set[Path] = set()
+        self._overflowed = False
+        self.rung = threading.Event()
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Note the candidate an event is about. Openings and readings are left out: most of them are our own."""
+        if event.event_type not in _TELLING:
+            return
+        for raw in (event.src_path, event.dest_path):
+            if raw:
+                self.hint(Path(os.fsdecode(raw)), new_folder=event.is_directory and event.event_type in ("created", "moved"))
+
+    def hint(self, path: Path, *, new_folder: bool = False) -> None:
+        """Note one path. A folder that appears may already hold files whose events were missed: then all is looked at."""
+        found = candidate_of(path, self._folder)
+        with self._lock:
+            if found is None:
+                self._overflowed |= new_folder
+            elif len(self._paths) < self._limit:
+                self._paths.add(found)
+            else:
+                self._overflowed = True
+            if found is not None or new_folder:
+                self.rung.set()
+
+    def take(self) -> tuple[set[Path], bool]:
+        """The hinted paths since the last call, and whether there were too many to keep."""
+        with self._lock:
+            paths, overflowed = self._paths, self._overflowed
+            self._paths, self._overflowed = set(), False
+            self.rung.clear()
+        return paths, overflowed
+
+
+def candidate_of(path: Path, folder: Path) -> Path | None:
+    """The candidate that ``path`` is or lies in, below ``folder``; None for anything else or hidden."""
+    try:
+        parts = path.relative_to(folder).parts
+    except ValueError:
+        return None
+    at = folder
+    for part in parts:
+        if part.startswith("."):
+            return None
+        at = at / part
+        if is_candidate(at):
+            return at
+    return None
+
+
+def scan(folder: Path) -> tuple[dict[Path, FileStat], list[Path]]:
+    """Every candidate below ``folder`` with its state, and the subfolders that could not be listed.
+
+    Session folders are entered, symbolic links and hidden folders are not; a candidate is never entered. Raises OSError when
+    the folder itself cannot be listed.
+    """
+    found: dict[Path, FileStat] = {}
+    unreadable: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        at = waiting.pop()
+        try:
+            with os.scandir(at) as listing:
+                for entry in listing:
+                    _sort_entry(entry, found, waiting)
+        except OSError:
+            if at == folder:
+                raise
+            unreadable.append(at)
+    return found, unreadable
+
+
+def _sort_entry(entry: os.DirEntry[str], found: dict[Path, FileStat], waiting: list[Path]) -> None:
+    path = Path(entry.path)
+    if is_candidate(path):
+        state = _state(entry, path)
+        if state is not None:
+            found[path] = state
+    elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+        waiting.append(path)
+
+
+def _state(entry: os.DirEntry[str], path: Path) -> FileStat | None:
+    if path.suffix.lower() == FOLDER_SUFFIX:
+        return stat_candidate(path)
+    try:
+        now = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:  # renamed between listing and looking
+        return None
+    return FileStat(now.st_size, now.st_mtime_ns)
+
+
+class FolderWatcher:
+    """Finds settled candidates of one folder and its session folders; never writes there.
+
+    ``mode``: "inotify", "polling", or "auto" (polling on a network file system). ``quiet_s``: a file must rest that long.
+    ``newest_first``: order of what is found together. ``clock``: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mode: Mode = "auto",
+        rescan_s: float = 60.0,
+        quiet_s: float = 2.0,
+        poll_interval_s: float = 2.0,
+        newest_first: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder = folder.absolute()
+        self.mode = mode
+        self.rescan_s = rescan_s
+        self.poll_interval_s = poll_interval_s
+        self.newest_first = newest_first
+        self.present = False
+        self.unreadable: list[Path] = []
+        self.scans = 0
+        self.last_scan_s: float | None = None
+        self._clock = clock
+        self._tracker = StabilityTracker(quiet_s)
+        self._hints = HintBox(self.folder)
+        self._observer: Any = None
+        self._identity: tuple[int, int] | None = None
+        self._next_scan_s = clock()
+
+    @property
+    def kind(self) -> Literal["inotify", "polling", "none"]:
+        """Where hints come from now; "none": only the rescan works (folder absent, inotify watches used up)."""
+        if self._observer is None:
+            return "none"
+        return "polling" if isinstance(self._observer, PollingObserver) else "inotify"
+
+    @property
+    def known(self) -> int:
+        """Number of candidates seen at the last look."""
+        return len(self._tracker)
+
+    def start(self) -> None:
+        """Ask for notifications; the first :meth:`poll` scans. A missing folder is no error: it is awaited."""
+        self._watch_afresh()
+
+    def close(self) -> None:
+        """End the notifications."""
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+            if observer.is_alive():
+                observer.join(_JOIN_S)
+
+    def __enter__(self) -> FolderWatcher:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def retry(self, path: Path) -> None:
+        """Give ``path`` out once more after another quiet time."""
+        self._tracker.retry(path, self._clock())
+
+    def wake(self) -> None:
+        """Let a waiting :meth:`poll` look at once (from another thread: stopping, say)."""
+        self._hints.rung.set()
+
+    def poll(self, timeout_s: float) -> list[Path]:
+        """Candidates that settled, in order of mtime; waits up to ``timeout_s`` for the first, then [].
+
+        A hint or :meth:`wake` ends a wait early, so that [] may come before the time is over.
+        """
+        deadline = self._clock() + timeout_s
+        settled = self._look()
+        if not settled and (pause := self._pause(deadline)) > 0:
+            self._hints.rung.wait(pause)
+            settled = self._look()
+        return settled[::-1] if self.newest_first else settled
+
+    def _pause(self, deadline: float) -> float:
+        times = [deadline, self._next_scan_s]
+        settles = self._tracker.next_s()
+        if settles is not None:
+            times.append(settles)
+        return min(times) - self._clock()
+
+    def _look(self) -> list[Path]:
+        paths, overflowed = self._hints.take()
+        if overflowed or self._clock() >= self._next_scan_s:
+            return self._rescan()
+        return self._glance(paths.union(self._tracker.due(self._clock())))
+
+    def _rescan(self) -> list[Path]:
+        self._next_scan_s = self._clock() + self.rescan_s
+        self._heal()
+        try:
+            snapshot, self.unreadable = scan(self.folder)
+        except OSError as error:
+            if self.present or self.scans == 0:
+                _log.warning("watch.folder_absent", folder=str(self.folder), reason=error.strerror)
+            self.present = False
+            self.scans += 1
+            return []  # nothing is forgotten: the share may come back
+        self.present = True
+        self.scans += 1
+        self.last_scan_s = self._clock()
+        return self._tracker.observe(snapshot, self.last_scan_s)
+
+    def _glance(self, paths: set[Path]) -> list[Path]:
+        snapshot: dict[Path, FileStat] = {}
+        for path in paths:
+            state = stat_candidate(path) if self._lies_inside(path) else None
+            if state is None:
+                self._tracker.forget(path)
+            else:
+                snapshot[path] = state
+        return self._tracker.observe(snapshot, self._clock(), partial=True)
+
+    def _lies_inside(self, path: Path) -> bool:
+        """True when no folder between the watch folder and the path is a symbolic link."""
+        at = path.parent
+        while at != self.folder:
+            try:
+                if not stat.S_ISDIR(at.lstat().st_mode):
+                    return False
+            except OSError:
+                return False
+            at = at.parent
+        return True
+
+    # --- notifications ---------------------------------------------------------------------------
+
+    def _heal(self) -> None:
+        alive = self._observer is not None and self._observer.is_alive()
+        emitters = self._observer.emitters if alive else ()
+        if not emitters or not all(emitter.is_alive() for emitter in emitters) or self._identity != self._folder_identity():
+            if self._identity is not None:
+                _log.warning("watch.restarted", folder=str(self.folder), kind=self.kind)
+            self._watch_afresh()
+
+    def _folder_identity(self) -> tuple[int, int] | None:
+        try:
+            found = self.folder.stat()
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino)
+
+    def _watch_afresh(self) -> None:
+        self.close()
+        self._identity = self._folder_identity()
+        if self._identity is None:
+            return
+        observer: Any = PollingObserver(timeout=self.poll_interval_s) if self._polls() else Observer()
+        try:
+            observer.schedule(self._hints, str(self.folder), recursive=True)
+            observer.start()
+        except OSError as error:  # no inotify watches left, or the folder went away in between: the rescan goes on
+            _log.warning("watch.no_hints", folder=str(self.folder), reason=str(error))
+            observer.unschedule_all()
+            return
+        self._observer = observer
+
+    def _polls(self) -> bool:
+        return self.mode == "polling" or (self.mode == "auto" and lies_on_network(self.folder))
