@@ -10,7 +10,7 @@ from helpers_line import MODEL, fake_stages, identify, judge_tomogram
 
 from wbcd.daemon.line import process, worst_of
 from wbcd.errors import DeviceLost, StageFailed
-from wbcd.recipe import ClassificationRecipe, Recipe
+from wbcd.recipe import Recipe
 from wbcd.records import Check, FringeReport, HologramStack, Optics, RiSeries, Tomogram, Verdict
 
 RECIPE = Recipe()
@@ -81,12 +81,6 @@ def test_cells_of_all_time_points_are_numbered_through(tmp_path: Path) -> None:
     outcome = outcome_of(tmp_path, "2", read=lambda acquisition: (acquisition, RiSeries(3, iter(volumes))))
     assert [cell.number for cell in outcome.cells] == [1, 2, 3]
     assert outcome.verdict.accepted  # the blurred one in the middle gave nothing, the others stand
-
-
-def test_an_unsure_prediction_is_flagged(tmp_path: Path) -> None:
-    recipe = Recipe(classification=ClassificationRecipe(min_probability=0.95))
-    outcome = outcome_of(tmp_path, "1", recipe)
-    assert any(flag.startswith("below_min_probability") for flag in outcome.cells[0].prediction.flags)
 
 
 def test_a_lost_device_is_not_the_items_fault(tmp_path: Path) -> None:

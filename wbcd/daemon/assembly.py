@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 from wbcd.acquisition import ReadDefaults, identify, read, stat_candidate
-from wbcd.acquisition.watch import FolderWatcher, Mode
 from wbcd.classification import Classifier, load_bundle
 from wbcd.config import Config
 from wbcd.daemon.stages import Stages
-from wbcd.errors import BadValue
 from wbcd.morphology import find_cells, measure
 from wbcd.quality import judge_cell, judge_fields, judge_fringes, judge_tomogram
 from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields
@@ -23,8 +20,15 @@ from wbcd.store.volumes import write_tomogram
 def make_stages(config: Config) -> Stages:
     """Load the model, warm it up, and bind every stage to its site settings. Raises ModelError."""
     bundle = load_bundle(config.classification.model)
-    classifier = Classifier(bundle, device=config.classification.device, max_batch=config.classification.max_batch)
-    device = classifier.device
+    classifier = Classifier(
+        bundle,
+        device=config.classification.device,
+        max_batch=config.classification.max_batch,
+        min_probability=config.recipe.classification.min_probability,
+        keep_features=False,
+    )
+    classifier.warm_up()
+    device = str(classifier.device)
     defaults = ReadDefaults(
         medium_ri=config.recipe.reconstruction.default_medium_ri,
         sample_id=config.defaults.sample_id,
@@ -67,19 +71,3 @@ def open_ledger(config: Config, stages: Stages) -> Ledger:
     ledger = Ledger.open(config.database_url())
     ledger.register(config.recipe, stages.model_id, stages.model_card)
     return ledger
-
-
-def make_watcher(config: Config) -> FolderWatcher:
-    """The watcher of the configured folder. Raises :class:`BadValue` when none is configured."""
-    if config.watch.dir is None:
-        raise BadValue(
-            "watch.dir is not set; the daemon needs the folder that the microscope writes into.", action="Give --watch-dir."
-        )
-    watch = config.watch
-    return FolderWatcher(
-        config.watch.dir,
-        mode=cast(Mode, watch.mode),
-        rescan_s=watch.rescan_s,
-        quiet_s=watch.quiet_s,
-        newest_first=watch.newest_first,
-    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeAlias
 
@@ -37,7 +37,6 @@ from wbcd.records import (
 )
 
 EMPTY_FIELD = "empty_field"
-UNCLASSIFIED = "unclassified"
 
 
 class Timing:
@@ -97,7 +96,7 @@ def process(acquisition: Acquisition, stages: Stages, recipe: Recipe, *, max_bat
     while batch := list(islice(parts, max_batch)):
         timing.skip()
         try:
-            cells += classify(batch, stages, recipe)
+            cells += classify(batch, stages)
         except Exception as error:  # noqa: BLE001 - one file's failure must not be another's
             return SetAside(batch[0].acquisition, as_error_of_item(error, "classify"), timing.total_s)
         timing.done("classify")
@@ -226,12 +225,12 @@ def to_classify(parts: Iterable[Part]) -> list[ExaminedCell]:
     return [part for part in parts if isinstance(part, ExaminedCell) and part.verdict.accepted]
 
 
-def classify(parts: Sequence[Part], stages: Stages, recipe: Recipe) -> list[MeasuredCell]:
+def classify(parts: Sequence[Part], stages: Stages) -> list[MeasuredCell]:
     """The cells among ``parts`` as the store takes them, the accepted ones with a prediction."""
     chosen = to_classify(parts)
     predictions = predict(chosen, stages)
     by_cell = {id(part): prediction for part, prediction in zip(chosen, predictions, strict=True)}
-    return [finish(part, by_cell.get(id(part)), stages, recipe) for part in parts if isinstance(part, ExaminedCell)]
+    return [finish(part, by_cell.get(id(part)), stages) for part in parts if isinstance(part, ExaminedCell)]
 
 
 def predict(chosen: Sequence[ExaminedCell], stages: Stages) -> Sequence[Prediction]:
@@ -244,7 +243,7 @@ def predict(chosen: Sequence[ExaminedCell], stages: Stages) -> Sequence[Predicti
     return predictions
 
 
-def finish(part: ExaminedCell, prediction: Prediction | None, stages: Stages, recipe: Recipe) -> MeasuredCell:
+def finish(part: ExaminedCell, prediction: Prediction | None, stages: Stages) -> MeasuredCell:
     """The cell without its arrays: its picture, and the path of its volume when that is kept."""
     cell = part.cell
     return MeasuredCell(
@@ -253,17 +252,10 @@ def finish(part: ExaminedCell, prediction: Prediction | None, stages: Stages, re
         centre_um=cell.centre_um,
         verdict=part.verdict,
         morphology=part.morphology,
-        prediction=_counted(prediction, recipe.classification.min_probability),
+        prediction=prediction,
         thumbnail_png=stages.picture(cell),
         tomogram_path=stages.keep(cell, part.acquisition),
     )
-
-
-def _counted(prediction: Prediction | None, min_probability: float) -> Prediction | None:
-    if prediction is None or prediction.probability >= min_probability:
-        return prediction
-    flags = (*prediction.flags, f"below_min_probability:{prediction.label}")
-    return replace(prediction, label=UNCLASSIFIED, flags=flags)
 
 
 def conclude(end: End, cells: Sequence[MeasuredCell], seconds: float) -> Outcome:

@@ -389,7 +389,7 @@ class Pipeline:
         if job.error is not None:
             return
         try:
-            cell = self._patience("output", lambda: finish(part, prediction, self._stages, self._recipe))
+            cell = self._patience("output", lambda: finish(part, prediction, self._stages))
             job.cells.append(cell)
         except GaveUp:
             raise

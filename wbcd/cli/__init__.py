@@ -1,0 +1,62 @@
+"""The ``wbcd`` command. Each verb's work is imported when it runs, so that `wbcd --help` and `wbcd status` are quick."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from wbcd import __version__
+from wbcd.cli.common import EXAMPLES, exits
+
+VERBS = {
+    "demo": ("wbcd.cli.demo", "demo", "Simulated microscope, daemon and live counts, all on this machine."),
+    "simulate": ("wbcd.cli.simulate", "simulate", "Write acquisitions of simulated cells into a folder."),
+    "run": ("wbcd.cli.run", "run", "Watch the microscope's folder and process what comes (the daemon)."),
+    "process": ("wbcd.cli.process", "process", "Process files or folders once and print each outcome."),
+    "status": ("wbcd.cli.status", "status", "What the daemon does, and the counts so far."),
+    "counts": ("wbcd.cli.status", "counts", "The differential count with 95 % confidence limits."),
+    "db": ("wbcd.cli.database", "db", "Make or upgrade the database."),
+    "model": ("wbcd.cli.model", "model", "List and show model bundles."),
+    "dataset": ("wbcd.cli.training", "dataset", "Make training sets."),
+    "train": ("wbcd.cli.training", "train", "Train a classifier on a training set."),
+    "evaluate": ("wbcd.cli.training", "evaluate", "Measure a model bundle on a training set's test part."),
+    "doctor": ("wbcd.cli.doctor", "doctor", "Check this machine, the configuration, the database and the folder."),
+    "config": ("wbcd.cli.configuration", "config", "Show or check the configuration."),
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its verbs and their one-line help; imports a verb's module only when the verb is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """In the order in which a person meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """The verb, imported."""
+        if cmd_name not in VERBS:
+            return None
+        module, name, _ = VERBS[cmd_name]
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """The list of `wbcd --help`, without importing any verb."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=EXAMPLES["wbcd"], context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="wbcd")
+def cli() -> None:
+    """White-blood-cell differentials from label-free refractive-index tomography.
+
+    Research use only: not for diagnosis.
+    """
+
+
+def main() -> None:
+    """Entry point of the console script; ends the process with the documented exit status."""
+    with exits():
+        cli.main(prog_name="wbcd", standalone_mode=True)

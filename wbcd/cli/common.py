@@ -1,0 +1,146 @@
+"""What the verbs share: the common options, the exit statuses, and JSON printing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from wbcd.config import Config
+from wbcd.errors import ConfigurationError, DeviceError, ModelError, SchemaMismatch, StoreError, WbcdError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_SOFTWARE = 70
+EXIT_UNAVAILABLE = 69
+EXIT_IO = 74
+EXIT_CONFIG = 78
+RESEARCH_ONLY = "Research use only: not for diagnosis."
+
+EXAMPLES = {
+    "wbcd": """\b
+Examples:
+  wbcd demo
+  wbcd run --watch-dir /data/microscope --db sqlite:////data/wbcd.db
+  wbcd counts""",
+    "demo": """\b
+Example:
+  wbcd demo --cells 40 --out ./demo-output""",
+    "simulate": """\b
+Examples:
+  wbcd simulate incoming --cells 20 --seed 7 --truth truth.json
+  wbcd simulate incoming --cells 200 --rate 1 --format tcf --defects 0.2""",
+    "run": """\b
+Examples:
+  wbcd run --watch-dir /data/microscope
+  wbcd run --config /etc/wbcd/wbcd.toml""",
+    "process": """\b
+Examples:
+  wbcd process cell-0001.h5 --json
+  wbcd process session-folder --keep-tomograms --output-dir results""",
+    "status": """\b
+Examples:
+  wbcd status
+  wbcd status --watch
+  wbcd status --json | jq .daemon.state""",
+    "counts": """\b
+Example:
+  wbcd counts --sample donor-7 --json""",
+    "db": """\b
+Example:
+  wbcd db upgrade --db postgresql://wbcd@localhost/wbcd""",
+    "model": """\b
+Example:
+  wbcd model show reference --json""",
+    "dataset": """\b
+Example:
+  wbcd dataset make cells.zarr --per-class 500 --seed 1""",
+    "train": """\b
+Example:
+  wbcd train cells.zarr my-model --epochs 30""",
+    "evaluate": """\b
+Example:
+  wbcd evaluate my-model cells.zarr --json""",
+    "doctor": """\b
+Example:
+  wbcd doctor --config /etc/wbcd/wbcd.toml""",
+    "config": """\b
+Examples:
+  wbcd config show --json
+  wbcd config check --config /etc/wbcd/wbcd.toml""",
+}
+
+
+def site_options(command: F) -> F:
+    """Add ``--config --db --watch-dir --output-dir``; the verb receives ``config``, loaded and checked."""
+
+    @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Configuration file (TOML).")
+    @click.option("--db", help="Database URL: sqlite:///FILE or postgresql://USER@HOST/NAME.")
+    @click.option("--watch-dir", type=click.Path(path_type=Path), help="Folder that the microscope writes into.")
+    @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder for tomograms, pictures and state.")
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, config_file: Path | None, db: str | None, watch_dir: Path | None, output_dir: Path | None, **kwargs: Any
+    ) -> Any:
+        overrides: dict[str, Any] = {"database.url": db, "watch.dir": watch_dir, "output.dir": output_dir}
+        overrides |= kwargs.pop("overrides", {})
+        return command(*args, config=Config.load(config_file, overrides=overrides), **kwargs)
+
+    return wrapped  # type: ignore[return-value]  # click adds parameters that the signature does not show
+
+
+def with_setting(config: Config, section: str, **values: Any) -> Config:
+    """The configuration with some values of one section replaced; None is skipped."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **given)})
+
+
+@contextmanager
+def exits() -> Iterator[None]:
+    """Ends the process with the status that belongs to an error of wbcd, its sentence on standard error."""
+    try:
+        yield
+    except WbcdError as error:
+        click.echo(f"wbcd: {error.sentence()}", err=True)
+        sys.exit(exit_status(error))
+
+
+def exit_status(error: WbcdError) -> int:
+    """78 wrong configuration, 69 database away, 74 device lost, 70 anything else."""
+    if isinstance(error, (ConfigurationError, ModelError, SchemaMismatch)):
+        return EXIT_CONFIG
+    if isinstance(error, StoreError):
+        return EXIT_UNAVAILABLE
+    return EXIT_IO if isinstance(error, DeviceError) else EXIT_SOFTWARE
+
+
+def to_json(value: Any) -> str:
+    """Standard JSON on one line: dataclasses and paths are written out, numbers that are not finite become null."""
+    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def quiet_console(stderr: bool = False) -> Any:
+    """A rich console, imported here because it takes a tenth of a second."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)

@@ -1,0 +1,106 @@
+"""`wbcd process`: files or folders once, one outcome each, printed and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wbcd.cli.common import EXAMPLES, site_options, to_json, with_setting
+
+if TYPE_CHECKING:
+    from wbcd.config import Config
+
+
+@click.command(epilog=EXAMPLES["process"])
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line and outcome.")
+@click.option("--keep-tomograms", is_flag=True, help="Keep each cell's RI volume as OME-Zarr in the output folder.")
+@click.option("--sample", help="Sample of files that name none.")
+@click.option("--model", help="Model bundle: a folder, or `reference`.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@site_options
+def process(
+    config: Config,
+    paths: tuple[Path, ...],
+    as_json: bool,
+    keep_tomograms: bool,
+    sample: str | None,
+    model: str | None,
+    device: str | None,
+) -> None:
+    """Process files or folders once and print each outcome.
+
+    Exit status: 0 when every file reached an outcome, whatever it was; 2 wrong usage; 78 wrong configuration.
+    """
+    config = with_setting(config, "output", keep_tomograms=keep_tomograms or None)
+    config = with_setting(config, "defaults", sample_id=sample)
+    config = with_setting(config, "classification", model=model, device=device)
+    files = candidates(paths)
+    if not files:
+        raise click.UsageError(f"no acquisition (*.h5, *.hdf5, *.tcf, *.zarr) in {', '.join(map(str, paths))}")
+    with _progress(len(files), shown=not as_json) as advance:
+        for made in outcomes(config, files):
+            advance(to_json(made) if as_json else _line(made))
+
+
+def candidates(paths: tuple[Path, ...]) -> list[Path]:
+    """The files meant: each file as named, each folder's acquisitions by age; a folder that is an acquisition is itself."""
+    from wbcd.acquisition import is_candidate
+    from wbcd.acquisition.watch import scan
+
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir() and not is_candidate(path):
+            found, _ = scan(path)
+            files += sorted(found, key=lambda item: (found[item].mtime_ns, item))
+        else:
+            files.append(path)
+    return files
+
+
+def outcomes(config: Config, files: list[Path]) -> Iterator[dict[str, Any]]:
+    """Each file's outcome as its JSON object, in order, committed before it is given."""
+    from wbcd.cli.outcomes import outcome_object, stored_object
+    from wbcd.daemon.assembly import make_stages, open_ledger
+    from wbcd.daemon.logs import configure_logging
+    from wbcd.daemon.once import ProcessOnce
+
+    configure_logging(config.service)
+    stages = make_stages(config)
+    with open_ledger(config, stages) as ledger:
+        once = ProcessOnce(config, stages, ledger)
+        for path in files:
+            outcome, stored = once(path)
+            yield stored_object(stored, path) if stored is not None else outcome_object(outcome, path)
+
+
+def _line(made: dict[str, Any]) -> str:
+    from wbcd.cli.outcomes import outcome_line
+
+    return outcome_line(made)
+
+
+class _progress:
+    """A bar on standard error while results go to standard output; nothing where that is not a terminal."""
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self._bar = Progress(console=console, disable=not (shown and console.is_terminal and total > 1), transient=True)
+        self._task = self._bar.add_task("processing", total=total)
+
+    def __enter__(self) -> _progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, text: str) -> None:
+        click.echo(text)
+        self._bar.advance(self._task)

@@ -1,0 +1,113 @@
+"""`wbcd status` and `wbcd counts`: reading verbs, quick, and safe beside a running daemon."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wbcd.cli.common import EXAMPLES, quiet_console, site_options, to_json
+
+if TYPE_CHECKING:
+    from wbcd.config import Config
+
+
+@click.command(epilog=EXAMPLES["status"])
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--watch", is_flag=True, help="Show it again every second until interrupted.")
+@site_options
+def status(config: Config, as_json: bool, watch: bool) -> None:
+    """What the daemon does, and the counts so far."""
+    show = _show_json if as_json else _show
+    if not watch:
+        show(config)
+        return
+    try:
+        _watch(config, as_json=as_json)
+    except KeyboardInterrupt:
+        return
+
+
+@click.command(epilog=EXAMPLES["counts"])
+@click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
+@click.option("--sample", help="Only this sample.")
+@site_options
+def counts(config: Config, as_json: bool, sample: str | None) -> None:
+    """The differential count with Wilson 95 % confidence limits, per sample, model and recipe."""
+    from wbcd.report.counts import read_differential
+
+    rows = read_differential(config.database_url(), sample)
+    if as_json:
+        click.echo(to_json(list(rows)))
+    elif not rows:
+        click.echo("No cells are counted yet.")
+    else:
+        _print_counts(rows)
+
+
+def _print_counts(rows: Any) -> None:
+    from wbcd.cli.printing import counts_table
+
+    console = quiet_console()
+    for model, recipe in dict.fromkeys((row.model, row.recipe) for row in rows):
+        chosen = [row for row in rows if (row.model, row.recipe) == (model, recipe)]
+        console.print(counts_table(chosen, f"model {model}, recipe {recipe}"))
+
+
+def collect(config: Config) -> dict[str, Any]:
+    """``daemon`` (the state file), ``counts`` and ``store`` (the database) as one JSON-ready object."""
+    from wbcd.daemon.state import read_state
+    from wbcd.report.counts import read_differential, read_status
+
+    state = read_state(config.output.dir)
+    url = config.database_url()
+    return {
+        "daemon": {"state": state.state, "reason": state.reason, **_told(state.details)},
+        "store": read_status(url),
+        "counts": list(read_differential(url)),
+    }
+
+
+def _told(details: dict[str, Any] | None) -> dict[str, Any]:
+    wanted = ("pid", "version", "watch_dir", "recipe", "waiting", "in_hand", "since_start", "channels")
+    return {name: details[name] for name in wanted if name in details} if details else {}
+
+
+def _show_json(config: Config) -> None:
+    click.echo(to_json(collect(config)))
+
+
+def _show(config: Config) -> None:
+    click.echo("\n".join(lines(collect(config))))
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The status as plain lines."""
+    from wbcd.cli.printing import counts_line
+
+    daemon = found["daemon"]
+    out = [f"daemon    {daemon['state']}" + (f": {daemon['reason']}" if daemon["reason"] else "")]
+    if "waiting" in daemon:
+        out.append(f"folder    {daemon.get('watch_dir')}: {daemon['waiting']} waiting, {daemon.get('in_hand', 0)} in hand")
+    out += found["store"].lines() if hasattr(found["store"], "lines") else [f"store     {to_json(found['store'])}"]
+    samples = dict.fromkeys((row.sample, row.model) for row in found["counts"])
+    for sample, model in samples:
+        rows = [row for row in found["counts"] if (row.sample, row.model) == (sample, model)]
+        out.append(f"sample    {sample} ({model}): {counts_line(rows)}")
+    return out
+
+
+def _watch(config: Config, *, as_json: bool) -> None:
+    console = quiet_console()
+    if as_json or not console.is_terminal:
+        while True:
+            (_show_json if as_json else _show)(config)
+            time.sleep(1.0)
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(Text("\n".join(lines(collect(config)))), refresh=True)
+            time.sleep(1.0)

@@ -1,0 +1,57 @@
+"""One file, once: what `wbcd process` does for each path. The same order and the same store as the daemon's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wbcd.config import Config
+from wbcd.daemon.desk import LedgerLike
+from wbcd.daemon.identity import unread
+from wbcd.daemon.line import process
+from wbcd.daemon.stages import Stages
+from wbcd.errors import InputError, NotReadable, Poison
+from wbcd.records import Acquisition, Outcome, SetAside
+
+
+class ProcessOnce:
+    """Call it with a path: ``(outcome, None)`` for a fresh one, ``(None, stored)`` for content that is counted already."""
+
+    def __init__(self, config: Config, stages: Stages, ledger: LedgerLike) -> None:
+        self._config = config
+        self._stages = stages
+        self._ledger = ledger
+
+    def __call__(self, path: Path) -> tuple[Outcome, None] | tuple[None, Any]:
+        """Identify, look up, process, commit. Raises only what is not the file's: store, device, configuration."""
+        try:
+            acquisition = self._stages.identify(path)
+        except (InputError, OSError) as error:
+            return self._committed(SetAside(unread(path), _named(error, path))), None
+        self._ledger.sighted(path, acquisition.size_bytes, acquisition.mtime_ns, acquisition.content_id)
+        stored = self._ledger.known(acquisition.content_id, self._config.recipe.recipe_id, self._stages.model_id)
+        if stored is not None:
+            self._note_duplicate(acquisition, stored)
+            return None, stored
+        return self._committed(self._worked(acquisition)), None
+
+    def _worked(self, acquisition: Acquisition) -> Outcome:
+        limit = self._config.limits.max_tries
+        tries = self._ledger.begin(acquisition)
+        if tries > limit:
+            name = acquisition.path.name
+            return SetAside(acquisition, Poison(f"{name}: begun {tries - 1} times without an outcome; the limit is {limit}."))
+        return process(acquisition, self._stages, self._config.recipe, max_batch=self._config.classification.max_batch)
+
+    def _committed(self, outcome: Outcome) -> Outcome:
+        self._ledger.commit(outcome, self._config.recipe.recipe_id, self._stages.model_id)
+        return outcome
+
+    def _note_duplicate(self, acquisition: Acquisition, stored: Any) -> None:
+        if str(acquisition.path) != str(stored.path):
+            message = f"{acquisition.path.name} has the content of {stored.path}, which is stored already."
+            self._ledger.event("duplicate", message, content_id=acquisition.content_id, path=str(acquisition.path))
+
+
+def _named(error: InputError | OSError, path: Path) -> InputError:
+    return error if isinstance(error, InputError) else NotReadable(f"{path.name} cannot be opened: {error.strerror}.")

@@ -1,0 +1,53 @@
+"""Start the daemon with everything real. The heavy rooms are imported while the service is already saying "starting"."""
+
+from __future__ import annotations
+
+from wbcd.acquisition.watch import FolderWatcher
+from wbcd.config import Config
+from wbcd.daemon.desk import LedgerLike
+from wbcd.daemon.logs import configure_logging
+from wbcd.daemon.service import Service
+from wbcd.daemon.stages import Stages
+from wbcd.errors import BadValue
+
+
+def start(config: Config, *, until_idle: bool = False) -> None:
+    """Run until stopped. Raises BadValue without a watch folder, StageFailed when a stage breaks."""
+    watcher = make_watcher(config)
+    log = configure_logging(config.service)
+    service = Service(
+        config,
+        make_stages=lambda: _stages(config),
+        open_ledger=lambda stages: _ledger(config, stages),
+        watcher=watcher,
+        log=log,
+        stop_when_idle=until_idle,
+    )
+    service.run()
+
+
+def make_watcher(config: Config) -> FolderWatcher:
+    """The watcher of the configured folder. Raises :class:`BadValue` when there is none."""
+    watch = config.watch
+    if watch.dir is None:
+        raise BadValue(
+            "watch.dir is not set; it must be the folder that the microscope writes into.", action="Give --watch-dir."
+        )
+    if not watch.dir.is_dir():
+        raise BadValue(f"watch.dir is {watch.dir}, which is not a folder.", action="Make or mount it, or give another.")
+    mode = watch.mode
+    if mode not in ("auto", "inotify", "polling"):
+        raise BadValue(f"watch.mode is {mode!r}; it must be auto, inotify or polling.")
+    return FolderWatcher(watch.dir, mode=mode, rescan_s=watch.rescan_s, quiet_s=watch.quiet_s, newest_first=watch.newest_first)
+
+
+def _stages(config: Config) -> Stages:
+    from wbcd.daemon.assembly import make_stages
+
+    return make_stages(config)
+
+
+def _ledger(config: Config, stages: Stages) -> LedgerLike:
+    from wbcd.daemon.assembly import open_ledger
+
+    return open_ledger(config, stages)
