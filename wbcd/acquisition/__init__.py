@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wbcd.acquisition.candidate import FileStat, identify, is_candidate, stat_candidate
+from wbcd.acquisition.isolate import IsolatedReader, IsolationLimits
 from wbcd.acquisition.limits import ReadDefaults
 from wbcd.acquisition.reading import read
 from wbcd.acquisition.settle import StabilityTracker
@@ -11,6 +12,8 @@ from wbcd.acquisition.watch import FolderWatcher
 __all__ = [
     "FileStat",
     "FolderWatcher",
+    "IsolatedReader",
+    "IsolationLimits",
     "ReadDefaults",
     "StabilityTracker",
     "identify",

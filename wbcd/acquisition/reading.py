@@ -37,6 +37,7 @@ def _read_zarr(acquisition: Acquisition, defaults: ReadDefaults) -> tuple[Acquis
         for tomogram in zarr_volumes(acquisition.path, header):
             demand_unchanged_folder(acquisition)
             yield tomogram
+            del tomogram  # else two volumes are held while the next is loaded
 
     return ticket, RiSeries(header.time_points, volumes())
 
@@ -77,3 +78,4 @@ def _tcf_series(acquisition: Acquisition, header: TcfHeader, defaults: ReadDefau
         for tomogram in tcf_volumes(root, header):
             _demand_still(acquisition)
             yield tomogram
+            del tomogram  # else two volumes are held while the next is loaded

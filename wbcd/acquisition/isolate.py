@@ -1,0 +1,200 @@
+"""Files from outside are opened in a process of their own: limited in memory, time and descriptors, killed when it hangs.
+
+One child serves many files (starting one costs about half a second, a request a millisecond) and is replaced after a crash.
+Arrays come over as sealed memory files, mapped without a copy; see :mod:`wbcd.acquisition.wire`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+import wbcd
+from wbcd.acquisition import wire
+from wbcd.acquisition.limits import GIB, ReadDefaults
+from wbcd.errors import ReaderDied
+from wbcd.records import Acquisition, Payload, RiSeries, Tomogram
+
+_KILL_WAIT_S = 10.0
+_INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationLimits:
+    """Of one child: its address space, the largest array it may hand over, and, for each request, CPU and wall seconds."""
+
+    address_space_bytes: int = 12 * GIB
+    array_bytes: int = 8 * GIB
+    descriptors: int = 64
+    cpu_s: float = 120.0
+    timeout_s: float = 180.0
+
+
+class IsolatedReader:
+    """:func:`wbcd.acquisition.read` in a limited child process; a context manager, safe to share between threads.
+
+    A series of volumes is served one volume at a time, as it is iterated; asking for another file ends it (iterating on then
+    raises ReaderDied).
+    """
+
+    def __init__(self, limits: IsolationLimits | None = None) -> None:
+        self.limits = limits or IsolationLimits()
+        self.restarts = -1
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._series = 0
+
+    def __enter__(self) -> IsolatedReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the child and wait until it answers; else the first :meth:`read` does."""
+        with self._lock:
+            self._ask({"ask": "ready"}, None)
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._stop()
+
+    def read(self, acquisition: Acquisition, defaults: ReadDefaults | None = None) -> tuple[Acquisition, Payload]:
+        """Same as :func:`wbcd.acquisition.read`; raises ReaderDied when the child crashed, hung or ran out of a limit."""
+        request = {
+            "ask": "read",
+            "acquisition": wire.pack_acquisition(acquisition),
+            "defaults": wire.pack_defaults(defaults or ReadDefaults()),
+        }
+        with self._lock:
+            self._series += 1
+            series = self._series
+            answer, arrays = self._ask(request, acquisition.path)
+            with _believed(acquisition.path):
+                ticket = wire.unpack_acquisition(answer["acquisition"])
+                if answer["answer"] == "stack":
+                    return ticket, wire.unpack_stack(answer["head"], arrays)
+                return ticket, RiSeries(int(answer["count"]), self._volumes(series, int(answer["count"]), acquisition.path))
+
+    def _volumes(self, series: int, count: int, path: Path) -> Iterator[Tomogram]:
+        for _ in range(count):
+            yield self._volume(series, path)
+
+    def _volume(self, series: int, path: Path) -> Tomogram:
+        with self._lock:
+            if series != self._series or self._child is None:
+                raise ReaderDied(
+                    f"The isolated reader went on before all volumes of {path} were taken.", action="Read it again."
+                )
+            answer, arrays = self._ask({"ask": "volume"}, path)
+            with _believed(path):
+                if answer["answer"] != "volume":
+                    raise ReaderDied(f"The isolated reader has no more volumes of {path}.")
+                return wire.unpack_tomogram(answer["head"], arrays)
+
+    # --- the child -------------------------------------------------------------------------------
+
+    def _ask(self, request: wire.Message, path: Path | None) -> tuple[wire.Message, dict[str, NDArray[Any]]]:
+        if self._child is None or self._child.poll() is not None or self._channel is None:
+            self._stop()
+            self._channel = self._spawn()
+        try:
+            wire.send(self._channel, request)
+            packet = wire.receive(self._channel)
+        except TimeoutError as error:
+            self._stop()
+            raise ReaderDied(f"Reading {path} took more than {self.limits.timeout_s:g} s; the reader was ended.") from error
+        except (OSError, ReaderDied) as error:
+            raise ReaderDied(f"The isolated reader {self._obituary()} while reading {path}.") from error
+        if packet is None:
+            raise ReaderDied(f"The isolated reader {self._obituary()} while reading {path}.")
+        answer, arrays = packet
+        if "error" in answer:
+            raise wire.unpack_error(answer)
+        return answer, arrays
+
+    def _spawn(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(self.limits.timeout_s)
+        with theirs:
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "wbcd.acquisition.child",
+                str(theirs.fileno()),
+                json.dumps(asdict(self.limits)),
+            ]
+            self._child = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in the terminal is the daemon's to handle
+            )
+        self.restarts += 1
+        return ours
+
+    def _obituary(self) -> str:
+        """End what is left of the child and say how it ended."""
+        status = self._wait()
+        self._stop()
+        if status is None:
+            return "broke off"
+        if status >= 0:
+            return f"ended with status {status}"
+        try:
+            return f"was ended by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was ended by signal {-status}"
+
+    def _wait(self) -> int | None:
+        try:
+            return self._child.wait(1.0) if self._child is not None else None
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _stop(self) -> None:
+        child, self._child = self._child, None
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+        if child is not None:
+            child.kill()
+            child.wait(_KILL_WAIT_S)
+
+
+@contextmanager
+def _believed(path: Path) -> Iterator[None]:
+    """Map a well-formed answer of wrong content to ReaderDied."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise ReaderDied(f"The isolated reader answered nonsense for {path}: {error}.") from error
+
+
+def _environment() -> dict[str, str]:
+    """Little of ours: no credentials, no HDF5 plugins, one thread for numerical libraries."""
+    kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return kept | {
+        "PYTHONPATH": str(Path(wbcd.__file__).resolve().parents[1]),
+        "HDF5_PLUGIN_PRELOAD": "::",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
