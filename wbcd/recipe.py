@@ -59,7 +59,7 @@ class QualityRecipe:
     max_volume_fl: float = 3000.0
     min_mean_ri: float = 1.345
     max_mean_ri: float = 1.45
-    min_solidity: float = 0.80
+    min_solidity: float = 0.55
     max_lobes: int = 1
     max_medium_offset_ri: float = 0.004
 
