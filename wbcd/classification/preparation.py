@@ -75,14 +75,14 @@ def _interpolate(pooled: Tensor, pitch: list[float], target_um: Triple) -> Tenso
 
 
 def fit_centre(volume: Tensor, shape: Shape3) -> Tensor:
-    """Cut out the centre of [z, y, x], or pad it with zeros (medium), to ``shape``."""
+    """Cut out the centre of [z, y, x], or pad it with zeros (medium), to ``shape``; voxel n // 2 stays the middle one."""
     for axis, wanted in enumerate(shape):
-        excess = volume.shape[axis] - wanted
-        if excess > 0:
-            volume = volume.narrow(axis, excess // 2, wanted)
-        elif excess < 0:
-            before = -excess // 2
+        size = volume.shape[axis]
+        before = wanted // 2 - size // 2
+        if size > wanted:
+            volume = volume.narrow(axis, -before, wanted)
+        elif size < wanted:
             pads = [0] * 6
-            pads[2 * (2 - axis)], pads[2 * (2 - axis) + 1] = before, -excess - before
+            pads[2 * (2 - axis)], pads[2 * (2 - axis) + 1] = before, wanted - size - before
             volume = F.pad(volume, pads)
     return volume

@@ -1,0 +1,85 @@
+"""What a cell may undergo and stay of its class, on the device, a whole batch at once.
+
+Translation (with it, a crop: what leaves the box is lost), in-plane rotation by any angle, flips, elastic deformation, a little
+zoom, Gaussian noise, and an offset and scale of the RI as a wrong medium value or calibration gives. One resampling does all
+the geometry. Size and density tell the classes apart, so zoom and scale stay at what calibration errors are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """Strengths: ``translation_um`` greatest, each axis; ``elastic_um`` rms displacement, ``elastic_pitch_um`` between knots;
+    ``zoom`` rms relative; ``noise_ri`` greatest sigma; ``offset_ri`` rms; ``scale`` rms relative.
+    """
+
+    translation_um: float = 0.8
+    rotate: bool = True
+    elastic_um: float = 0.1
+    elastic_pitch_um: float = 3.0
+    zoom: float = 0.01
+    noise_ri: float = 6e-4
+    offset_ri: float = 2e-4
+    scale: float = 0.005
+
+
+def augment(deltas: Tensor, voxel_um: tuple[float, float, float], strength: Augmentation, generator: torch.Generator) -> Tensor:
+    """n - n_m [n, z, y, x] -> the same shape and unit; ``generator`` lives on the same device and decides everything."""
+    moved = _move(deltas.float(), voxel_um, strength, generator)
+    sigma = strength.noise_ri * _uniform(generator, deltas, (len(deltas), 1, 1, 1))
+    moved += sigma * torch.randn(moved.shape, generator=generator, device=moved.device)
+    scale = 1 + strength.scale * _normal(generator, deltas, (len(deltas), 1, 1, 1))
+    offset = strength.offset_ri * _normal(generator, deltas, (len(deltas), 1, 1, 1))
+    return moved.mul_(scale).add_(offset)
+
+
+def _move(deltas: Tensor, voxel_um: tuple[float, float, float], strength: Augmentation, generator: torch.Generator) -> Tensor:
+    count = len(deltas)
+    extent = [n * d for n, d in zip(deltas.shape[1:], voxel_um, strict=True)]
+    grid = F.affine_grid(_affine(deltas, extent, strength, generator), [count, 1, *deltas.shape[1:]], align_corners=False)
+    if strength.elastic_um > 0:
+        grid = grid + _elastic(deltas, extent, strength, generator)
+    # Zeros outside: beyond the box is medium.
+    return F.grid_sample(deltas[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
+
+
+def _affine(deltas: Tensor, extent: list[float], strength: Augmentation, generator: torch.Generator) -> Tensor:
+    """[n, 3, 4] in grid_sample's coordinates (x, y, z from -1 to 1): rotation about z in um, flips, zoom, translation."""
+    count = len(deltas)
+    angle = 2 * math.pi * _uniform(generator, deltas, (count,)) * float(strength.rotate)
+    zoom = 1 + strength.zoom * _normal(generator, deltas, (count,))
+    flips = torch.where(_uniform(generator, deltas, (count, 3)) < 0.5, -1.0, 1.0)
+    shift = (2 * _uniform(generator, deltas, (count, 3)) - 1) * strength.translation_um
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    ez, ey, ex = extent
+    theta = torch.zeros((count, 3, 4), device=deltas.device)
+    theta[:, 0, 0], theta[:, 0, 1] = cos * flips[:, 0], -sin * flips[:, 1] * (ey / ex)
+    theta[:, 1, 0], theta[:, 1, 1] = sin * flips[:, 0] * (ex / ey), cos * flips[:, 1]
+    theta[:, 2, 2] = zoom * flips[:, 2]
+    theta[:, :, 3] = shift * torch.tensor([2 / ex, 2 / ey, 2 / ez], device=deltas.device)
+    return theta
+
+
+def _elastic(deltas: Tensor, extent: list[float], strength: Augmentation, generator: torch.Generator) -> Tensor:
+    """Smooth displacements [n, z, y, x, 3]: white noise on coarse knots, interpolated."""
+    knots = [max(3, round(e / strength.elastic_pitch_um)) for e in extent]
+    noise = torch.randn((len(deltas), 3, *knots), generator=generator, device=deltas.device) * strength.elastic_um
+    unit = torch.tensor([2 / extent[2], 2 / extent[1], 2 / extent[0]], device=deltas.device)
+    fine = F.interpolate(noise * unit[None, :, None, None, None], size=deltas.shape[1:], mode="trilinear", align_corners=True)
+    return fine.movedim(1, -1)
+
+
+def _uniform(generator: torch.Generator, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.rand(shape, generator=generator, device=like.device)
+
+
+def _normal(generator: torch.Generator, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=generator, device=like.device)

@@ -1,0 +1,111 @@
+"""Checkpoints of a training: safetensors and JSON, nothing that executes on loading.
+
+A checkpoint holds the network, the optimizer's moments and the best network so far. Random numbers need no saving: every epoch
+draws from generators seeded by (seed, epoch), so a resumed training sees what the uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_save
+from torch import Tensor
+
+from wbcd.classification.bundle import write_file
+from wbcd.errors import BadValue
+
+STATE, PROGRESS = "checkpoint.safetensors", "checkpoint.json"
+
+
+@dataclass(slots=True)
+class Progress:
+    """``identity``: what the training is of; ``epoch``: epochs done; ``history``: one row an epoch."""
+
+    identity: dict[str, Any]
+    epoch: int = 0
+    best_epoch: int = 0
+    best_loss: float = float("inf")
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save(
+    folder: Path,
+    progress: Progress,
+    network: Mapping[str, Tensor],
+    best: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Both files, the state first and under its epoch's name: the JSON that names it is the commit."""
+    tensors = {f"network.{k}": v for k, v in network.items()} | {f"best.{k}": v for k, v in best.items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    name = _state_name(progress.epoch)
+    write_file(folder / name, safetensors_save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}))
+    text = {
+        "identity": progress.identity,
+        "state": name,
+        "epoch": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "best_loss": progress.best_loss,
+        "history": progress.history,
+    }
+    write_file(folder / PROGRESS, json.dumps(text, indent=1).encode())
+    for old in folder.glob("checkpoint-*.safetensors"):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+
+
+def resume(
+    folder: Path, identity: dict[str, Any], network: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor]] | None:
+    """Put network and optimizer back where the last checkpoint left them; None when there is none.
+
+    Returns the progress and the best network's tensors. Raises BadValue when the folder holds another training.
+    """
+    file = folder / PROGRESS
+    if not file.exists():
+        return None
+    try:
+        stored = json.loads(file.read_bytes())
+        found, name = stored["identity"], str(stored["state"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadValue(f"{file}: not a checkpoint: {error}.", action="Remove the folder and train anew.") from error
+    _check_identity(folder, found, identity)
+    if name != _state_name(int(stored["epoch"])):
+        raise BadValue(f"{file}: state is {name!r}; it must be {_state_name(int(stored['epoch']))!r}.")
+    tensors = load_file(folder / name)
+    network.load_state_dict(_part(tensors, "network."), strict=True)
+    _restore(optimizer, _part(tensors, "optimizer."))
+    progress = Progress(found, stored["epoch"], stored["best_epoch"], stored["best_loss"], stored["history"])
+    return progress, _part(tensors, "best.")
+
+
+def _state_name(epoch: int) -> str:
+    return f"checkpoint-{epoch:04d}.safetensors"
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _restore(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in moments.items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _check_identity(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise BadValue(
+                f"{folder}: holds a training whose {key} is {found.get(key)!r}, not {value!r}.",
+                action="Choose another folder, or give the same arguments to go on with this one.",
+            )
