@@ -7,6 +7,7 @@ file beside the database, held for the length of each transaction, keeps a secon
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import StaticPool
 
-from wbcd.errors import DatabaseUnavailable
+from wbcd.errors import DatabaseUnavailable, StoreError
 from wbcd.store.urls import Target
 
 BUSY_TIMEOUT_S: Final = 15.0
@@ -134,6 +135,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _postgres_engine(target: Target) -> Engine:
+    if importlib.util.find_spec("psycopg") is None:
+        raise StoreError("PostgreSQL needs the psycopg driver.", action="Install it with: pip install 'wbcd[postgres]'.")
     engine = create_engine(
         target.sqlalchemy_url,
         pool_size=1,

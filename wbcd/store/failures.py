@@ -21,6 +21,9 @@ from wbcd.store.urls import Target
 MIN_FREE_BYTES = 4 * 2**20
 """Below this an input/output error of SQLite is read as a full disk: the write-ahead log could not grow."""
 
+NEEDED_BYTES = 16 * 2**20
+"""Below this the health check says NoSpace: room for the write-ahead log and some hundred outcomes."""
+
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _SQLITE_SILENT = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM")
 _SQLITE_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")

@@ -30,7 +30,7 @@ from wbcd.recipe import Recipe
 from wbcd.records import Acquisition, MeasuredCell, Outcome
 from wbcd.store import queries, rows, schema
 from wbcd.store.engine import READ_ONLY, Retry, WriterLock, make_engine
-from wbcd.store.failures import foreign_errors, free_bytes
+from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
 from wbcd.store.rows import Health, StoredCell, StoredOutcome, Unfinished
 from wbcd.store.urls import Target, parse_url
 
@@ -38,9 +38,6 @@ T = TypeVar("T")
 
 PATIENCE_S: Final = 20.0
 """How long a lost PostgreSQL is tried again before :class:`DatabaseUnavailable` reaches the daemon."""
-
-MIN_FREE_BYTES: Final = 16 * 2**20
-"""Below this :meth:`Ledger.check` says NoSpace: room for the write-ahead log and some hundred outcomes."""
 
 PAGE_ROWS: Final = 256
 """Rows fetched at a time when everything is read: flat memory, and the lock is free in between."""
@@ -244,10 +241,10 @@ class Ledger:
         Raises :class:`NoSpace` when its disk has under 16 MiB left, :class:`SchemaMismatch`, :class:`DatabaseUnavailable`.
         """
         free = free_bytes(self._target)
-        if free is not None and free < MIN_FREE_BYTES:
+        if free is not None and free < NEEDED_BYTES:
             raise NoSpace(
                 f"{self._target.display}: {free / 2**20:.1f} MiB are free on the disk of the database; "
-                f"{MIN_FREE_BYTES // 2**20} MiB are needed."
+                f"{NEEDED_BYTES // 2**20} MiB are needed."
             )
         revision, server, warnings = self._read(lambda connection: _examine(connection, self._target, deep=deep))
         return Health(self._target.display, server, revision, free, warnings)

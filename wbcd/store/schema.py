@@ -35,13 +35,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
 
+from wbcd.store.views import UTC_TEXT
+
 SCHEMA_REVISION: Final = "0001"
 """Head of the migrations that this version of wbcd writes to."""
 
 OUTCOMES: Final = ("measured", "rejected", "set_aside")
-
-UTC_TEXT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
-"""Fixed width, so that text order is time order."""
 
 metadata = MetaData(
     naming_convention={

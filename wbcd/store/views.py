@@ -16,6 +16,9 @@ from typing import Final
 Z_95: Final = 1.959963984540054
 """Standard normal quantile of 0.975."""
 
+UTC_TEXT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
+"""How SQLite holds a time: of fixed width, so that text order is time order."""
+
 DIFFERENTIAL_COUNT: Final = """
 CREATE VIEW differential_count AS
 WITH RECURSIVE counted AS (
