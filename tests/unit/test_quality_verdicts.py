@@ -190,7 +190,7 @@ def test_no_background_fails_rather_than_passes() -> None:
     [
         ({"touches_border": True}, {}, "touches_border"),
         ({"lobes": 2}, {}, "lobes"),
-        ({"solidity": 0.6}, {}, "solidity"),
+        ({"solidity": 0.5}, {}, "solidity"),
         ({"non_physical_voxels": 1}, {}, "non_physical_voxels"),
         ({}, {"volume_fl": 12.0}, "volume_low"),
         ({}, {"volume_fl": 4000.0}, "volume_high"),
