@@ -1,0 +1,270 @@
+"""Kept tomograms: one OME-Zarr 0.5 image (zarr format 3) a cell, whole or absent, never half.
+
+    ROOT/ab/<content id>-<recipe id>-<number>.ome.zarr
+        zarr.json    attributes.ome: multiscales, omero window; attributes.wbcd: where the numbers come from
+        0, 1, 2      refractive index, float32 [z, y, x]; every chunk ends in its CRC-32C
+
+Level 1 is the mean of 1 x 2 x 2 voxels, level 2 of 2 x 4 x 4. Each level has its scale and then its translation in um: the
+centre of its first voxel in the instrument's field of view (https://ngff.openmicroscopy.org/0.5/).
+
+An image is written under a temporary name, verified by reading it back, forced to disk and renamed. Missing chunks would
+read as NaN, not as zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.errors import BaseZarrError
+
+from wbcd import __version__
+from wbcd.errors import CorruptContent, StoreError
+from wbcd.records import Acquisition, Cell, Triple
+from wbcd.store.failures import from_os_error
+from wbcd.store.rows import clean_json
+
+SUFFIX: Final = ".ome.zarr"
+TEMPORARY: Final = ".wbcd-part-"
+NAMESPACE: Final = "wbcd"
+AXES: Final = ("z", "y", "x")
+LEVEL_FACTORS: Final = ((1, 1, 1), (1, 2, 2), (2, 4, 4))
+"""Down to nearly isotropic voxels first: 0.2 x 0.1 x 0.1 um becomes 0.2 x 0.2 x 0.2 um."""
+
+DISPLAY_WINDOW_RI: Final = (1.335, 1.365)
+CHUNK_Z: Final = 25
+"""Slabs of 25 planes: four files of about 2 MB at full size, and a plane costs one of them."""
+
+STALE_AFTER_S: Final = 3600.0
+"""A temporary folder that nobody has touched for so long is what a killed process left."""
+
+_COMPRESSION_LEVEL: Final = 1  # noise does not compress: 3 gives 1 % less for twice the time
+
+
+def tomogram_path(root: Path, *, content_id: str, recipe_id: str, number: int) -> Path:
+    """Where a cell's image lies. Two digits of the content id spread 100,000 images over 256 folders."""
+    return root / content_id[:2] / f"{content_id}-{recipe_id}-{number:03d}{SUFFIX}"
+
+
+def write_tomogram(root: Path, cell: Cell, *, acquisition: Acquisition, recipe_id: str) -> Path:
+    """Write the refractive index around one cell; gives the folder of the image.
+
+    The same cell again returns the image that is there, if it is whole; a damaged one is replaced.
+    Raises :class:`wbcd.errors.NoSpace` when the disk is full, else :class:`wbcd.errors.StoreError`.
+    """
+    path = tomogram_path(root, content_id=acquisition.content_id, recipe_id=recipe_id, number=cell.number)
+    with _store_errors(path):
+        if _is_whole(path):
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sync_folder(root)
+        part = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+        try:
+            _write_image(part / "image", cell, _provenance(cell, acquisition, recipe_id))
+            _verify(part / "image", cell.ri)
+            _publish(part / "image", path, part)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def read_tomogram(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Refractive index at full resolution, float32 [z, y, x], and our attributes. Raises :class:`CorruptContent`."""
+    try:
+        attributes = zarr.open_group(str(path), mode="r", zarr_format=3).attrs.asdict()
+        levels = [_whole_array(path / str(dataset["path"])) for dataset in _multiscale(attributes)["datasets"]]
+        ri = np.asarray(levels[0][...], dtype=np.float32)
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, BaseZarrError) as error:
+        raise CorruptContent(
+            f"{path}: is not a whole tomogram of ours: {error}.", action="Process the acquisition again."
+        ) from error
+    return ri, _ours(attributes)
+
+
+def clean_stale(root: Path, *, older_than_s: float = STALE_AFTER_S, now_s: float | None = None) -> int:
+    """Remove what killed writers left under ``root``; gives how many. ``older_than_s`` 0 when no other process writes there."""
+    limit = (time.time() if now_s is None else now_s) - older_than_s
+    removed = 0
+    for part in root.glob(f"??/{TEMPORARY}*"):
+        try:
+            if part.is_symlink() or part.stat().st_mtime > limit:
+                continue
+        except FileNotFoundError:  # its writer has just finished
+            continue
+        shutil.rmtree(part, ignore_errors=True)
+        removed += 1
+    return removed
+
+
+# --- content ------------------------------------------------------------------------------------------
+
+
+def _provenance(cell: Cell, acquisition: Acquisition, recipe_id: str) -> dict[str, Any]:
+    provenance = {
+        "wbcd_version": __version__,
+        "source_content_id": acquisition.content_id,
+        "recipe_id": recipe_id,
+        "cell_number": int(cell.number),
+        "time_index": int(cell.time_index),
+        "centre_um": [float(v) for v in cell.centre_um],
+        "medium_ri": float(cell.medium_ri),
+        "wavelength_um": acquisition.wavelength_um,
+        "objective_na": acquisition.objective_na,
+        "sample_id": acquisition.sample_id,
+        "quantity": "refractive_index",
+    }
+    return {name: clean_json(value) for name, value in provenance.items()}
+
+
+def _multiscale(attributes: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = attributes["ome"]["multiscales"][0]
+    return found
+
+
+def _ours(attributes: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = attributes.get(NAMESPACE, {})
+    return found
+
+
+def _whole_array(path: Path) -> zarr.Array[Any]:
+    array = zarr.open_array(str(path), mode="r", zarr_format=3)
+    if array.nchunks_initialized != array.nchunks:
+        raise ValueError(f"level {path.name} holds {array.nchunks_initialized} of its {array.nchunks} chunks")
+    return array
+
+
+def _write_image(path: Path, cell: Cell, provenance: dict[str, Any]) -> None:
+    levels = [_reduced(cell.ri, factors) for factors in LEVEL_FACTORS if _fits(cell.ri.shape, factors)]
+    attributes = {"ome": _ome_attributes(cell, len(levels)), NAMESPACE: provenance}
+    group = zarr.create_group(str(path), zarr_format=3, attributes=attributes)
+    for number, level in enumerate(levels):
+        array = group.create_array(
+            str(number),
+            shape=level.shape,
+            dtype=level.dtype,
+            chunks=(min(CHUNK_Z, level.shape[0]), *level.shape[1:]),
+            compressors=[ZstdCodec(level=_COMPRESSION_LEVEL), Crc32cCodec()],
+            fill_value=math.nan,
+            dimension_names=list(AXES),
+            config={"write_empty_chunks": True},
+        )
+        array[...] = level
+
+
+def _ome_attributes(cell: Cell, levels: int) -> dict[str, Any]:
+    low, high = DISPLAY_WINDOW_RI
+    channel = {
+        "label": "refractive index",
+        "color": "FFFFFF",
+        "active": True,
+        "window": {"min": 1.33, "max": 1.5, "start": low, "end": high},
+    }
+    return {
+        "version": "0.5",
+        "multiscales": [
+            {
+                "name": f"cell {cell.number}",
+                "axes": [{"name": name, "type": "space", "unit": "micrometer"} for name in AXES],
+                "datasets": [_dataset(cell, number) for number in range(levels)],
+                "type": "mean",
+            }
+        ],
+        "omero": {"channels": [channel]},
+    }
+
+
+def _dataset(cell: Cell, number: int) -> dict[str, Any]:
+    """Scale, then translation, as the specification orders them."""
+    factors = LEVEL_FACTORS[number]
+    scale = [factor * pitch for factor, pitch in zip(factors, cell.voxel_um, strict=True)]
+    origin = _first_voxel_um(cell)
+    # A mean of f voxels is centred (f - 1)/2 voxels behind the first of them.
+    shift = [o + (f - 1) / 2 * p for o, f, p in zip(origin, factors, cell.voxel_um, strict=True)]
+    transformations = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
+    return {"path": str(number), "coordinateTransformations": transformations}
+
+
+def _first_voxel_um(cell: Cell) -> Triple:
+    """Centre of voxel (0, 0, 0): the crop is centred on the cell."""
+    z, y, x = (
+        centre - (size - 1) / 2 * pitch
+        for centre, size, pitch in zip(cell.centre_um, cell.ri.shape, cell.voxel_um, strict=True)
+    )
+    return z, y, x
+
+
+def _fits(shape: tuple[int, ...], factors: tuple[int, ...]) -> bool:
+    return all(size >= 2 * factor or factor == 1 for size, factor in zip(shape, factors, strict=True))
+
+
+def _reduced(ri: NDArray[np.float32], factors: tuple[int, ...]) -> NDArray[np.float32]:
+    """Mean of blocks; an odd plane at the end is left out."""
+    whole = ri[tuple(slice(size // factor * factor) for size, factor in zip(ri.shape, factors, strict=True))]
+    split = itertools.chain.from_iterable((size // factor, factor) for size, factor in zip(whole.shape, factors, strict=True))
+    means: NDArray[np.float32] = whole.reshape(tuple(split)).mean(axis=(1, 3, 5), dtype=np.float64).astype(np.float32)
+    return means
+
+
+# --- durability ---------------------------------------------------------------------------------------
+
+
+def _verify(path: Path, ri: NDArray[np.float32]) -> None:
+    found, _ = read_tomogram(path)
+    if found.shape != ri.shape or not np.array_equal(found, ri, equal_nan=True):
+        raise StoreError(f"{path}: what was written reads back otherwise.", action="Check the disk of the output folder.")
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        read_tomogram(path)
+    except CorruptContent:
+        return False
+    return True
+
+
+def _publish(image: Path, path: Path, part: Path) -> None:
+    for folder, _, files in os.walk(image, topdown=False):
+        for name in files:
+            _sync_file(Path(folder) / name)
+        _sync_folder(Path(folder))
+    if path.exists():
+        path.rename(part / "damaged")  # a folder cannot be renamed over one that is not empty
+    image.rename(path)
+    _sync_folder(path.parent)
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_sync_folder = _sync_file  # on Linux a folder is opened and forced to disk the same way
+
+
+@contextmanager
+def _store_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except CorruptContent as error:
+        raise StoreError(
+            f"{path}: cannot be read back: {error.message}", action="Check the disk of the output folder."
+        ) from error
+    except OSError as error:
+        raise from_os_error(error, str(path)) from error
