@@ -366,7 +366,7 @@ def _password(settings: DatabaseSettings, env: Mapping[str, str]) -> str | None:
     if source is None:
         return None
     try:
-        return source.read_text(encoding="utf-8").strip()
+        return source.read_text(encoding="utf-8").strip() or None  # an empty file is there for systemd's sake
     except OSError as error:
         raise BadValue(f"database.password_file {source} cannot be read: {error.strerror}.") from error
 

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_line import MODEL, RecordingLog, fake_stages, identify, predict, quick_config
+from helpers_line import MODEL, MemoryLedger, RecordingLog, fake_stages, identify, predict, quick_config
 
 from wbcd.acquisition.watch import FolderWatcher
 from wbcd.daemon.service import Backlog, Service
 from wbcd.daemon.state import read_state
 from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StageFailed
-from wbcd.testing import MemoryLedger
-
-RECIPE_DEFAULT: dict[str, Any] = {}
 
 
 class Rig:

@@ -95,9 +95,9 @@ class Timed:
             raise Closed("numbers") if timeout_s is None else TimeoutError
         when, item = self.arrivals[0]
         if timeout_s is not None and when > self.clock() + timeout_s:
-            self.clock.forward(timeout_s)
+            self.clock.advance(timeout_s)
             raise TimeoutError
-        self.clock.now_s = max(self.clock(), when)
+        self.clock.advance(max(0.0, when - self.clock()))
         self.arrivals.pop(0)
         return item
 
@@ -112,7 +112,7 @@ class Timed:
     ],
 )
 def test_batches_wait_for_the_first_without_limit_and_then_no_longer_than_allowed(arrivals, batch) -> None:
-    clock = FakeClock()
+    clock = FakeClock(0.0)
     timed = Timed(clock, arrivals)
     assert take_batch(timed, weight=lambda item: item, max_weight=3, max_latency_s=0.5, clock=clock) == batch  # type: ignore[arg-type]
 

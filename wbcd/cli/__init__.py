@@ -41,6 +41,11 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(import_module(module), name)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb; an error of wbcd ends the process with its status and its sentence."""
+        with exits():
+            return super().invoke(ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """The list of `wbcd --help`, without importing any verb."""
         with formatter.section("Commands"):
@@ -57,6 +62,5 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point of the console script; ends the process with the documented exit status."""
-    with exits():
-        cli.main(prog_name="wbcd", standalone_mode=True)
+    """Entry point of the console script."""
+    cli(prog_name="wbcd")

@@ -1,34 +1,39 @@
-"""Tables for a person. rich is imported where it draws."""
+"""Tables for a person, of rows as :meth:`wbcd.report.counts.CountRow.as_dict` gives them. rich is imported where it draws."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+Row = dict[str, Any]
 
-def counts_table(rows: Sequence[Any], title: str) -> Any:
-    """A rich table of :class:`wbcd.report.counts.CountRow`: label, n, percent and its 95 % limits."""
+
+def counts_table(rows: Sequence[Row], title: str) -> Any:
+    """A rich table: label, n, percent and its 95 % limits; the sample too when there are several."""
     from rich.table import Table
 
-    samples = {row.sample for row in rows}
+    several = len({row["sample"] for row in rows}) > 1
     table = Table(title=title, title_justify="left")
-    if len(samples) > 1:
+    if several:
         table.add_column("sample")
-    for name, justify in (("class", "left"), ("cells", "right"), ("%", "right"), ("95 % limits", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("class")
+    for name in ("cells", "%", "95 % limits"):
+        table.add_column(name, justify="right")
     for row in rows:
-        values = [row.label, str(row.n), f"{100 * row.fraction:.1f}", limits(row)]
-        table.add_row(*([row.sample, *values] if len(samples) > 1 else values))
+        values = [row["label"], str(row["n"]), f"{100 * row['fraction']:.1f}", limits(row)]
+        table.add_row(*([row["sample"], *values] if several else values))
     return table
 
 
-def limits(row: Any) -> str:
-    """``12.3 - 45.6``."""
-    return f"{100 * row.ci_low:.1f} - {100 * row.ci_high:.1f}"
+def limits(row: Row) -> str:
+    """``12.3 - 45.6``, percent."""
+    return f"{100 * row['ci_low']:.1f} - {100 * row['ci_high']:.1f}"
 
 
-def counts_line(rows: Sequence[Any]) -> str:
-    """One line: ``B 12 (30.0 %, 18.1-45.4)  T ...``."""
+def counts_line(rows: Sequence[Row]) -> str:
+    """One line: ``monocyte 12 (30 %, 18.1-45.4)  ...``."""
     if not rows:
         return "no cells yet"
-    return "  ".join(f"{row.label} {row.n} ({100 * row.fraction:.0f} %, {limits(row).replace(' ', '')})" for row in rows)
+    return "  ".join(
+        f"{row['label']} {row['n']} ({100 * row['fraction']:.0f} %, {limits(row).replace(' ', '')})" for row in rows
+    )

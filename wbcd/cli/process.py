@@ -67,14 +67,15 @@ def outcomes(config: Config, files: list[Path]) -> Iterator[dict[str, Any]]:
     from wbcd.daemon.assembly import make_stages, open_ledger
     from wbcd.daemon.logs import configure_logging
     from wbcd.daemon.once import ProcessOnce
+    from wbcd.store import StoredOutcome
 
     configure_logging(config.service)
     stages = make_stages(config)
     with open_ledger(config, stages) as ledger:
         once = ProcessOnce(config, stages, ledger)
         for path in files:
-            outcome, stored = once(path)
-            yield stored_object(stored, path) if stored is not None else outcome_object(outcome, path)
+            result = once(path)
+            yield stored_object(result, path) if isinstance(result, StoredOutcome) else outcome_object(result, path)
 
 
 def _line(made: dict[str, Any]) -> str:

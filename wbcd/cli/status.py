@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, quiet_console, site_options, to_json
+from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, quiet_console, site_options, to_json
+from wbcd.config import redact
+from wbcd.errors import StoreError
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -37,36 +39,36 @@ def counts(config: Config, as_json: bool, sample: str | None) -> None:
     """The differential count with Wilson 95 % confidence limits, per sample, model and recipe."""
     from wbcd.report.counts import read_differential
 
-    rows = read_differential(config.database_url(), sample)
+    rows = [row.as_dict() for row in read_differential(config.database_url(), sample)]
     if as_json:
-        click.echo(to_json(list(rows)))
+        click.echo(to_json(rows))
     elif not rows:
         click.echo("No cells are counted yet.")
     else:
         _print_counts(rows)
 
 
-def _print_counts(rows: Any) -> None:
+def _print_counts(rows: list[dict[str, Any]]) -> None:
     from wbcd.cli.printing import counts_table
 
     console = quiet_console()
-    for model, recipe in dict.fromkeys((row.model, row.recipe) for row in rows):
-        chosen = [row for row in rows if (row.model, row.recipe) == (model, recipe)]
+    for model, recipe in dict.fromkeys((row["model"], row["recipe"]) for row in rows):
+        chosen = [row for row in rows if (row["model"], row["recipe"]) == (model, recipe)]
         console.print(counts_table(chosen, f"model {model}, recipe {recipe}"))
 
 
 def collect(config: Config) -> dict[str, Any]:
-    """``daemon`` (the state file), ``counts`` and ``store`` (the database) as one JSON-ready object."""
+    """``daemon`` (its state file) and ``store`` (the database, or why it cannot be read) as one JSON-ready object."""
     from wbcd.daemon.state import read_state
-    from wbcd.report.counts import read_differential, read_status
+    from wbcd.report.counts import read_status
 
     state = read_state(config.output.dir)
-    url = config.database_url()
-    return {
-        "daemon": {"state": state.state, "reason": state.reason, **_told(state.details)},
-        "store": read_status(url),
-        "counts": list(read_differential(url)),
-    }
+    found: dict[str, Any] = {"daemon": {"state": state.state, "reason": state.reason, **_told(state.details)}}
+    try:
+        found["store"] = read_status(config.database_url()).as_dict()
+    except StoreError as error:  # the daemon's own word on why it waits must be shown all the more
+        found["store"] = {"database": redact(config.database.url), "error": error.sentence()}
+    return found
 
 
 def _told(details: dict[str, Any] | None) -> dict[str, Any]:
@@ -84,17 +86,33 @@ def _show(config: Config) -> None:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The status as plain lines."""
+    daemon, store = found["daemon"], found["store"]
+    out = [f"daemon     {daemon['state']}" + (f": {daemon['reason']}" if daemon["reason"] else "")]
+    if "waiting" in daemon:
+        out.append(f"folder     {daemon.get('watch_dir')}: {daemon['waiting']} waiting, {daemon.get('in_hand', 0)} in hand")
+    out.append(f"database   {store['database']}" + (f": {store['error']}" if "error" in store else ""))
+    return out if "error" in store else out + _store_lines(store)
+
+
+def _store_lines(store: dict[str, Any]) -> list[str]:
     from wbcd.cli.printing import counts_line
 
-    daemon = found["daemon"]
-    out = [f"daemon    {daemon['state']}" + (f": {daemon['reason']}" if daemon["reason"] else "")]
-    if "waiting" in daemon:
-        out.append(f"folder    {daemon.get('watch_dir')}: {daemon['waiting']} waiting, {daemon.get('in_hand', 0)} in hand")
-    out += found["store"].lines() if hasattr(found["store"], "lines") else [f"store     {to_json(found['store'])}"]
-    samples = dict.fromkeys((row.sample, row.model) for row in found["counts"])
-    for sample, model in samples:
-        rows = [row for row in found["counts"] if (row.sample, row.model) == (sample, model)]
-        out.append(f"sample    {sample} ({model}): {counts_line(rows)}")
+    out = [f"outcomes   {store['measured']} measured, {store['rejected']} rejected, {store['set_aside']} set aside"]
+    out.append(
+        f"cells      {store['cells']} counted, {store['cells_refused']} refused; {store['per_minute']:.1f} outcomes a minute"
+    )
+    out += [f"           {row['n']} {row['outcome'].replace('_', ' ')}: {row['reason']}" for row in store["rejections"]]
+    if store["changed_after_count"]:
+        out.append(f"warning    {store['changed_after_count']} files were changed after they had been counted")
+    if store["note"]:
+        out.append(f"note       {store['note']}")
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in store["counts"]:
+        groups.setdefault((row["sample"], row["model"], row["recipe"]), []).append(row)
+    for (sample, model, recipe), rows in groups.items():
+        out += [f"sample     {sample} (model {model}, recipe {recipe})", f"           {counts_line(rows)}"]
+    if store["simulated_model"]:
+        out.append("the model was trained and measured on simulated cells; " + RESEARCH_ONLY.lower())
     return out
 
 

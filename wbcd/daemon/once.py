@@ -15,25 +15,25 @@ from wbcd.records import Acquisition, Outcome, SetAside
 
 
 class ProcessOnce:
-    """Call it with a path: ``(outcome, None)`` for a fresh one, ``(None, stored)`` for content that is counted already."""
+    """Call it with a path: an :class:`Outcome`, or the :class:`wbcd.store.StoredOutcome` of content that is counted already."""
 
     def __init__(self, config: Config, stages: Stages, ledger: LedgerLike) -> None:
         self._config = config
         self._stages = stages
         self._ledger = ledger
 
-    def __call__(self, path: Path) -> tuple[Outcome, None] | tuple[None, Any]:
+    def __call__(self, path: Path) -> Outcome | Any:
         """Identify, look up, process, commit. Raises only what is not the file's: store, device, configuration."""
         try:
             acquisition = self._stages.identify(path)
         except (InputError, OSError) as error:
-            return self._committed(SetAside(unread(path), _named(error, path))), None
+            return self._committed(SetAside(unread(path), _named(error, path)))
         self._ledger.sighted(path, acquisition.size_bytes, acquisition.mtime_ns, acquisition.content_id)
         stored = self._ledger.known(acquisition.content_id, self._config.recipe.recipe_id, self._stages.model_id)
         if stored is not None:
             self._note_duplicate(acquisition, stored)
-            return None, stored
-        return self._committed(self._worked(acquisition)), None
+            return stored
+        return self._committed(self._worked(acquisition))
 
     def _worked(self, acquisition: Acquisition) -> Outcome:
         limit = self._config.limits.max_tries

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from wbcd.acquisition.watch import FolderWatcher
+from typing import cast
+
+from wbcd.acquisition.watch import FolderWatcher, Mode
 from wbcd.config import Config
 from wbcd.daemon.desk import LedgerLike
 from wbcd.daemon.logs import configure_logging
@@ -35,9 +37,7 @@ def make_watcher(config: Config) -> FolderWatcher:
         )
     if not watch.dir.is_dir():
         raise BadValue(f"watch.dir is {watch.dir}, which is not a folder.", action="Make or mount it, or give another.")
-    mode = watch.mode
-    if mode not in ("auto", "inotify", "polling"):
-        raise BadValue(f"watch.mode is {mode!r}; it must be auto, inotify or polling.")
+    mode = cast(Mode, watch.mode)  # one of the three: the configuration is checked
     return FolderWatcher(watch.dir, mode=mode, rescan_s=watch.rescan_s, quiet_s=watch.quiet_s, newest_first=watch.newest_first)
 
 

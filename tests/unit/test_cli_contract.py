@@ -1,0 +1,128 @@
+"""The command line's contract: verbs, common options, exit statuses, light imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from wbcd.cli import VERBS, cli
+from wbcd.cli.common import exit_status, to_json
+from wbcd.errors import BadValue, BundleInvalid, DatabaseUnavailable, DeviceLost, SchemaMismatch, StageFailed, UnknownKey
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(cli, arguments, env=env)
+
+
+def commands() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        found.append((name,))
+        if isinstance(command, click.Group):
+            found += [(name, inner) for inner in command.list_commands(click.Context(command))]
+    return found
+
+
+def test_the_promised_verbs_are_there() -> None:
+    promised = {"demo", "simulate", "run", "process", "status", "counts", "db", "model", "dataset", "train", "evaluate"}
+    assert promised | {"doctor", "config"} == set(VERBS)
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_each_help_shows_an_example(words: tuple[str, ...]) -> None:
+    result = run(*words, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"wbcd {words[0]}" in result.output
+
+
+@pytest.mark.parametrize("verb", ["run", "process", "status", "counts", "doctor"])
+def test_the_common_options_are_on_every_verb_that_needs_them(verb: str) -> None:
+    text = run(verb, "--help").output
+    assert all(option in text for option in ("--config", "--db", "--watch-dir", "--output-dir"))
+
+
+@pytest.mark.parametrize("words", [("status",), ("counts",), ("process",), ("doctor",), ("config", "show"), ("model", "show")])
+def test_every_reading_verb_takes_json(words: tuple[str, ...]) -> None:
+    assert "--json" in run(*words, "--help").output
+
+
+def test_wrong_usage_is_status_2(tmp_path: Path) -> None:
+    assert run("process").exit_code == 2
+    assert run("nonsense").exit_code == 2
+    assert run("process", str(tmp_path / "absent.h5")).exit_code == 2
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert run("process", str(empty)).exit_code == 2
+
+
+def test_wrong_configuration_is_status_78_and_names_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "wbcd.toml"
+    path.write_text("[watch]\nquite_s = 1\n")
+    result = run("config", "check", "--config", str(path))
+    assert result.exit_code == 78
+    assert "watch.quiet_s" in result.output
+    assert run("run", "--config", str(tmp_path / "absent.toml")).exit_code == 78
+    assert run("run").exit_code == 78  # no watch folder
+    assert run("run", "--watch-dir", str(tmp_path / "absent")).exit_code == 78
+    assert run("status", "--db", "mysql://x/y").exit_code == 78
+    assert run("status", env={"WBCD_DATABSE_URL": "x"}).exit_code == 78
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UnknownKey("x"), 78),
+        (BadValue("x"), 78),
+        (SchemaMismatch("x"), 78),
+        (BundleInvalid("x"), 78),
+        (DatabaseUnavailable("x"), 69),
+        (DeviceLost("x"), 74),
+        (StageFailed("x"), 70),
+    ],
+)
+def test_each_error_has_its_status(error, status) -> None:
+    assert exit_status(error) == status
+
+
+def test_the_database_may_be_named_in_the_environment(tmp_path: Path) -> None:
+    result = run("config", "show", "--json", env={"WBCD_DATABASE_URL": f"sqlite:///{tmp_path}/x.db"})
+    assert json.loads(result.output)["database"]["url"] == f"sqlite:///{tmp_path}/x.db"
+    result = run("config", "show", "--json", "--db", "sqlite:///y.db", env={"WBCD_DATABASE_URL": "sqlite:///x.db"})
+    assert json.loads(result.output)["database"]["url"] == "sqlite:///y.db"
+
+
+def test_the_shown_configuration_loads_again(tmp_path: Path) -> None:
+    path = tmp_path / "shown.toml"
+    path.write_text(run("config", "show", "--watch-dir", str(tmp_path)).output)
+    first = json.loads(run("config", "show", "--json", "--watch-dir", str(tmp_path)).output)
+    assert json.loads(run("config", "show", "--json", "--config", str(path)).output) == first
+
+
+def test_json_never_holds_a_number_that_json_does_not_know() -> None:
+    assert json.loads(to_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": Path("x")})) == {
+        "a": None,
+        "b": [None, 1.5],
+        "c": "x",
+    }
+
+
+@pytest.mark.parametrize("words", [["--help"], ["status", "--help"], ["run", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    heavy = ("torch", "numpy", "scipy", "skimage", "h5py", "zarr", "sqlalchemy", "matplotlib", "rich", "structlog")
+    code = (
+        "import sys\nfrom wbcd.cli import cli\n"
+        f"try:\n    cli({words!r})\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "[]"

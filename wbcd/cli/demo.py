@@ -1,0 +1,246 @@
+"""`wbcd demo`: the main job on one machine. A simulated microscope and the real daemon, each a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, quiet_console
+from wbcd.errors import BadValue, DatabaseUnavailable, StageFailed
+
+MARKER = ".wbcd-demo"
+LOOK_S = 1.0
+PLAIN_EVERY_S = 10.0
+SAMPLE = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Everything that the demo writes, in one folder."""
+
+    root: Path
+
+    @property
+    def incoming(self) -> Path:
+        return self.root / "incoming"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "wbcd.db"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output"
+
+    @property
+    def picture(self) -> Path:
+        return self.root / "representative-cells.png"
+
+    def url(self) -> str:
+        return f"sqlite:///{self.database.absolute()}"
+
+    def log(self, name: str) -> Path:
+        return self.root / f"{name}.log"
+
+
+@click.command(epilog=EXAMPLES["demo"])
+@click.option("--cells", type=click.IntRange(1), default=40, show_default=True, help="Cells to simulate, one an acquisition.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option(
+    "--defects", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Fraction of bad acquisitions added."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True)
+def demo(cells: int, seed: int, defects: float, out: Path) -> None:
+    """Simulated microscope -> folder -> daemon -> SQLite -> live counts. All cells are simulated."""
+    places = Places(out)
+    prepare(places)
+    console = quiet_console()
+    console.print(f"[bold]wbcd demo[/bold]: {cells} simulated cells into {places.incoming}. {RESEARCH_ONLY}")
+    started = time.monotonic()
+    with (
+        _child(_daemon(places), places.log("daemon")) as daemon,
+        _child(_microscope(places, cells, seed, defects), places.log("microscope")) as microscope,
+    ):
+        _follow(console, places, daemon, microscope)
+        _stop(daemon)
+    _conclude(console, places, time.monotonic() - started)
+
+
+def prepare(places: Places) -> None:
+    """An empty folder of our own. Raises BadValue for a folder that holds anything which no demo made."""
+    root = places.root
+    if root.exists() and any(root.iterdir()) and not (root / MARKER).is_file():
+        raise BadValue(f"--out is {root}, which is not empty and was not made by a demo.", action="Name another folder.")
+    for path in (places.incoming, places.output):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in [places.picture, places.log("daemon"), places.log("microscope"), root / "truth.json", *root.glob("wbcd.db*")]:
+        path.unlink(missing_ok=True)
+    places.incoming.mkdir(parents=True)
+    (root / MARKER).write_text("made by `wbcd demo`, which empties this folder at its next run\n", encoding="utf-8")
+
+
+# --- the two processes -------------------------------------------------------------------------
+
+
+def _wbcd(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "wbcd.cli", *map(str, arguments)]
+
+
+def _daemon(places: Places) -> list[str]:
+    options = ("--watch-dir", places.incoming, "--output-dir", places.output, "--db", places.url())
+    return _wbcd("run", *options, "--sample", SAMPLE)
+
+
+def _microscope(places: Places, cells: int, seed: int, defects: float) -> list[str]:
+    options = ("--cells", str(cells), "--seed", str(seed), "--defects", str(defects), "--sample", SAMPLE)
+    return _wbcd("simulate", places.incoming, *options, "--truth", places.root / "truth.json", "--quiet")
+
+
+@contextmanager
+def _child(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A child whose output goes to a log file; it never outlives the demo."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WBCD_")}
+    environment |= {"WBCD_WATCH_QUIET_S": "0.5", "WBCD_WATCH_RESCAN_S": "5", "WBCD_SERVICE_HEARTBEAT_S": "1"}
+    with log.open("wb") as stream, subprocess.Popen(command, stdout=stream, stderr=stream, env=environment) as child:
+        try:
+            yield child
+        finally:
+            _stop(child)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(90)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+
+def _follow(console: Any, places: Places, daemon: subprocess.Popen[bytes], microscope: subprocess.Popen[bytes]) -> None:
+    """Show the counts until the microscope has ended and each of its files has its outcome."""
+    with _display(console) as show:
+        while not _finished(places, microscope):
+            _demand_alive(places, daemon, microscope)
+            show(_status(places), _written(places))
+            time.sleep(LOOK_S)
+        show(_status(places), _written(places))
+
+
+def _demand_alive(places: Places, daemon: subprocess.Popen[bytes], microscope: subprocess.Popen[bytes]) -> None:
+    for name, child in (("daemon", daemon), ("microscope", microscope)):
+        ended = child.poll()
+        if ended is not None and (ended != 0 or child is daemon):
+            tail = places.log(name).read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+            raise StageFailed(f"The {name} ended with status {ended}: " + " | ".join(tail))
+
+
+def _finished(places: Places, microscope: subprocess.Popen[bytes]) -> bool:
+    if microscope.poll() != 0:
+        return False
+    status = _status(places)
+    return status is not None and status.outcomes >= _written(places)
+
+
+def _written(places: Places) -> int:
+    from wbcd.acquisition.candidate import is_candidate
+
+    return sum(is_candidate(path) for path in places.incoming.iterdir())
+
+
+def _status(places: Places) -> Any:
+    from wbcd.report.counts import read_status
+
+    try:
+        return read_status(places.url())
+    except DatabaseUnavailable:  # the daemon has not made it yet
+        return None
+
+
+# --- what is seen --------------------------------------------------------------------------------
+
+
+@contextmanager
+def _display(console: Any) -> Iterator[Any]:
+    """A live table on a terminal, a plain line every few seconds elsewhere."""
+    if not console.is_terminal:
+        yield _PlainDisplay(console)
+        return
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda status, written: live.update(_panel(status, written), refresh=True)
+
+
+class _PlainDisplay:
+    def __init__(self, console: Any) -> None:
+        self._console = console
+        self._next_s = 0.0
+
+    def __call__(self, status: Any, written: int) -> None:
+        from wbcd.cli.printing import counts_line
+
+        if time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + PLAIN_EVERY_S
+        done = status.outcomes if status else 0
+        counts = counts_line([row.as_dict() for row in status.counts]) if status else "starting"
+        click.echo(f"{written} written, {done} done: {counts}")
+
+
+def _panel(status: Any, written: int) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    from wbcd.cli.printing import counts_table
+
+    if status is None:
+        return Text(f"{written} acquisitions written; the daemon is starting (it loads the model first)")
+    head = (
+        f"{written} acquisitions written; {status.measured} measured, {status.rejected} rejected, "
+        f"{status.set_aside} set aside; {status.per_minute:.0f} a minute"
+    )
+    table = counts_table([row.as_dict() for row in status.counts], "running differential (simulated cells)")
+    return Group(Text(head), table)
+
+
+def _conclude(console: Any, places: Places, seconds: float) -> None:
+    from wbcd.cli.printing import counts_table
+
+    status = _status(places)
+    if status is None:
+        raise StageFailed(f"The daemon made no database; its log is {places.log('daemon')}.")
+    console.print(counts_table([row.as_dict() for row in status.counts], f"differential of {status.cells} simulated cells"))
+    for row in status.rejections:
+        console.print(f"  {row.n} {row.outcome.replace('_', ' ')}: {row.reason}")
+    console.print(f"{status.outcomes} acquisitions in {seconds:.0f} s.")
+    console.print(f"Representative cells (MIP in three planes, six values): {_picture(places)}")
+    console.print("Query the database with:")
+    click.echo(f"  sqlite3 {places.database} 'select * from differential_count'")
+    console.print(f"[bold]simulated — research use only[/bold]. {RESEARCH_ONLY}")
+
+
+def _picture(places: Places) -> Path:
+    from wbcd.report.figures import representative_cells
+    from wbcd.store import Ledger
+
+    with Ledger.open(places.url(), create=False) as ledger:
+        rows = [_row(cell) for cell in ledger.cells(with_thumbnails=True)]
+    return representative_cells(rows, places.picture, simulated=True)
+
+
+def _row(cell: Any) -> dict[str, Any]:
+    names = ("sample", "number", "label", "probability", "thumbnail_png")
+    return {**{name: getattr(cell, name) for name in names}, **dataclasses.asdict(cell.morphology)}

@@ -1,0 +1,62 @@
+"""`wbcd model`: bundles, shipped or one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wbcd.cli.common import EXAMPLES, to_json
+
+
+@click.group(epilog=EXAMPLES["model"])
+def model() -> None:
+    """List and show model bundles."""
+
+
+@model.command("list", epilog=EXAMPLES["model"])
+@click.option("--json", "as_json", is_flag=True, help="A JSON list.")
+def list_(as_json: bool) -> None:
+    """The bundles shipped with wbcd."""
+    found = [_summary(path) for path in shipped()]
+    if as_json:
+        click.echo(to_json(found))
+        return
+    for item in found:
+        click.echo(f"{item['name']}  {item['model_id']}  classes: {', '.join(item['classes'])}")
+
+
+@model.command(epilog=EXAMPLES["model"])
+@click.argument("name_or_path", default="reference")
+@click.option("--json", "as_json", is_flag=True, help="The whole metadata as one JSON object.")
+def show(name_or_path: str, as_json: bool) -> None:
+    """The card of a bundle: what it was trained on, how it was measured, what it must not be used for."""
+    from wbcd.classification import load_bundle
+
+    bundle = load_bundle(name_or_path)
+    if as_json:
+        click.echo(to_json({"model_id": bundle.model_id, **dict(bundle.card)}))
+        return
+    click.echo(bundle.model_id)
+    card = bundle.path / "README.md"
+    click.echo(card.read_text(encoding="utf-8") if card.is_file() else to_json(bundle.card))
+
+
+def shipped() -> list[Path]:
+    """Folders of the shipped bundles."""
+    import wbcd.classification.bundle as home
+
+    return sorted(path for path in home.MODELS.glob("*") if path.is_dir())
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    from wbcd.classification import load_bundle
+
+    bundle = load_bundle(path)
+    return {
+        "name": path.name,
+        "model_id": bundle.model_id,
+        "classes": list(bundle.classes),
+        "simulated": bundle.model.simulated,
+    }

@@ -1,0 +1,51 @@
+"""`wbcd simulate`: acquisitions of simulated cells, as an instrument would write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY
+
+
+@click.command(epilog=EXAMPLES["simulate"])
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--cells", type=click.IntRange(1), default=20, show_default=True, help="Cells, one an acquisition.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Acquisitions a second; as fast as it goes by default.")
+@click.option("--format", "form", type=click.Choice(["hologram", "tcf"]), default="hologram", show_default=True)
+@click.option("--defects", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Fraction of bad acquisitions.")
+@click.option("--sample", default="simulated", show_default=True, help="Sample name in the files.")
+@click.option("--truth", type=click.Path(path_type=Path, dir_okay=False), help="Where to write what was simulated (JSON).")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def simulate(
+    out: Path,
+    cells: int,
+    seed: int,
+    rate: float | None,
+    form: str,
+    defects: float,
+    sample: str,
+    truth: Path | None,
+    quiet: bool,
+) -> None:
+    """Write acquisitions of simulated cells into OUT.
+
+    `hologram`: raw off-axis holograms through a multi-slice model; `tcf`: RI volumes through fast optics.
+    """
+    if truth is not None and truth.absolute().parent == out.absolute():
+        raise click.UsageError(f"--truth {truth} lies in the folder OUT, which only the instrument writes; put it elsewhere")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wbcd.simulation.microscope import simulate as run
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("simulating", total=cells)
+        count = 0
+        for _ in run(out, cells=cells, seed=seed, rate=rate, format=form, defects=defects, sample=sample, truth=truth):
+            count += 1
+            bar.advance(task)
+    click.echo(f"{count} acquisitions in {out}. Simulated. {RESEARCH_ONLY}", err=True)
