@@ -141,8 +141,8 @@ class Node:
 
     def where(self, name: str) -> str:
         """For messages: the file and the name within it."""
-        inner = f"{self.group.name.rstrip('/')}/{name}" if self.group.name != "/" else name
-        return f"{self.path}: `{inner}`"
+        inner = f"{self.group.name}/{name}".strip("/")
+        return f"{self.path}: `{inner or '/'}`"
 
     def names(self, limit: int = 100_000) -> list[str]:
         """Names of the direct children; raises TooLarge above ``limit``."""
@@ -251,7 +251,7 @@ class Node:
         Raises Forbidden (external storage, virtual, unknown filter), TooLarge, BadField, Incomplete (chunks missing).
         """
         data = self.group
-        here = f"{self.path}: `{data.name}`"
+        here = self.where("")
         if not isinstance(data, h5py.Dataset):
             raise BadField(f"{here} is a group; a data set is expected.")
         _demand_plain_storage(data, here)

@@ -98,7 +98,7 @@ def _moment(root: Node) -> str:
 
 def _frames(node: Node) -> Frames:
     data = node.array(dtypes=(np.uint8, np.uint16), ndim=3, limits=_FRAMES)
-    here = f"{node.path}: `{node.group.name}`"
+    here = node.where("")
     _demand_shape(data.shape, here)
     frames: Frames = read_array(data, (slice(None),) * 3, data.dtype.newbyteorder("="), node.path)
     _demand_light(frames, here)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from wbcd.acquisition.candidate import demand_unchanged, folder_files, open_beneath, open_folder, read_whole, stat_candidate
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, VOXEL_UM, WAVELENGTH_UM, ReadDefaults, within
-from wbcd.acquisition.volume import assemble
+from wbcd.acquisition.volume import assemble, demand_loadable
 from wbcd.errors import (
     BadField,
     CorruptContent,
@@ -79,9 +79,9 @@ def read_zarr_header(acquisition: Acquisition, defaults: ReadDefaults) -> tuple[
     Raises UnknownFormat, MissingField, BadField, Forbidden, TooLarge, Incomplete (chunks missing), NotARegularFile.
     """
     path = acquisition.path
-    names = set(folder_files(path))
-    demand_unchanged_folder(acquisition)
     with open_folder(path) as folder:
+        names = set(folder_files(path))
+        demand_unchanged_folder(acquisition)
         version, group = _group(folder, names, path)
         image = _multiscale(group, path)
         dataset = _first_dataset(image, path)
@@ -158,18 +158,17 @@ def _header(
 ) -> ZarrHeader:
     shape = _sizes(_get(meta, "shape", list, path), "shape", path)
     dtype = _dtype(_get(meta, "data_type" if version == 3 else "dtype", str, path), path)
-    logical = math.prod(shape) * dtype.itemsize
-    if logical > defaults.max_logical_bytes * max(1, math.prod(shape[:-3])):
-        raise TooLarge(f"{path / dataset} declares {logical} bytes; the limit is {defaults.max_logical_bytes} a volume.")
     _demand_known_codecs(meta, path)
     units = _axes(image, shape, path)
+    volume = (shape[-3], shape[-2], shape[-1])
+    demand_loadable(volume, defaults, f"{path / dataset}: `shape`")
     scale, translation = _transforms(image, len(shape), path)
     voxel = [within(scale[i] * units[i], VOXEL_UM, where=f"{path}: `scale[{i}]`", unit="um") for i in range(-3, 0)]
     origin = [translation[i] * units[i] for i in range(-3, 0)]
     own = _get(group, NAMESPACE, dict, path, {})
     return ZarrHeader(
         array=dataset,
-        shape=(shape[-3], shape[-2], shape[-1]),
+        shape=volume,
         leading=shape[:-3],
         chunks=_chunks(version, meta, shape, path),
         dtype=dtype,
@@ -269,6 +268,10 @@ def _transforms(image: Json, count: int, path: Path) -> tuple[list[float], list[
             translation = [a + b for a, b in zip(translation, _floats(step, "translation", count, path), strict=True)]
         elif kind != "identity":
             raise BadField(f"{path}: `coordinateTransformations` holds {str(kind)[:30]!r}; allowed are scale and translation.")
+    if not any(step["type"] == "scale" for step in level):
+        raise MissingField(
+            f"{path}: `coordinateTransformations` of the finest level holds no scale: the voxel size is unknown."
+        )
     return scale, translation
 
 

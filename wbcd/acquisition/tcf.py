@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from wbcd.acquisition.hdf5 import Node, read_array
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, PHYSICAL_RI, VOXEL_UM, WAVELENGTH_UM, ReadDefaults, within
 from wbcd.acquisition.sidecar import MAX_CONFIG_BYTES, VendorConfig, session_config, vendor_config
-from wbcd.acquisition.volume import assemble
+from wbcd.acquisition.volume import assemble, demand_loadable
 from wbcd.errors import BadField, Incomplete, MissingField, TooLarge
 from wbcd.records import Acquisition, Shape3, SourceFormat, Tomogram, Triple
 
@@ -89,6 +89,7 @@ def read_tcf_header(root: Node, acquisition: Acquisition, defaults: ReadDefaults
         objective_na=_objective_na(root, device, config),
         wavelength_um=_wavelength(device, config),
     )
+    demand_loadable(header.shape, defaults, group.where("SizeZ"))
     for name in header.names:
         _examine(group.child(name), header)
     return _ticket(root, acquisition, header, defaults), header
@@ -215,7 +216,7 @@ def read_tcf_volume(root: Node, header: TcfHeader, index: int) -> Tomogram:
     """Load one time point as float32 RI [z, y, x], fill set to the medium; raises CorruptContent or BadField."""
     node = root.child("Data/3D").child(header.names[index])
     read = _tiled_reader(node, header) if node.is_group else _plain_reader(node, header)
-    ri, fill = assemble(header.shape, header.medium_ri, read, f"{node.path}: `{node.group.name}`")
+    ri, fill = assemble(header.shape, header.medium_ri, read, node.where(""))
     return Tomogram(
         ri=ri,
         voxel_um=header.voxel_um,
@@ -241,7 +242,7 @@ class _PlainReader:
 
 def _plain(node: Node, header: TcfHeader) -> h5py.Dataset:
     data = node.array(dtypes=(np.float32, np.float64, np.uint16), ndim=3, limits="float32 or uint16 [z, y, x]")
-    here = f"{node.path}: `{data.name}`"
+    here = node.where("")
     if data.shape != header.shape:
         raise BadField(f"{here} has shape {data.shape}; `Data/3D` SizeZ, SizeY, SizeX say {header.shape}.")
     if data.dtype.kind == "u" and header.version < FIRST_UINT16:
@@ -299,7 +300,7 @@ def _tile(node: Node, header: TcfHeader, scalar: int) -> _Tile | None:
     ]
     extent = tuple(b - a + 1 for a, b in zip(begin, last, strict=True))
     if any(size < 1 or size > held for size, held in zip(extent, data.shape, strict=True)):
-        raise BadField(f"{node.path}: `{data.name}` has shape {data.shape}; its data index points demand {extent}.")
+        raise BadField(f"{node.where('')} has shape {data.shape}; its data index points demand {extent}.")
     return _Tile(data, (begin[0], begin[1], begin[2]), (last[0] + 1, last[1] + 1, last[2] + 1))
 
 

@@ -10,14 +10,15 @@ nothing but zeros is data that was never written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wbcd.acquisition.limits import MAX_NON_PHYSICAL_FRACTION, PHYSICAL_RI
-from wbcd.errors import BadField, CorruptContent
+from wbcd.acquisition.limits import MAX_NON_PHYSICAL_FRACTION, PHYSICAL_RI, ReadDefaults
+from wbcd.errors import BadField, CorruptContent, TooLarge
 from wbcd.records import Shape3
 
 SLAB_VOXELS = 4 * 2**20
@@ -34,6 +35,13 @@ class _Tally:
     strange: int = 0
     low: float = np.inf
     high: float = -np.inf
+
+
+def demand_loadable(shape: Shape3, defaults: ReadDefaults, where: str) -> None:
+    """Raise TooLarge when one volume of ``shape`` as float32 is over the limit."""
+    declared = math.prod(shape) * 4
+    if declared > defaults.max_logical_bytes:
+        raise TooLarge(f"{where} declares a volume {shape} of {declared} bytes; the limit is {defaults.max_logical_bytes}.")
 
 
 def slab_planes(shape: Shape3) -> int:
