@@ -1,0 +1,355 @@
+"""The ledger on both databases: exactly once, append-only, counted tries, nothing that a file says can break a row."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers_store import KEY, MODEL_ID, RECIPE, RECIPE_ID, opened
+
+from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError, Truncated
+from wbcd.records import SetAside
+from wbcd.report.counts import read_differential, read_status
+from wbcd.store import Ledger
+from wbcd.store.engine import Retry, WriterLock
+from wbcd.store.urls import parse_url
+from wbcd.testing import FakeClock, make_acquisition, make_cell, make_measured, make_rejected, memory_ledger
+
+
+def test_an_outcome_comes_back_as_it_went_in(any_ledger: Ledger) -> None:
+    outcome = make_measured("a", make_cell("b_lymphocyte"), make_cell("monocyte", number=2, accepted=False))
+    any_ledger.begin(outcome.acquisition)
+    any_ledger.commit(outcome, *KEY)
+    stored = any_ledger.known(outcome.acquisition.content_id, *KEY)
+    assert stored is not None
+    assert (stored.outcome, stored.reason, stored.tries, stored.sample) == ("measured", None, 1, "S1")
+    assert stored.seconds == 1.5
+    assert stored.checks == outcome.verdict.as_json()
+    good, bad = stored.cells
+    assert good.morphology == outcome.cells[0].morphology
+    assert good.centre_um == (0.5, 15.0, 16.0)
+    assert (good.label, good.probability, good.probabilities) == ("b_lymphocyte", 0.9, {"b_lymphocyte": 0.9, "other": 0.1})
+    assert (good.accepted, bad.accepted, bad.reason) == (True, False, "volume_fl")
+
+
+def test_a_rejection_and_a_setting_aside_keep_their_reason(any_ledger: Ledger) -> None:
+    rejected = make_rejected("r")
+    broken = SetAside(make_acquisition("t"), Truncated("t.h5 ends after 5 of 9 bytes."), 0.1)
+    any_ledger.commit(rejected, *KEY)
+    any_ledger.commit(broken, *KEY)
+    one = any_ledger.known(rejected.acquisition.content_id, *KEY)
+    two = any_ledger.known(broken.acquisition.content_id, *KEY)
+    assert one is not None
+    assert two is not None
+    assert (one.outcome, one.reason, one.message) == ("rejected", "fringe_contrast", rejected.message)
+    assert (two.outcome, two.reason) == ("set_aside", "input.truncated")
+    assert two.message == broken.error.sentence()
+
+
+def test_the_first_outcome_stands(any_ledger: Ledger, any_url: str) -> None:
+    any_ledger.commit(make_measured("a", make_cell("monocyte")), *KEY)
+    any_ledger.commit(make_measured("a", make_cell("b_lymphocyte")), *KEY)
+    any_ledger.commit(dataclasses.replace(make_rejected("a")), *KEY)
+    assert [(row.label, row.n) for row in read_differential(any_url)] == [("monocyte", 1)]
+    assert read_status(any_url).outcomes == 1
+
+
+def test_another_recipe_is_another_row(any_ledger: Ledger, any_url: str) -> None:
+    other = dataclasses.replace(RECIPE, morphology=dataclasses.replace(RECIPE.morphology, threshold_ri=1.345))
+    any_ledger.register(other, MODEL_ID, {})
+    any_ledger.commit(make_measured("a"), *KEY)
+    any_ledger.commit(make_measured("a"), other.recipe_id, MODEL_ID)
+    assert {(row.recipe, row.total) for row in read_differential(any_url)} == {(RECIPE_ID, 1), (other.recipe_id, 1)}
+
+
+def test_tries_are_counted_until_an_outcome(any_ledger: Ledger) -> None:
+    acquisition = make_acquisition("a")
+    assert [any_ledger.begin(acquisition) for _ in range(3)] == [1, 2, 3]
+    (open_one,) = any_ledger.unfinished()
+    assert (open_one.content_id, open_one.tries) == (acquisition.content_id, 3)
+    any_ledger.commit(make_measured("a"), *KEY)
+    assert any_ledger.unfinished() == []
+    stored = any_ledger.known(acquisition.content_id, *KEY)
+    assert stored is not None
+    assert stored.tries == 3
+    assert any_ledger.begin(acquisition) == 1
+
+
+def test_tries_survive_the_process(any_url: str) -> None:
+    for expected in (1, 2):
+        with opened(any_url) as one:
+            assert one.begin(make_acquisition("a")) == expected
+
+
+def test_the_sample_that_reading_found_replaces_the_ticket_s(any_ledger: Ledger, any_url: str) -> None:
+    any_ledger.begin(make_acquisition("a", sample="unassigned"))
+    any_ledger.commit(make_measured("a", sample="donor 7"), *KEY)
+    assert [row.sample for row in read_differential(any_url)] == ["donor 7"]
+
+
+def test_only_accepted_cells_with_a_prediction_count(any_ledger: Ledger, any_url: str) -> None:
+    cells = (
+        make_cell("b_lymphocyte"),
+        make_cell("b_lymphocyte", number=2, accepted=False),
+        make_cell(None, number=3),
+        make_cell("monocyte", number=4, flags=("low_probability", "unclassified")),
+    )
+    any_ledger.commit(make_measured("a", *cells), *KEY)
+    assert [(row.label, row.n, row.total) for row in read_differential(any_url)] == [
+        ("b_lymphocyte", 1, 2),
+        ("unclassified", 1, 2),
+    ]
+    status = read_status(any_url)
+    assert (status.cells, status.cells_refused, status.unclassified) == (3, 1, 1)
+    assert [(row.reason, row.n) for row in status.cell_rejections] == [("volume_fl", 1)]
+
+
+def test_what_a_file_says_can_never_make_a_row_impossible(any_ledger: Ledger, any_url: str) -> None:
+    odd = make_cell("b_lymphocyte")
+    odd = dataclasses.replace(
+        odd,
+        morphology=dataclasses.replace(odd.morphology, sphericity=math.nan, max_ri=math.inf),
+        prediction=dataclasses.replace(odd.prediction, probability=math.nan, probabilities={"b_lymphocyte": np.float32("nan")}),  # type: ignore[type-var]
+        centre_um=(math.nan, 1.0, 2.0),
+    )
+    outcome = make_measured("a", odd, sample="d\0 \udcff \U0001f9a0")
+    acquisition = dataclasses.replace(
+        outcome.acquisition, path=Path("/watch/caf\udce9.h5"), acquired_at="\0", medium_ri=math.nan
+    )
+    any_ledger.begin(acquisition)
+    any_ledger.commit(dataclasses.replace(outcome, acquisition=acquisition), *KEY)
+    any_ledger.sighted(acquisition.path, 1, 2, acquisition.content_id)
+    any_ledger.event("odd", "a\0b", value=math.inf, nested={"k\udcff": [np.float64("nan"), np.int64(3), Path("/x")]})
+    (cell,) = any_ledger.cells()
+    assert math.isnan(cell.morphology.sphericity)
+    assert math.isnan(cell.centre_um[0])
+    assert cell.counted_as == "unclassified"
+    assert any_ledger.recall(acquisition.path, 1, 2) == acquisition.content_id
+    assert read_differential(any_url)[0].sample == "d\\x00 \\udcff \U0001f9a0"
+
+
+def test_a_file_is_recalled_by_path_size_and_time(any_ledger: Ledger) -> None:
+    any_ledger.sighted("/watch/a.h5", 10, 20, "c1")
+    assert any_ledger.recall("/watch/a.h5", 10, 20) == "c1"
+    assert any_ledger.recall("/watch/a.h5", 10, 21) is None
+    assert any_ledger.recall("/watch/a.h5", 11, 20) is None
+    assert any_ledger.recall("/watch/b.h5", 10, 20) is None
+    any_ledger.sighted("/watch/a.h5", 10, 21, "c2")
+    assert any_ledger.recall("/watch/a.h5", 10, 21) == "c2"
+    any_ledger.gone("/watch/a.h5")
+    assert any_ledger.recall("/watch/a.h5", 10, 21) is None
+
+
+def test_a_rewrite_after_the_count_is_an_event(any_ledger: Ledger, any_url: str) -> None:
+    counted = make_measured("a")
+    any_ledger.sighted("/watch/a.h5", 1, 1, counted.acquisition.content_id)
+    any_ledger.sighted("/watch/b.h5", 1, 1, "never counted")
+    any_ledger.commit(counted, *KEY)
+    any_ledger.sighted("/watch/a.h5", 1, 2, counted.acquisition.content_id)  # touched: the same content
+    any_ledger.sighted("/watch/b.h5", 1, 2, "still not counted")
+    assert read_status(any_url).changed_after_count == 0
+    any_ledger.sighted("/watch/a.h5", 1, 3, "something else")
+    assert read_status(any_url).changed_after_count == 1
+    assert read_differential(any_url)[0].n == 1
+
+
+@pytest.mark.parametrize("table", ["event", "review"])
+@pytest.mark.parametrize("verb", ["UPDATE {} SET id = id + 100", "DELETE FROM {}"])
+def test_events_and_reviews_are_append_only(any_ledger: Ledger, table: str, verb: str) -> None:
+    any_ledger.commit(make_measured("a"), *KEY)
+    any_ledger.event("started", "The daemon started.", version="0.1.0")
+    (cell,) = any_ledger.cells()
+    any_ledger.review(cell.cell_id, "Dr. R.", "monocyte", "kidney-shaped nucleus")
+    with pytest.raises(StoreError, match="append-only"):
+        any_ledger._write(lambda connection: connection.exec_driver_sql(verb.format(table)) and None)
+
+
+def test_an_outcome_needs_its_recipe_and_its_own_model(any_ledger: Ledger) -> None:
+    with pytest.raises(StoreError):
+        any_ledger.commit(make_measured("a"), "no such recipe", MODEL_ID)
+    with pytest.raises(StoreError, match="'other@2'"):
+        any_ledger.commit(make_measured("a", make_cell(model_id="other@2")), *KEY)
+    assert any_ledger.known(make_acquisition("a").content_id, *KEY) is None
+    any_ledger.commit(make_measured("a"), *KEY)
+
+
+def test_a_failed_commit_leaves_nothing(any_ledger: Ledger, any_url: str) -> None:
+    twice_the_same_number = make_measured("a", make_cell(number=1), make_cell(number=1))
+    with pytest.raises(StoreError):
+        any_ledger.commit(twice_the_same_number, *KEY)
+    status = read_status(any_url)
+    assert (status.outcomes, status.cells, status.open) == (0, 0, 0)
+
+
+def test_reading_everything_back_in_pages(any_ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wbcd.store.ledger.PAGE_ROWS", 3)
+    for number in range(7):
+        any_ledger.commit(make_measured(f"a{number}", make_cell(), make_cell(number=2), sample=f"S{number % 2}"), *KEY)
+    assert [len(outcome.cells) for outcome in any_ledger.outcomes()] == [2] * 7
+    assert len(list(any_ledger.cells())) == 14
+    assert len(list(any_ledger.cells(sample="S1"))) == 6
+    assert list(any_ledger.cells(accepted=False)) == []
+    assert {cell.thumbnail_png for cell in any_ledger.cells()} == {None}
+    assert {cell.thumbnail_png for cell in any_ledger.cells(with_thumbnails=True)} == {b"\x89PNG"}
+
+
+def test_many_threads_are_served_one_at_a_time(any_ledger: Ledger, any_url: str) -> None:
+    def work(part: int) -> None:
+        for number in range(5):
+            outcome = make_measured(f"{part}-{number % 4}")
+            any_ledger.begin(outcome.acquisition)
+            any_ledger.commit(outcome, *KEY)
+
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read_differential(any_url)[0].n == 16
+
+
+# --- opening and health -------------------------------------------------------------------------------
+
+
+def test_sqlite_is_durable_and_bounded(sqlite_ledger: Ledger) -> None:
+    def pragma(name: str) -> Any:
+        return sqlite_ledger._read(lambda connection: connection.exec_driver_sql(f"PRAGMA {name}").scalar())
+
+    wanted = {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "busy_timeout": 15000,
+        "foreign_keys": 1,
+        "journal_size_limit": 64 * 2**20,
+    }
+    assert {name: pragma(name) for name in wanted} == wanted
+
+
+def test_health(any_ledger: Ledger) -> None:
+    health = any_ledger.check(deep=True)
+    assert health.revision == "0001"
+    assert health.server.startswith(("SQLite", "PostgreSQL"))
+
+
+def test_health_names_a_full_disk(sqlite_ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wbcd.store.ledger.free_bytes", lambda target: 3 * 2**20)
+    with pytest.raises(NoSpace, match=r"3.0 MiB are free .* 16 MiB are needed"):
+        sqlite_ledger.check()
+
+
+def test_health_finds_damage(tmp_path: Path) -> None:
+    path = tmp_path / "wbcd.db"
+    with opened(str(path)) as one:
+        for number in range(50):
+            one.commit(make_measured(f"a{number}"), *KEY)
+    raw = bytearray(path.read_bytes())
+    for page in range(10, len(raw) // 4096):
+        raw[page * 4096 : page * 4096 + 64] = b"\xff" * 64
+    path.write_bytes(raw)
+    with pytest.raises(StoreError, match=r"malformed|row|page|Tree"), Ledger.open(str(path)) as one:
+        one.check(deep=True)
+
+
+def test_opening_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnavailable, match="no database"):
+        Ledger.open(str(tmp_path / "absent.db"), create=False)
+    assert not (tmp_path / "absent.db").exists()
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    Ledger.open(str(tmp_path / "deep" / "er" / "wbcd.db")).close()
+    assert (tmp_path / "deep" / "er" / "wbcd.db").is_file()
+
+
+def test_a_newer_schema_is_refused(any_url: str) -> None:
+    with opened(any_url) as one:
+        one._write(lambda connection: connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'") and None)
+        with pytest.raises(SchemaMismatch, match="9999"):
+            one.check()
+    with pytest.raises(SchemaMismatch, match=r"9999.*0001") as caught:
+        Ledger.open(any_url)
+    assert "wbcd db upgrade" in caught.value.sentence()
+
+
+def test_another_program_s_database_is_refused(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "lims.db")
+    connection.execute("CREATE TABLE sample (barcode)")
+    connection.close()
+    with pytest.raises(SchemaMismatch, match="'sample'"):
+        Ledger.open(str(tmp_path / "lims.db"))
+
+
+def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    with pytest.raises(StoreError):
+        Ledger.open(str(tmp_path))
+
+
+def test_a_second_writer_waits_and_is_told(tmp_path: Path) -> None:
+    target = parse_url(tmp_path / "wbcd.db")
+    first, second = WriterLock(target), WriterLock(target, timeout_s=0.05)
+    with first.held(), pytest.raises(DatabaseUnavailable, match="another wbcd process"), second.held():
+        pass
+    with second.held():
+        pass
+    first.close()
+    second.close()
+
+
+def test_a_full_database_says_so_and_recovers(sqlite_ledger: Ledger, tmp_path: Path) -> None:
+    sqlite_ledger.commit(make_measured("before"), *KEY)
+    pages = sqlite_ledger._read(lambda connection: connection.exec_driver_sql("PRAGMA page_count").scalar())
+    sqlite_ledger._read(lambda connection: connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}").scalar())
+    big = make_measured("big", make_cell(thumbnail_png=bytes(100_000)))
+    with pytest.raises(NoSpace, match="full"):
+        sqlite_ledger.commit(big, *KEY)
+    assert read_status(tmp_path / "wbcd.db").outcomes == 1
+    sqlite_ledger._read(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1000000").scalar())
+    sqlite_ledger.commit(big, *KEY)
+    assert read_status(tmp_path / "wbcd.db").outcomes == 2
+
+
+def test_in_memory() -> None:
+    with memory_ledger() as one:
+        one.register(RECIPE, MODEL_ID, {})
+        one.commit(make_measured("a"), *KEY)
+        assert one.known(make_acquisition("a").content_id, *KEY) is not None
+
+
+# --- retries ------------------------------------------------------------------------------------------
+
+
+def test_retries_wait_longer_and_longer_and_end() -> None:
+    clock = FakeClock()
+    retry = Retry(10.0, sleep=clock.sleep, clock=clock)
+    for delay in retry.delays():
+        retry.wait(delay)
+    assert clock.slept_s == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+
+
+def test_a_write_whose_acknowledgement_was_lost_runs_again_and_changes_nothing(tmp_path: Path) -> None:
+    clock = FakeClock()
+    with opened(str(tmp_path / "wbcd.db"), retry=Retry(5.0, sleep=clock.sleep, clock=clock)) as one:
+        transaction, lost = one._transaction, []
+
+        def loses_the_first_answer(work: Any, *, reading: bool = False) -> Any:
+            result = transaction(work, reading=reading)
+            if not reading and work not in lost:
+                lost.append(work)
+                raise DatabaseUnavailable("the answer to COMMIT was lost")
+            return result
+
+        one._transaction = loses_the_first_answer  # type: ignore[method-assign]
+        assert one.begin(make_acquisition("a")) == 1
+        one.commit(make_measured("a"), *KEY)
+        one.sighted("/watch/a.h5", 1, 1, make_acquisition("a").content_id)
+        one.sighted("/watch/a.h5", 1, 2, "changed")
+        one._transaction = transaction  # type: ignore[method-assign]
+    status = read_status(tmp_path / "wbcd.db")
+    assert (status.measured, status.cells, status.changed_after_count) == (1, 1, 1)
+    assert len(clock.slept_s) == 4
