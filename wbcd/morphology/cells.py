@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wbcd.morphology.resample import copy_window, resample_window
-from wbcd.morphology.shape import EVERY_NEIGHBOUR, coarse_steps, count_lobes, enlarge, fill_holes, largest_component, solidity
+from wbcd.morphology.shape import (
+    EVERY_NEIGHBOUR,
+    Box,
+    bounding_box,
+    coarse_steps,
+    count_lobes,
+    enlarge,
+    fill_holes,
+    largest_component,
+    solidity,
+)
 from wbcd.recipe import Recipe
 from wbcd.records import Cell, Tomogram, Triple
 
@@ -24,8 +34,6 @@ from wbcd.records import Cell, Tomogram, Triple
 NEIGHBOUR_SKIRT_UM = 0.6
 #: Source voxels kept around a crop, for the interpolation kernel.
 KERNEL_MARGIN_PX = 4
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +69,15 @@ def _label(tomogram: Tomogram, recipe: Recipe) -> tuple[NDArray[np.int32], list[
     """Labels int32 [z, y, x] of the components above the threshold, and the bounding box of each."""
     above = tomogram.ri > np.float32(recipe.morphology.threshold_ri)
     above &= tomogram.ri <= np.float32(recipe.quality.max_ri)
-    labels = np.empty(above.shape, dtype=np.int32)
-    ndimage.label(above, EVERY_NEIGHBOUR, output=labels)
-    return labels, [cast(Box | None, box) for box in ndimage.find_objects(labels)]
+    labels = np.zeros(above.shape, dtype=np.int32)
+    inner = bounding_box(above)
+    ndimage.label(above[inner], EVERY_NEIGHBOUR, output=labels[inner])
+    return labels, [cast(Box | None, _moved(box, inner)) for box in ndimage.find_objects(labels[inner])]
+
+
+def _moved(box: tuple[slice, ...], by: Box) -> tuple[slice, ...]:
+    """A box within the box ``by`` as a box of the whole."""
+    return tuple(slice(b.start + (o.start or 0), b.stop + (o.start or 0)) for b, o in zip(box, by, strict=True))
 
 
 def _components(labels: NDArray[np.int32], boxes: list[Box | None], tomogram: Tomogram, recipe: Recipe) -> Iterator[_Found]:
@@ -100,12 +114,13 @@ def _cut(found: _Found, labels: NDArray[np.int32], tomogram: Tomogram, recipe: R
         departure, tomogram.voxel_um, (centre[0], centre[1], centre[2]), morphology.crop_shape, morphology.crop_voxel_um
     )
     crop += np.float32(tomogram.medium_ri)
-    above = largest_component(crop > np.float32(morphology.threshold_ri))
-    tight = _tight(above)
-    body = fill_holes(above[tight])
+    above = crop > np.float32(morphology.threshold_ri)
+    tight = bounding_box(above, (2, 2, 2))
+    own = largest_component(above[tight])
+    body = fill_holes(own)
     excess = surface_excess(crop[tight], body, morphology.threshold_ri)
     mask = np.zeros_like(above)
-    mask[tight] = fill_holes(above[tight], morphology.max_hole_fl / math.prod(morphology.crop_voxel_um))
+    mask[tight] = fill_holes(own, morphology.max_hole_fl / math.prod(morphology.crop_voxel_um))
     return Cell(
         number=number,
         ri=crop,
@@ -183,15 +198,6 @@ def _clear_others(departure: NDArray[np.float32], own: NDArray[np.bool_], labels
     distance, nearest = ndimage.distance_transform_edt(~(foreign | own[coarse]), sampling=sampling, return_indices=True)
     skirt = (distance <= NEIGHBOUR_SKIRT_UM) & foreign[tuple(nearest)]
     departure[(enlarge(skirt, coarse, departure.shape) & ~own) | others] = 0.0
-
-
-def _tight(mask: NDArray[np.bool_]) -> Box:
-    """Bounding box of the mask with two voxels around; the whole array when it is empty."""
-    boxes = ndimage.find_objects(mask.view(np.uint8))
-    if not boxes or boxes[0] is None:
-        return slice(None), slice(None), slice(None)
-    z, y, x = (slice(max(part.start - 2, 0), part.stop + 2) for part in boxes[0])
-    return z, y, x
 
 
 def _reaches_border(box: Box, tomogram: Tomogram) -> bool:

@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wbcd.morphology.cells import surface_excess
-from wbcd.morphology.shape import EVERY_NEIGHBOUR, coarse_depth, coarse_steps, enlarge, fill_holes
+from wbcd.morphology.shape import EVERY_NEIGHBOUR, Box, bounding_box, coarse_depth, coarse_steps, enlarge, fill_holes
 from wbcd.morphology.surface import surface_area
 from wbcd.recipe import Recipe
 from wbcd.records import Cell, Morphology, Triple
 
 #: 1 pg/fL = 100 g/dL.
 G_DL_PER_PG_FL = 100.0
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +133,8 @@ def _tighten(cell: Cell, margin_um: float) -> _Tight:
 
 def _box(cell: Cell, margin_um: float) -> Box:
     """Bounding box of the mask with ``margin_um`` around it, within the crop."""
-    found = ndimage.find_objects(cell.mask.view(np.uint8))
-    if not found or found[0] is None:
-        return slice(None), slice(None), slice(None)
-    margins = [math.ceil(margin_um / pitch) + 1 for pitch in cell.voxel_um]
-    z, y, x = (slice(max(part.start - m, 0), part.stop + m) for part, m in zip(found[0], margins, strict=True))
-    return z, y, x
+    z, y, x = (math.ceil(margin_um / pitch) + 1 for pitch in cell.voxel_um)
+    return bounding_box(cell.mask, (z, y, x))
 
 
 def _mass_pg(ri: NDArray[np.float64], medium_ri: float, alpha: float, voxel_fl: float) -> float:
