@@ -7,12 +7,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from helpers_morphology import as_tomogram, sphere
+from helpers_morphology import as_tomogram, rough, sphere
 
 from wbcd.morphology import find_cells, measure
 from wbcd.quality import judge_tomogram
 from wbcd.recipe import Recipe
 from wbcd.records import Tomogram
+from wbcd.report.figures import thumbnail_png
 
 pytestmark = pytest.mark.benchmark
 RECIPE = Recipe()
@@ -26,7 +27,18 @@ def test_one_cell_crop_within_a_quarter_of_a_second() -> None:
         measure(find_cells(tomogram, RECIPE)[0], RECIPE)
     seconds = (time.process_time() - started) / 5
     print(f"find and measure, one cell of 268 fL in 100 x 150 x 150: {seconds:.3f} s")
-    assert seconds < 0.25  # 0.15 s measured
+    assert seconds < 0.4  # 0.15 s on a quiet core, 0.22 s on a shared one
+
+
+def test_a_thumbnail_within_twenty_milliseconds() -> None:
+    cell = find_cells(as_tomogram(rough(9.5, 0.1, 1, waves=(4, 10)), inside=1.375), RECIPE)[0]
+    thumbnail_png(cell)
+    started = time.process_time()
+    for _ in range(10):
+        thumbnail_png(cell)
+    seconds = (time.process_time() - started) / 10
+    print(f"thumbnail: {1000 * seconds:.1f} ms")
+    assert seconds < 0.02  # 7 ms measured
 
 
 def test_a_field_of_42_cells_within_memory() -> None:
