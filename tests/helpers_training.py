@@ -1,0 +1,40 @@
+"""Toy training sets: balls of two sizes, made in milliseconds. Module-level, so that a spawned worker finds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from helpers_classification import CLASSES, SPEC, toy_cell
+
+from wbcd.records import Cell
+from wbcd.training import make_dataset
+
+TOY_CELLS = 144
+
+
+def toy_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | None:
+    """Small or large balls; every fifth draw or so finds nothing."""
+    rng = np.random.default_rng(draw)
+    if rng.random() < 0.2:
+        return None
+    mean = {"small": 2.2, "large": 3.4}[kind]
+    cell = toy_cell(mean + 0.25 * rng.standard_normal(), delta=0.03 + 0.001 * (donor % 3))
+    ri = cell.ri + np.float32(2e-4) * rng.standard_normal(cell.ri.shape, dtype=np.float32)
+    return Cell(1, ri, cell.mask, cell.voxel_um, cell.medium_ri, cell.centre_um)
+
+
+def dying_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | None:
+    """Kills its process, as the kernel does when memory ends; works again when the file ``alive`` is there."""
+    import os
+    import signal
+
+    if not Path(os.environ["WBCD_TEST_ALIVE"]).exists() and draw.spawn_key[1] >= 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return toy_source(kind, donor, draw)
+
+
+def toy_set(path: Path, cells: int = TOY_CELLS, workers: int = 1, seed: int = 0, donors: int = 6) -> Path:
+    """A complete toy set."""
+    make_dataset(path, cells, donors=donors, seed=seed, workers=workers, spec=SPEC, classes=CLASSES, source=toy_source)
+    return path

@@ -1,0 +1,152 @@
+"""A whole training on toy balls: it learns, resumes to the same weights, survives killed workers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_classification import CLASSES, SPEC, toy_bundle, toy_cell
+from helpers_training import TOY_CELLS, dying_source, toy_set
+from safetensors.torch import load_file
+
+from wbcd.classification import Classifier, load_bundle
+from wbcd.errors import BadValue, BundleInvalid, StageFailed
+from wbcd.training import dataset as sets
+from wbcd.training import evaluate, evaluate_baselines, make_dataset, train
+from wbcd.training.fit import Epoch, TrainingReport
+from wbcd.training.live import dataset_progress, training_progress
+
+EPOCHS = 5
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_set(tmp_path_factory.mktemp("set") / "toy.zarr")
+
+
+@pytest.fixture(scope="module")
+def report(store: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingReport:
+    return train(store, tmp_path_factory.mktemp("run"), width=4, epochs=EPOCHS, device="cpu", name="balls")
+
+
+def test_it_learns_the_two_sizes(report: TrainingReport, store: Path) -> None:
+    assert report.evaluations["test"].accuracy >= 0.9
+    assert report.evaluations["test_donor"].accuracy >= 0.9
+    assert report.history[-1].train_loss < report.history[0].train_loss
+    small, large = Classifier(load_bundle(report.bundle), "cpu").predict([toy_cell(2.1), toy_cell(3.5)])
+    assert (small.label, large.label) == CLASSES
+    again = evaluate(report.bundle, store, "test", device="cpu")
+    assert again == report.evaluations["test"]
+    assert again.model_id == report.model_id
+
+
+def test_the_card_tells_how_it_was_measured(report: TrainingReport, store: Path) -> None:
+    section = load_bundle(report.bundle).card["wbcd"]
+    assert section["measured"]["test"]["accuracy"] == report.evaluations["test"].accuracy
+    assert section["training"]["data_hash"] == sets.load(store).data_hash
+    assert section["training"]["preset"] == "modern"
+    assert section["simulated"] is True
+    assert section["temperature"] == report.temperature
+
+
+def test_the_run_leaves_a_log_and_a_report(report: TrainingReport) -> None:
+    folder = report.bundle.parent
+    rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+    assert [int(r["epoch"]) for r in rows] == list(range(1, EPOCHS + 1))
+    assert json.loads((folder / "report.json").read_text())["model_id"] == report.model_id
+    assert len(list(folder.glob("checkpoint-*.safetensors"))) == 1
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(epoch: int) -> object:
+    def stop(row: Epoch) -> None:
+        if row.epoch == epoch:
+            raise Stop
+
+    return stop
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(report: TrainingReport, store: Path, tmp_path: Path) -> None:
+    arguments = {"width": 4, "epochs": EPOCHS, "device": "cpu", "name": "balls"}
+    for epoch in (1, 3):
+        with pytest.raises(Stop):
+            train(store, tmp_path, on_epoch=stop_at(epoch), **arguments)  # type: ignore[arg-type]
+    resumed = train(store, tmp_path, **arguments)  # type: ignore[arg-type]
+    assert resumed.model_id == report.model_id
+    one, two = (load_file(r.bundle / "model.safetensors") for r in (report, resumed))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=0)
+    assert [h.train_loss for h in resumed.history] == [h.train_loss for h in report.history]
+
+
+def test_a_folder_of_another_training_is_kept(report: TrainingReport, store: Path) -> None:
+    with pytest.raises(BadValue, match="seed"):
+        train(store, report.bundle.parent, width=4, epochs=EPOCHS, seed=9, device="cpu")
+
+
+def test_the_paper_preset_runs_and_stops_early(store: Path, tmp_path: Path) -> None:
+    result = train(store, tmp_path, preset="paper", width=2, epochs=1, device="cpu")
+    assert result.history[0].learning_rate == pytest.approx(0.004, rel=0.01)
+    assert load_bundle(result.bundle).card["wbcd"]["training"]["batch"] == 8
+
+
+@pytest.mark.parametrize("bad", [{"preset": "none"}, {"epochs": 0}, {"width": 1}, {"device": "abacus"}])
+def test_senseless_arguments_are_refused(store: Path, tmp_path: Path, bad: dict[str, object]) -> None:
+    with pytest.raises(BadValue):
+        train(store, tmp_path, **{"width": 4, "epochs": 1, "device": "cpu", **bad})  # type: ignore[arg-type]
+
+
+def test_a_set_for_another_input_is_refused(store: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from wbcd.classification import FishNet3d, ModelCard, save_bundle
+
+    other = ModelCard("other", CLASSES, width=4, input=replace(SPEC, shape=(8, 8, 8)))
+    save_bundle(tmp_path / "other", FishNet3d(2, 4), other)
+    with pytest.raises(BundleInvalid, match="other"):
+        evaluate(tmp_path / "other", store)
+
+
+def test_an_untrained_network_is_near_chance(store: Path, tmp_path: Path) -> None:
+    bundle = toy_bundle(tmp_path / "toy")
+    got = evaluate(bundle.path, store, "train", device="cpu")
+    assert got.ci_low <= got.accuracy <= got.ci_high
+    assert sum(map(sum, got.confusion)) == got.n
+
+
+def test_baselines_on_six_parameters(store: Path) -> None:
+    found = evaluate_baselines(store)
+    assert {"lda", "svm", "knn"} <= set(found)
+    assert all(e.accuracy > 0.8 for e in found.values())
+
+
+def test_killed_workers_stop_the_run_and_it_goes_on(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two real processes; one is killed by SIGKILL half-way. The resumed set is the one made in a single process."""
+    alive = tmp_path / "alive"
+    monkeypatch.setenv("WBCD_TEST_ALIVE", str(alive))
+    path = tmp_path / "killed.zarr"
+    arguments = {"donors": 6, "workers": 2, "spec": SPEC, "classes": CLASSES, "source": dying_source}
+    with pytest.raises(StageFailed, match="worker"):
+        make_dataset(path, TOY_CELLS, **arguments)  # type: ignore[arg-type]
+    assert sets.missing_parts(path)
+    alive.touch()
+    with dataset_progress(TOY_CELLS) as on_part:
+        digest = make_dataset(path, TOY_CELLS, on_part=on_part, **arguments)  # type: ignore[arg-type]
+    assert digest == sets.load(store).data_hash
+
+
+def test_progress_draws_a_line_an_epoch() -> None:
+    import io
+
+    from rich.console import Console
+
+    text = io.StringIO()
+    with training_progress(1, Console(file=text, width=120)) as on_epoch:
+        on_epoch(Epoch(1, 1, 1e-3, 1.0, 0.9, 0.5, 2.0))
+    assert "accuracy 50.0%" in text.getvalue()

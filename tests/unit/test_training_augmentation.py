@@ -1,0 +1,84 @@
+"""Augmentation against exact geometry."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from wbcd.training.augmentation import Augmentation, augment
+
+VOXEL = (0.4, 0.2, 0.2)
+STILL = Augmentation(0.0, False, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def blob(shape: tuple[int, int, int], centre_um: tuple[float, float, float], sigma_um: float = 1.0) -> Tensor:
+    """A Gaussian about a point, coordinates from the box's middle."""
+    z, y, x = ((torch.arange(n) - (n - 1) / 2) * d - c for n, d, c in zip(shape, VOXEL, centre_um, strict=True))
+    return 0.03 * torch.exp(-(z[:, None, None] ** 2 + y[:, None] ** 2 + x**2) / (2 * sigma_um**2))
+
+
+def centre(volume: Tensor) -> Tensor:
+    """Centre of mass (z, y, x) in um from the middle."""
+    axes = [(torch.arange(n) - (n - 1) / 2) * d for n, d in zip(volume.shape, VOXEL, strict=True)]
+    sums = [volume.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    return torch.stack([(s * a).sum() / s.sum() for s, a in zip(sums, axes, strict=True)])
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_rotation_keeps_the_radius_in_um_even_in_an_oblong_box() -> None:
+    volumes = blob((20, 60, 44), (0.0, 1.5, 0.0)).repeat(8, 1, 1, 1)
+    out = augment(volumes, VOXEL, Augmentation(0.0, True, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0), seeded(1))
+    places = torch.stack([centre(v) for v in out])
+    torch.testing.assert_close(places[:, 1:].norm(dim=1), torch.full((8,), 1.5), atol=0.02, rtol=0)
+    torch.testing.assert_close(places[:, 0], torch.zeros(8), atol=0.02, rtol=0)
+    assert places[:, 1].std() > 0.5
+    torch.testing.assert_close(out.sum((1, 2, 3)), volumes.sum((1, 2, 3)), rtol=0.01, atol=0)
+
+
+def test_flips_go_both_ways_on_every_axis() -> None:
+    volumes = blob((30, 40, 40), (1.0, 0.8, 0.6)).repeat(32, 1, 1, 1)
+    places = torch.stack([centre(v) for v in augment(volumes, VOXEL, STILL, seeded(2))])
+    torch.testing.assert_close(places.abs(), torch.tensor([[1.0, 0.8, 0.6]]).repeat(32, 1), atol=0.02, rtol=0)
+    assert bool(((places > 0).any(0) & (places < 0).any(0)).all())
+
+
+def test_translation_is_bounded_in_um() -> None:
+    volumes = blob((40, 60, 60), (0.0, 0.0, 0.0)).repeat(32, 1, 1, 1)
+    moved = Augmentation(1.2, False, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0)
+    places = torch.stack([centre(v) for v in augment(volumes, VOXEL, moved, seeded(3))])
+    assert float(places.abs().max()) <= 1.25
+    assert bool((places.abs().amax(0) > 0.8).all())
+
+
+def test_elastic_moves_little_and_keeps_the_mass() -> None:
+    volumes = blob((30, 50, 50), (0.0, 0.0, 0.0), 1.5).repeat(8, 1, 1, 1)
+    bent = Augmentation(0.0, False, 0.15, 3.0, 0.0, 0.0, 0.0, 0.0)
+    out = augment(volumes, VOXEL, bent, seeded(4))
+    assert float((out - volumes).abs().max()) > 1e-4
+    assert float(torch.stack([centre(v) for v in out]).abs().max()) < 0.5
+    assert float(out.sum() / volumes.sum()) == pytest.approx(1, abs=0.1)
+
+
+def test_noise_offset_and_scale() -> None:
+    flat = torch.full((64, 4, 12, 12), 0.03)
+    inner = (slice(None), slice(1, 3), slice(3, 9), slice(3, 9))
+    noisy = augment(flat, VOXEL, Augmentation(0.0, False, 0.0, 3.0, 0.0, 1e-3, 0.0, 0.0), seeded(5))[inner]
+    # Sigma is uniform up to the greatest: its mean square is a third of the greatest's.
+    assert float((noisy - 0.03).square().mean().sqrt()) == pytest.approx(1e-3 / math.sqrt(3), rel=0.15)
+    shifted = augment(flat, VOXEL, Augmentation(0.0, False, 0.0, 3.0, 0.0, 0.0, 2e-4, 0.0), seeded(6))[inner]
+    assert float(shifted.mean((1, 2, 3)).std()) == pytest.approx(2e-4, rel=0.3)
+
+
+def test_the_generator_decides_everything() -> None:
+    volumes = blob((20, 30, 30), (0.5, 0.5, 0.0)).repeat(3, 1, 1, 1).half()
+    one, two, other = (augment(volumes, VOXEL, Augmentation(), seeded(s)) for s in (7, 7, 8))
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+    assert one.shape == volumes.shape
+    assert one.dtype is torch.float32
+    assert not torch.equal(one, other)

@@ -1,0 +1,51 @@
+"""What a person sees while a set is made or a network trained: callbacks that draw with rich."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from wbcd.training.fit import Epoch
+
+
+def _bar(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+@contextmanager
+def dataset_progress(cells: int, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """An ``on_part`` for make_dataset."""
+    with _bar(console) as bar:
+        task = bar.add_task("simulating cells", total=cells)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def training_progress(epochs: int, console: Console | None = None) -> Iterator[Callable[[Epoch], None]]:
+    """An ``on_epoch`` for train: a bar, and one line an epoch."""
+    with _bar(console) as bar:
+        task = bar.add_task("training", total=epochs)
+
+        def show(row: Epoch) -> None:
+            bar.console.print(epoch_line(row), highlight=False)
+            bar.update(task, completed=row.epoch)
+
+        yield show
+
+
+def epoch_line(row: Epoch) -> str:
+    """One epoch as text."""
+    return (
+        f"epoch {row.epoch:3d}/{row.epochs}  loss {row.train_loss:.4f}  validation {row.validation_loss:.4f}"
+        f"  accuracy {row.validation_accuracy:.1%}  {row.seconds:.0f} s"
+    )

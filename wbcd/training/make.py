@@ -1,0 +1,202 @@
+"""Making a training set with the simulated microscope: phantom -> optics -> tomogram -> cell -> store, over processes.
+
+Every cell follows from (seed, its index) alone, whatever the number of workers and however often the run was killed; each
+worker writes its own part and marks it done. A donor has its own means: cells of one donor are a little larger or denser
+than those of another, so that a donor-wise split measures something.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from wbcd.classification import InputSpec
+from wbcd.classification.preparation import delta_ri
+from wbcd.errors import BadValue, StageFailed
+from wbcd.morphology import find_cells, measure
+from wbcd.recipe import Recipe
+from wbcd.reconstruction import reconstruct, retrieve_fields
+from wbcd.records import Cell, Tomogram
+from wbcd.simulation.cells import CLASSES, Phantom, canonical_shape, render, sample_phantom
+from wbcd.simulation.fast import half_resolution
+from wbcd.simulation.microscope import RENDER_UM, Microscope, Specimen
+from wbcd.training import dataset as sets
+
+ATTEMPTS = 8
+"""Draws for one cell before the run gives up: a phantom now and then reaches the border or falls below the threshold."""
+
+DONOR_VOLUME, DONOR_DENSITY = 0.05, 0.01
+"""Standard deviations, relative, of a donor's mean volume and density about the population's."""
+
+OpticsPath: TypeAlias = Literal["fast", "exact"]
+Source: TypeAlias = Callable[[str, int, np.random.SeedSequence], Cell | None]
+OnPart: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a worker needs to make any part; small, since it travels to the process."""
+
+    path: Path
+    cells: int
+    donors: int
+    seed: int
+    classes: tuple[str, ...]
+    spec: InputSpec
+    source: Source
+
+
+def make_dataset(
+    out: str | Path,
+    cells: int,
+    *,
+    donors: int = 20,
+    seed: int = 0,
+    workers: int = 2,
+    path: OpticsPath = "fast",
+    spec: InputSpec | None = None,
+    classes: tuple[str, ...] = CLASSES,
+    source: Source | None = None,
+    on_part: OnPart | None = None,
+) -> str:
+    """Make a set of ``cells`` cells, classes in equal numbers; returns its hash. Run again, it goes on where it stopped.
+
+    ``path``: "fast" fills the exact Ewald-cap support of the phantom's spectrum, "exact" goes through simulated holograms
+    and the whole reconstruction. ``source``: another maker of cells, a module-level function (kind, donor, seed) -> Cell or
+    None. ``on_part``: told (cells done, cells). Raises BadValue on senseless arguments or a folder of another set,
+    StageFailed when a worker dies.
+    """
+    out, spec = Path(out), spec or InputSpec()
+    if cells < 1 or donors < 1 or workers < 1:
+        raise BadValue(f"cells, donors and workers are {cells}, {donors} and {workers}; each at least 1.")
+    if path not in ("fast", "exact"):
+        raise BadValue(f"path is {path!r}; it must be 'fast' or 'exact'.")
+    maker = source or functools.partial(simulate_cell, path=path)
+    sets.create(out, cells, _card(seed, donors, classes, spec, path if source is None else "custom"))
+    job = _Job(out, cells, donors, seed, classes, spec, maker)
+    _fill(job, sets.missing_parts(out), workers, on_part)
+    return sets.finish(out)
+
+
+def make_part(job: _Job, part: int) -> int:
+    """Make and write one part, in whatever process; returns its number."""
+    sets.write_part(job.path, part, [_sample(job, index) for index in sets.part_range(part, job.cells)])
+    return part
+
+
+def simulate_cell(kind: str, donor: int, draw: np.random.SeedSequence, *, path: OpticsPath = "fast") -> Cell | None:
+    """One simulated cell through the optics, found again in its tomogram; None when none, or a cut one, is found."""
+    rng = np.random.default_rng(draw)
+    phantom = of_donor(sample_phantom(kind, rng), donor)
+    tomogram = tomogram_of(phantom, donor, rng, path)
+    found = [] if tomogram is None else find_cells(tomogram, Recipe())
+    whole = [cell for cell in found if not cell.touches_border]
+    return max(whole, key=lambda cell: int(cell.mask.sum()), default=None)
+
+
+def of_donor(phantom: Phantom, donor: int) -> Phantom:
+    """The phantom as this donor's body makes it: volume and density scaled by the donor's own factors."""
+    volume, density = np.random.default_rng(np.random.SeedSequence(donor, spawn_key=(3,))).standard_normal(2)
+    return replace(
+        phantom,
+        volume_fl=phantom.volume_fl * math.exp(DONOR_VOLUME * volume),
+        density_g_dl=phantom.density_g_dl * math.exp(DONOR_DENSITY * density),
+    )
+
+
+def tomogram_of(phantom: Phantom, donor: int, rng: np.random.Generator, path: OpticsPath) -> Tomogram | None:
+    """The phantom as the instrument sees it; by the exact path each donor is one session of the microscope."""
+    if path == "fast":
+        return half_resolution().phantom(phantom, rng)
+    recipe = Recipe()
+    stack = _microscope(donor).acquire([_specimen(phantom, rng)], rng)
+    return next(iter(reconstruct(retrieve_fields(stack, recipe), recipe)), None)
+
+
+def _specimen(phantom: Phantom, rng: np.random.Generator) -> Specimen:
+    """Off the middle and out of focus by as much as the simulated microscope's own files are."""
+    z = float(np.clip(rng.normal(0, 0.8), -2, 2))
+    y, x = (float(v) for v in rng.uniform(-2.5, 2.5, 2))
+    return Specimen(render(phantom, RENDER_UM, canonical_shape(phantom, RENDER_UM)), RENDER_UM, (z, y, x))
+
+
+@functools.lru_cache(maxsize=1)
+def _microscope(session: int) -> Microscope:
+    return Microscope(session)
+
+
+def _sample(job: _Job, index: int) -> sets.CellSample:
+    label = index % len(job.classes)
+    donor = (index // len(job.classes)) % job.donors
+    for attempt in range(ATTEMPTS):
+        draw = np.random.SeedSequence(job.seed, spawn_key=(0, index, attempt))
+        cell = job.source(job.classes[label], donor, draw)
+        if cell is not None:
+            return sets.CellSample(delta_ri(cell, job.spec), label, donor, sets.six_of(measure(cell, Recipe())))
+    raise StageFailed(
+        f"cell {index} ({job.classes[label]}) was not found in its tomogram in {ATTEMPTS} draws.",
+        action="Look at the simulation and at the recipe's threshold.",
+    )
+
+
+def _fill(job: _Job, parts: list[int], workers: int, on_part: OnPart | None) -> None:
+    total = sets.part_count(job.cells)
+    done = total - len(parts)
+    for _ in _parts_made(job, parts, workers):
+        done += 1
+        if on_part is not None:
+            on_part(min(done * sets.PART, job.cells), job.cells)
+
+
+def _parts_made(job: _Job, parts: list[int], workers: int) -> Iterator[int]:
+    if workers == 1 or len(parts) <= 1:
+        yield from (make_part(job, part) for part in parts)
+        return
+    # Not forked from here: a fork of a process with torch's threads may hang. The server has imported torch but run none of it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        try:
+            yield from _as_made(pool, job, iter(parts), workers)
+        except BrokenProcessPool as error:
+            raise StageFailed("a worker process died.", action="Run the command again; what was written stays.") from error
+
+
+def _as_made(pool: ProcessPoolExecutor, job: _Job, parts: Iterator[int], workers: int) -> Iterator[int]:
+    """Two tasks a worker are in flight at most: a failure then stops the run at once, not after all that was queued."""
+    flying: set[Future[int]] = set()
+    while True:
+        while len(flying) < 2 * workers and (part := next(parts, None)) is not None:
+            flying.add(pool.submit(make_part, job, part))
+        if not flying:
+            return
+        landed, flying = wait(flying, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in landed)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _card(seed: int, donors: int, classes: tuple[str, ...], spec: InputSpec, path: str) -> dict[str, Any]:
+    return {
+        "classes": list(classes),
+        "seed": seed,
+        "donors": donors,
+        "path": path,
+        "simulated": True,
+        "input": sets.spec_to_card(spec),
+        "recipe_id": Recipe().recipe_id,
+        "six": list(sets.SIX),
+        "donor_sd": {"volume": DONOR_VOLUME, "density": DONOR_DENSITY},
+    }
