@@ -36,7 +36,7 @@ Example:
   wbcd demo --cells 40 --out ./demo-output""",
     "simulate": """\b
 Examples:
-  wbcd simulate incoming --cells 20 --seed 7 --truth truth.json
+  wbcd simulate incoming --cells 20 --seed 7 --truth truth.jsonl
   wbcd simulate incoming --cells 200 --rate 1 --format tcf --defects 0.2""",
     "run": """\b
 Examples:
@@ -62,13 +62,13 @@ Example:
   wbcd model show reference --json""",
     "dataset": """\b
 Example:
-  wbcd dataset make cells.zarr --per-class 500 --seed 1""",
+  wbcd dataset make cells.zarr --cells 2400 --seed 1""",
     "train": """\b
 Example:
-  wbcd train cells.zarr my-model --epochs 30""",
+  wbcd train cells.zarr training --epochs 12""",
     "evaluate": """\b
 Example:
-  wbcd evaluate my-model cells.zarr --json""",
+  wbcd evaluate training/bundle cells.zarr --json""",
     "doctor": """\b
 Example:
   wbcd doctor --config /etc/wbcd/wbcd.toml""",

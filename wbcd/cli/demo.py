@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -56,7 +57,9 @@ class Places:
 
 
 @click.command(epilog=EXAMPLES["demo"])
-@click.option("--cells", type=click.IntRange(1), default=40, show_default=True, help="Cells to simulate, one an acquisition.")
+@click.option(
+    "--cells", type=click.IntRange(1), default=40, show_default=True, help="Good cells to simulate, one an acquisition."
+)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option(
     "--defects", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Fraction of bad acquisitions added."
@@ -85,7 +88,7 @@ def prepare(places: Places) -> None:
         raise BadValue(f"--out is {root}, which is not empty and was not made by a demo.", action="Name another folder.")
     for path in (places.incoming, places.output):
         shutil.rmtree(path, ignore_errors=True)
-    for path in [places.picture, places.log("daemon"), places.log("microscope"), root / "truth.json", *root.glob("wbcd.db*")]:
+    for path in [places.picture, places.log("daemon"), places.log("microscope"), root / "truth.jsonl", *root.glob("wbcd.db*")]:
         path.unlink(missing_ok=True)
     places.incoming.mkdir(parents=True)
     (root / MARKER).write_text("made by `wbcd demo`, which empties this folder at its next run\n", encoding="utf-8")
@@ -104,8 +107,9 @@ def _daemon(places: Places) -> list[str]:
 
 
 def _microscope(places: Places, cells: int, seed: int, defects: float) -> list[str]:
-    options = ("--cells", str(cells), "--seed", str(seed), "--defects", str(defects), "--sample", SAMPLE)
-    return _wbcd("simulate", places.incoming, *options, "--truth", places.root / "truth.json", "--quiet")
+    total = math.ceil(cells / (1 - defects)) if defects < 1 else cells
+    options = ("--cells", str(total), "--seed", str(seed), "--defects", str(defects), "--sample", SAMPLE)
+    return _wbcd("simulate", places.incoming, *options, "--truth", places.root / "truth.jsonl", "--quiet")
 
 
 @contextmanager

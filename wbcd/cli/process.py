@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def outcomes(config: Config, files: list[Path]) -> Iterator[dict[str, Any]]:
 
     configure_logging(config.service)
     stages = make_stages(config)
-    with open_ledger(config, stages) as ledger:
+    with closing(stages), open_ledger(config, stages) as ledger:
         once = ProcessOnce(config, stages, ledger)
         for path in files:
             result = once(path)

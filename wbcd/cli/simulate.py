@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -17,7 +18,11 @@ from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY
 @click.option("--format", "form", type=click.Choice(["hologram", "tcf"]), default="hologram", show_default=True)
 @click.option("--defects", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Fraction of bad acquisitions.")
 @click.option("--sample", default="simulated", show_default=True, help="Sample name in the files.")
-@click.option("--truth", type=click.Path(path_type=Path, dir_okay=False), help="Where to write what was simulated (JSON).")
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What was simulated, as JSON lines; by default OUT.truth.jsonl.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def simulate(
     out: Path,
@@ -41,11 +46,13 @@ def simulate(
 
     from wbcd.simulation.microscope import simulate as run
 
+    kind: Literal["hologram", "tcf"] = "tcf" if form == "tcf" else "hologram"
+
     console = Console(stderr=True)
     with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
         task = bar.add_task("simulating", total=cells)
         count = 0
-        for _ in run(out, cells=cells, seed=seed, rate=rate, format=form, defects=defects, sample=sample, truth=truth):
+        for _ in run(out, cells=cells, seed=seed, rate=rate, format=kind, defects=defects, sample=sample, truth=truth):
             count += 1
             bar.advance(task)
     click.echo(f"{count} acquisitions in {out}. Simulated. {RESEARCH_ONLY}", err=True)

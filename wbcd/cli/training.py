@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import click
 
@@ -24,16 +24,10 @@ def train(
     training_set: Path, out: Path, epochs: int, preset: str, width: int, seed: int, device: str, name: str, as_json: bool
 ) -> None:
     """Train a classifier on TRAINING_SET and write OUT/bundle; an interrupted training goes on where it stopped."""
-    from rich.progress import Progress
-
     from wbcd.training.fit import train as fit
+    from wbcd.training.live import training_progress
 
-    with Progress(console=quiet_console(stderr=True), transient=True) as bar:
-        task = bar.add_task("training", total=epochs)
-
-        def on_epoch(epoch: Any) -> None:
-            bar.update(task, completed=epoch.epoch, description=f"validation {epoch.validation_accuracy:.1%}")
-
+    with training_progress(epochs, quiet_console(stderr=True)) as on_epoch:
         report = fit(
             training_set, out, preset=preset, width=width, epochs=epochs, seed=seed, device=device, on_epoch=on_epoch, name=name
         )
@@ -68,3 +62,25 @@ def evaluate(bundle: str, training_set: Path, split: str, device: str, as_json: 
 @click.group(epilog=EXAMPLES["dataset"])
 def dataset() -> None:
     """Make training sets."""
+
+
+@dataset.command(epilog=EXAMPLES["dataset"])
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--cells", type=click.IntRange(1), default=2400, show_default=True, help="Cells, the classes in equal numbers.")
+@click.option(
+    "--donors", type=click.IntRange(1), default=20, show_default=True, help="Simulated donors, each with its own means."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
+@click.option(
+    "--path", type=click.Choice(["fast", "exact"]), default="fast", show_default=True, help="fast optics, or holograms."
+)
+def make(out: Path, cells: int, donors: int, seed: int, workers: int, path: str) -> None:
+    """Make a training set of simulated cells in OUT (Zarr); an interrupted one goes on where it stopped."""
+    from wbcd.training.live import dataset_progress
+    from wbcd.training.make import make_dataset
+
+    optics: Literal["fast", "exact"] = "exact" if path == "exact" else "fast"
+    with dataset_progress(cells, quiet_console(stderr=True)) as on_part:
+        digest = make_dataset(out, cells, donors=donors, seed=seed, workers=workers, path=optics, on_part=on_part)
+    click.echo(f"{out}: {cells} simulated cells, data hash {digest}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wbcd.acquisition import ReadDefaults, identify, read, stat_candidate
+from wbcd.acquisition.isolate import IsolatedReader, IsolationLimits
 from wbcd.classification import Classifier, load_bundle
-from wbcd.config import Config
+from wbcd.config import Config, LimitSettings
 from wbcd.daemon.stages import Stages
 from wbcd.morphology import find_cells, measure
 from wbcd.quality import judge_cell, judge_fields, judge_fringes, judge_tomogram
@@ -34,10 +35,11 @@ def make_stages(config: Config) -> Stages:
         sample_id=config.defaults.sample_id,
         max_logical_bytes=config.limits.max_logical_bytes,
     )
+    readers = ReaderRing(config.limits) if config.limits.isolate else None
     return Stages(
         look=stat_candidate,
         identify=identify,
-        read=lambda acquisition: read(acquisition, defaults=defaults),
+        read=lambda acquisition: (readers.next().read if readers else read)(acquisition, defaults=defaults),
         measure_fringes=measure_fringes,
         judge_fringes=judge_fringes,
         retrieve_fields=lambda stack, recipe: retrieve_fields(stack, recipe, device=device),
@@ -52,7 +54,30 @@ def make_stages(config: Config) -> Stages:
         keep=_keeper(config),
         model_id=bundle.model_id,
         model_card=dict(bundle.card),
+        close=readers.close if readers else lambda: None,
     )
+
+
+class ReaderRing:
+    """Isolated readers in turn: one file is read, one waits, one is examined, and a series is served while it is examined."""
+
+    SIZE = 3
+
+    def __init__(self, limits: LimitSettings) -> None:
+        array_bytes = limits.max_logical_bytes
+        bounds = IsolationLimits(address_space_bytes=array_bytes + 4 * 2**30, array_bytes=array_bytes)
+        self._readers = [IsolatedReader(bounds) for _ in range(self.SIZE)]
+        self._turn = 0
+
+    def next(self) -> IsolatedReader:
+        """The reader whose last file is done with."""
+        self._turn = (self._turn + 1) % self.SIZE
+        return self._readers[self._turn]
+
+    def close(self) -> None:
+        """End their processes."""
+        for reader in self._readers:
+            reader.close()
 
 
 def _keeper(config: Config) -> Callable[[Cell, Acquisition], str | None]:

@@ -134,6 +134,7 @@ class Service:
         finally:
             self._watcher.close()
             self._drain(pipeline, state)
+            stages.close()
         self._raise_failure(pipeline)
 
     def _wait_until_open(self, pipeline: Pipeline, state: StateFile) -> None:

@@ -36,7 +36,8 @@ class Stat(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is kept."""
+    """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is
+    kept; ``close`` ends what the stages hold (reader processes)."""
 
     look: Callable[[Path], Stat | None]
     identify: Callable[[Path], Acquisition]
@@ -55,3 +56,4 @@ class Stages:
     keep: Callable[[Cell, Acquisition], str | None]
     model_id: str
     model_card: dict[str, object]
+    close: Callable[[], None] = lambda: None
