@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-LIMITS = (0.05, 20.0)
+LIMITS = (0.2, 10.0)
+"""A few validation cells that are all right would ask for a temperature of nothing."""
 BINS = 15
 
 

@@ -59,6 +59,10 @@ PRESETS: Mapping[str, Preset] = {
     "modern": Preset("adamw", 0.004, 16, None, 0.02, 0.05, 0),
 }
 
+NORM_BATCHES = 16
+"""Batches from which the normalisations' means and variances are taken anew before each validation: running averages lag
+behind weights that move fast, so far that the validation loss of a short training says nothing."""
+
 WARM_UP = 0.3
 """Share of a cycle in which the learning rate rises; it starts at a 25th and ends at a 10,000th of the highest."""
 
@@ -194,13 +198,31 @@ class _Run:
         for step, cells in enumerate(batches):
             self._set_rate((number * len(batches) + step), self.epochs * len(batches))
             total += self._step(cells, generator) * len(cells)
+        self._settle_norms(batches[:NORM_BATCHES])
         return total / sum(map(len, batches))
+
+    def _settle_norms(self, batches: list[NDArray[np.intp]]) -> None:
+        """Statistics of the batch normalisations over cells as they are, not augmented, for the weights as they are now."""
+        norms = [m for m in self.network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+        usual = [m.momentum for m in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            # None: the plain mean over batches.
+            norm.momentum = None
+        with torch.no_grad():
+            for cells in batches:
+                self.network(self._input(torch.from_numpy(self.data.ri_delta[cells]).to(self.device)))
+        for norm, momentum in zip(norms, usual, strict=True):
+            norm.momentum = momentum
+
+    def _input(self, deltas: Tensor) -> Tensor:
+        return normalise(deltas, self.data.input)[:, None]
 
     def _step(self, cells: NDArray[np.intp], generator: torch.Generator) -> float:
         deltas = torch.from_numpy(self.data.ri_delta[cells]).to(self.device)
         labels = torch.from_numpy(self.data.label[cells]).to(self.device)
-        x = normalise(augment(deltas, self.data.input.voxel_um, self.augmentation, generator), self.data.input)
-        loss = F.cross_entropy(self.network(x[:, None]), labels, label_smoothing=self.preset.label_smoothing)
+        x = self._input(augment(deltas, self.data.input.voxel_um, self.augmentation, generator))
+        loss = F.cross_entropy(self.network(x), labels, label_smoothing=self.preset.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -220,8 +242,8 @@ class _Run:
         out = []
         with torch.inference_mode():
             for batch in (cells[i : i + 16] for i in range(0, len(cells), 16)):
-                x = normalise(torch.from_numpy(self.data.ri_delta[batch]).to(self.device), self.data.input)
-                out.append(self.network(x[:, None]).float().cpu().numpy())
+                x = self._input(torch.from_numpy(self.data.ri_delta[batch]).to(self.device))
+                out.append(self.network(x).float().cpu().numpy())
         return np.concatenate(out)
 
     def take_best(self) -> None:
