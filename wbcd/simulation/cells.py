@@ -76,8 +76,8 @@ class Anatomy:
     """What a class looks like inside; ranges are drawn uniformly.
 
     ``nucleus_fraction`` of the cell's volume; ``nucleus_density`` relative to the cytoplasm; ``eccentricity``: offset of
-    the nucleus over the room it has; ``elongation``: log axial ratio of the cell; counts of inclusions; ``texture``: relative rms
-    of cytoplasm and of nucleoplasm (chromatin clumps); ``spectrum``: exponent p of the surface's amplitude ~ l^-p.
+    the nucleus over the room it has; ``elongation``: log axial ratio of the cell; counts of inclusions; ``texture``: relative
+    rms of cytoplasm and of nucleoplasm (chromatin clumps); ``spectrum``: exponent p of the surface's amplitude ~ l^-p.
     """
 
     nucleus: str
@@ -96,16 +96,24 @@ class Anatomy:
 
 ANATOMY: Mapping[str, Anatomy] = {
     "b_lymphocyte": Anatomy(
-        "oval", (0.52, 0.66), (0.88, 0.92), (0.3, 0.8), (0.04, 0.16), (0, 1), (0, 6), (0, 1), (0, 1), (0.02, 0.12), (0.03, 0.07), 0.3
+        nucleus="oval", nucleus_fraction=(0.52, 0.66), nucleus_density=(0.88, 0.92), eccentricity=(0.3, 0.8),
+        nucleus_elongation=(0.04, 0.16), nucleoli=(0, 1), granules=(0, 6), vacuoles=(0, 1), lipids=(0, 1),
+        elongation=(0.02, 0.12), texture=(0.03, 0.07), spectrum=0.3,
     ),
     "t_lymphocyte": Anatomy(
-        "oval", (0.54, 0.68), (0.88, 0.92), (0.0, 0.4), (0.0, 0.07), (0, 1), (0, 8), (0, 1), (0, 1), (0.0, 0.08), (0.03, 0.06), 0.5
+        nucleus="oval", nucleus_fraction=(0.54, 0.68), nucleus_density=(0.88, 0.92), eccentricity=(0.0, 0.4),
+        nucleus_elongation=(0.0, 0.07), nucleoli=(0, 1), granules=(0, 8), vacuoles=(0, 1), lipids=(0, 1),
+        elongation=(0.0, 0.08), texture=(0.03, 0.06), spectrum=0.5,
     ),
     "monocyte": Anatomy(
-        "horseshoe", (0.24, 0.36), (0.86, 0.90), (0.2, 0.6), (0.0, 0.0), (0, 2), (15, 50), (2, 9), (0, 4), (0.05, 0.2), (0.05, 0.03), 0.2
+        nucleus="horseshoe", nucleus_fraction=(0.24, 0.36), nucleus_density=(0.86, 0.90), eccentricity=(0.2, 0.6),
+        nucleus_elongation=(0.0, 0.0), nucleoli=(0, 2), granules=(15, 50), vacuoles=(2, 9), lipids=(0, 4),
+        elongation=(0.05, 0.2), texture=(0.05, 0.03), spectrum=0.2,
     ),
     "myelocyte": Anatomy(
-        "oval", (0.34, 0.48), (0.86, 0.90), (0.7, 1.0), (0.15, 0.30), (1, 3), (60, 140), (0, 2), (0, 3), (0.02, 0.15), (0.05, 0.04), 0.4
+        nucleus="oval", nucleus_fraction=(0.34, 0.48), nucleus_density=(0.86, 0.90), eccentricity=(0.7, 1.0),
+        nucleus_elongation=(0.15, 0.30), nucleoli=(1, 3), granules=(60, 140), vacuoles=(0, 2), lipids=(0, 3),
+        elongation=(0.02, 0.15), texture=(0.05, 0.04), spectrum=0.4,
     ),
 }  # fmt: skip
 
@@ -225,13 +233,13 @@ class Surface:
         theta = torch.atan2(across.sqrt().expand_as(distance), dz.expand_as(distance))
         phi = torch.atan2(dy, dx).expand_as(distance)
         table = torch.stack([self.radius, self.steepness])[None]
-        rows, columns = self.radius.shape
         grid = torch.stack([_grid(phi.remainder(2 * math.pi) / (2 * math.pi)), _grid(theta / math.pi)], -1)
         found = torch.nn.functional.grid_sample(
             table, grid.reshape(1, -1, 1, 2), mode="bilinear", padding_mode="border", align_corners=True
         )
         radius, steepness = found[0, :, :, 0].reshape(2, *distance.shape)
-        return (radius - distance) * steepness
+        depth: Tensor = (radius - distance) * steepness
+        return depth
 
 
 def _grid(fraction: Tensor) -> Tensor:
@@ -301,7 +309,8 @@ def _harmonics() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.i
     """Real spherical harmonics [n, theta, phi], the quadrature weights [theta, phi] and the degree l of each, 2 <= l."""
     theta = np.linspace(0, np.pi, _THETAS)[:, None]
     phi = np.linspace(0, 2 * np.pi, _PHIS, endpoint=False)[None, :]
-    tables, degrees = [], []
+    tables: list[NDArray[np.float64]] = []
+    degrees: list[int] = []
     for degree in range(2, MAX_DEGREE + 1):
         for order in range(degree + 1):
             values = sph_harm_y(degree, order, theta, phi)
@@ -341,7 +350,9 @@ def _surface(
 def _cosine(axis: NDArray[np.float64]) -> NDArray[np.float64]:
     theta = np.linspace(0, np.pi, _THETAS)[:, None]
     phi = np.linspace(0, 2 * np.pi, _PHIS, endpoint=False)[None, :]
-    return np.sin(theta) * np.cos(phi) * axis[0] + np.sin(theta) * np.sin(phi) * axis[1] + np.cos(theta) * axis[2]
+    east, north, up = (float(a) for a in axis)
+    cosine: NDArray[np.float64] = np.sin(theta) * (np.cos(phi) * east + np.sin(phi) * north) + np.cos(theta) * up
+    return cosine
 
 
 def _slope2(h: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -358,7 +369,7 @@ def _sphericity(h: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
     """pi^(1/3) (6 V)^(2/3) / S of r = exp(h): V = int r^3/3, S = int r^2 sqrt(1 + |grad h|^2)."""
     volume = float((np.exp(3 * h) * weight).sum()) / 3
     area = float((np.exp(2 * h) * np.sqrt(1 + _slope2(h)) * weight).sum())
-    return math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / area
+    return float(math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / area)
 
 
 def _table(values: NDArray[np.float64]) -> Tensor:
@@ -401,7 +412,7 @@ def _horseshoe(rng: np.random.Generator, volume: float, cell: float, direction: 
 
 
 def _equal_radius(volume_fl: float) -> float:
-    return (3 * volume_fl / (4 * math.pi)) ** (1 / 3)
+    return float((3 * volume_fl / (4 * math.pi)) ** (1 / 3))
 
 
 def _inclusions(rng: np.random.Generator, phantom: Phantom, anatomy: Anatomy, nucleus: Surface | Arc) -> tuple[Inclusion, ...]:
@@ -493,7 +504,7 @@ def _excess(phantom: Phantom, voxel_um: Triple, z: Tensor, y: Tensor, x: Tensor,
         cytoplasm = 1 + parts.texture[0] * textures[0]
         nucleoplasm = parts.nucleus_density * (1 + parts.texture[1] * textures[1])
         density = cytoplasm + in_nucleus * (nucleoplasm - cytoplasm)
-        _include(parts.inclusions, density, lipid, (z, y, x), edge, voxel_um)
+        _include(parts.inclusions, density, lipid, (z, y, x), edge)
     protein = density * inside * (1 - lipid)
     fat = lipid * inside * ((LIPID_RI - phantom.medium_ri) / RI_INCREMENT_ML_G)
     # Density in pg/fL; the drawn mass is met exactly on the grid at hand.
@@ -527,9 +538,8 @@ def _spline(axis: Tensor) -> Tensor:
 
 
 def _include(
-    inclusions: tuple[Inclusion, ...], density: Tensor, lipid: Tensor, grid: tuple[Tensor, Tensor, Tensor], edge: float,
-    voxel_um: Triple,
-) -> None:  # fmt: skip
+    inclusions: tuple[Inclusion, ...], density: Tensor, lipid: Tensor, grid: tuple[Tensor, Tensor, Tensor], edge: float
+) -> None:
     """Lay spheres into the density (relative) and lipid (share) maps, in place."""
     flat = [axis.flatten().numpy() for axis in grid]
     for sphere in inclusions:
@@ -569,15 +579,15 @@ def measure_truth(
     count = int(mask.sum())
     if not count:
         return Truth(phantom.kind, 0.0, 0.0, 0.0, 0.0, 0.0, phantom.medium_ri, float(volume.max()), total, threshold_ri)
-    vertices, faces, _, _ = marching_cubes(volume, threshold_ri, spacing=voxel_um)
-    area = float(mesh_surface_area(vertices, faces))
+    vertices, faces, _, _ = marching_cubes(volume, threshold_ri, spacing=voxel_um)  # type: ignore[no-untyped-call]
+    area = float(mesh_surface_area(vertices, faces))  # type: ignore[no-untyped-call]
     enclosed = count * voxel
     mass = float(excess[mask].sum(dtype=np.float64)) * voxel / RI_INCREMENT_ML_G
     return Truth(
         kind=phantom.kind,
         volume_fl=enclosed,
         surface_area_um2=area,
-        sphericity=math.pi ** (1 / 3) * (6 * enclosed) ** (2 / 3) / area,
+        sphericity=float(math.pi ** (1 / 3) * (6 * enclosed) ** (2 / 3) / area),
         dry_mass_pg=mass,
         protein_density_g_dl=100 * mass / enclosed,
         mean_ri=phantom.medium_ri + RI_INCREMENT_ML_G * mass / enclosed,

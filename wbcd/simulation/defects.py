@@ -43,7 +43,7 @@ class Defect:
         return self.strength if self.name == "saturation" else 1.0
 
     def place(self, place: Triple, half_um: float, radius_um: float, rng: np.random.Generator) -> Triple:
-        """Where the object lies instead: beyond focus, or across the edge of the field of view (``half_um`` from its middle)."""
+        """Where the object lies instead: beyond focus, or across the edge of the field of view, ``half_um`` from its middle."""
         if self.name == "defocus":
             return (self.strength, place[1], place[2])
         if self.name == "border":
@@ -89,22 +89,26 @@ def _stray(shape: torch.Size, pixel_um: float, rng: np.random.Generator) -> Tens
     return torch.from_numpy((mixed / np.sqrt(np.mean(np.abs(mixed) ** 2))).astype(np.complex64))
 
 
+def _whole(rng: np.random.Generator) -> float:  # noqa: ARG001 - the signature of a draw
+    return 1.0
+
+
 DEFECTS: Mapping[str, Callable[[np.random.Generator], float]] = {
     "motion": lambda rng: rng.uniform(0.5, 2.0),
     "coherent_noise": lambda rng: rng.uniform(0.45, 0.8),
     "low_contrast": lambda rng: rng.uniform(0.03, 0.11),
     "saturation": lambda rng: rng.uniform(2.0, 3.0),
     "border": lambda rng: rng.uniform(-0.2, 0.6),
-    "empty": lambda rng: 1.0,
-    "debris": lambda rng: 1.0,
-    "doublet": lambda rng: 1.0,
+    "empty": _whole,
+    "debris": _whole,
+    "doublet": _whole,
     "defocus": lambda rng: rng.uniform(8.5, 11.0) * rng.choice([-1, 1]),
     "lost_frames": lambda rng: rng.uniform(0.04, 0.3),
     "repeated_frames": lambda rng: rng.uniform(0.2, 0.4),
 }
-"""Name -> draw of the strength: motion in um over the scan; coherent noise as amplitude of the stray light; low contrast as a factor
-on the visibility; saturation as a factor on the light; border as the distance of the centre inside the edge over the radius; defocus in
-um; lost and repeated frames as a share."""
+"""Name -> draw of the strength: motion in um over the scan; coherent noise as amplitude of the stray light; low contrast as a
+factor on the visibility; saturation as a factor on the light; border as the distance of the centre inside the edge over the
+radius; defocus in um; lost and repeated frames as a share."""
 
 _TCF_DEFECTS = ("border", "empty", "debris", "doublet")
 
@@ -117,9 +121,9 @@ def draw_defect(name: str, rng: np.random.Generator) -> Defect:
 
 
 def planned_defect(fraction: float, index: int, format: str = "hologram") -> str | None:
-    """The defect of file ``index``: a share ``fraction`` of all files, evenly spread, the kinds in turn; whatever the run's length.
+    """The defect of file ``index``: a share ``fraction`` of all files, evenly spread, the kinds in turn.
 
-    Volumes (``tcf``) know only the defects of the object.
+    It depends on the index alone, not on the run's length. Volumes (``tcf``) know only the defects of the object.
     """
     before = math.floor(index * fraction + 1e-9)
     if math.floor((index + 1) * fraction + 1e-9) == before:

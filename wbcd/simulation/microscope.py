@@ -1,8 +1,8 @@
 """The simulated instrument: an off-axis Mach-Zehnder with illumination scanning, and the files that it writes.
 
 One session shares its alignment: carrier, illumination circle, uneven light, aberrations, dust; and one sample-free reference
-file. Every file of a session follows from (seed, index) alone, so a run can be cut short, resumed or lengthened without changing one
-byte of the files it shares with another run.
+file. Every file of a session follows from (seed, index) alone, so a run can be cut short, resumed or lengthened without
+changing one byte of the files it shares with another run.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wbcd.errors import BadValue
-from wbcd.records import HologramStack, Optics, Triple
+from wbcd.records import HologramStack, Optics, Shape3, Triple
 from wbcd.simulation.cells import CLASSES, Phantom, canonical_shape, measure_truth, render, sample_phantom
-from wbcd.simulation.defects import DEFECTS, Defect, draw_defect, planned_defect
+from wbcd.simulation.defects import Defect, draw_defect, planned_defect
 from wbcd.simulation.files import REFERENCE_SUFFIX, write_acquisition, write_reference, write_tcf
 from wbcd.simulation.optics import CAMERA, INSTRUMENT, illumination, record, scatter
 
@@ -32,6 +33,8 @@ RENDER_UM: Triple = (0.1, 0.1, 0.1)
 INSTRUMENT_ID = "wbcd-simulator"
 EPOCH = datetime(2024, 1, 1, 8, 0, tzinfo=UTC)
 INTERVAL_S = 5.0
+TCF_SHAPE: Shape3 = (100, 150, 150)
+TCF_WIDE: Shape3 = (100, 240, 240)
 EQUAL_MIX: Mapping[str, float] = dict.fromkeys(CLASSES, 0.25)
 _SESSION, _REFERENCE = 7_001, 7_002
 
@@ -53,8 +56,9 @@ class Camera:
 
 @dataclass(frozen=True, slots=True)
 class Specimen:
-    """Something in the field of view: RI float32 [z, y, x] with its middle voxel at ``centre_um`` (z, y, x) from the middle of the focal plane.
+    """Something in the field of view: RI float32 [z, y, x].
 
+    Its middle voxel lies at ``centre_um`` (z, y, x) from the middle of the focal plane.
     ``path_um`` [frame, 3]: displacement (z, y, x) during the scan, or None for an object at rest.
     """
 
@@ -66,7 +70,10 @@ class Specimen:
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """How one stack departs from the session's reference: phase [frame] in rad, tilt [frame, 2] in rad across the field, light [frame]."""
+    """How one stack departs from the session's alignment.
+
+    Phase [frame] in rad, tilt [frame, 2] (x, y) in rad across the field, light [frame]; factors on visibility and light.
+    """
 
     phase_rad: NDArray[np.float64]
     tilt_rad: NDArray[np.float64]
@@ -104,7 +111,7 @@ class Microscope:
         return self._reference
 
     def fields(self, specimens: Sequence[Specimen], *, device: str = "cpu") -> Tensor:
-        """Total field over the illumination, complex64 [frame, y, x] at the camera, of all specimens (they do not shade one another)."""
+        """Total field over the illumination, complex64 [frame, y, x] at the camera; specimens do not shade one another."""
         w = torch.ones((len(self.k_in_rad_um), *self.camera.shape), dtype=torch.complex64, device=device)
         for specimen in specimens:
             scattered = scatter(specimen.ri, specimen.voxel_um, self.optics, self.k_in_rad_um, device=device)
@@ -120,9 +127,7 @@ class Microscope:
         light = 1 + rng.normal(0, 0.015) + 0.004 * np.cumsum(rng.standard_normal(frames)) / math.sqrt(frames)
         return Exposure(walk, tilt, light)
 
-    def expose(
-        self, w: Tensor | None, exposure: Exposure, rng: np.random.Generator
-    ) -> NDArray[np.unsignedinteger[Any]]:
+    def expose(self, w: Tensor | None, exposure: Exposure, rng: np.random.Generator) -> NDArray[np.unsignedinteger[Any]]:
         """Camera frames |u + r|^2 of fields ``w`` [frame, y, x] (None: the empty field), with shot and read noise.
 
         Shot noise is normal with the variance of the count: at 10,000 electrons indistinguishable from Poisson's.
@@ -185,7 +190,7 @@ def _sample_arm(shape: tuple[int, int], pixel_um: float, rng: np.random.Generato
     arm = amplitude * np.exp(1j * aberration)
     for _ in range(int(rng.integers(3, 8))):
         arm = arm * _dust(shape, pixel_um, rng)
-    return torch.from_numpy(arm.astype(np.complex64))
+    return torch.from_numpy(np.asarray(arm, np.complex64))
 
 
 def _dust(shape: tuple[int, int], pixel_um: float, rng: np.random.Generator) -> NDArray[np.complex128]:
@@ -254,9 +259,12 @@ def plan(order: Order, index: int, rng: np.random.Generator, optics: Optics = IN
     if defect is not None and defect.replaces is not None:
         kind = defect.replaces
     phantom = sample_phantom(kind, rng, medium_ri=optics.medium_ri)
-    place = (float(np.clip(rng.normal(0, 0.8), -2, 2)), *(float(v) for v in rng.uniform(-2.5, 2.5, 2)))
+    holograms = order.format == "hologram"
+    # A reconstructed volume is cut around its cell; in the hologram's field a cell lies where it lies.
+    y, x = (float(v) for v in rng.uniform(-1, 1, 2) * (2.5 if holograms else 0.3))
+    place: Triple = (float(np.clip(rng.normal(0, 0.8), -2, 2)) if holograms else 0.0, y, x)
     if defect is not None:
-        half_um = CAMERA[0] * optics.pixel_size_um / 2
+        half_um = CAMERA[0] * optics.pixel_size_um / 2 if holograms else TCF_WIDE[1] * 0.1 / 2
         place = defect.place(place, half_um, phantom.radius_um, rng)
     return Plan(index, ((phantom, place),) if kind != "empty" else (), defect)
 
@@ -279,10 +287,10 @@ def simulate(
 ) -> Iterator[Progress]:
     """Write acquisitions ``start`` .. ``start + cells - 1`` of session ``seed`` into folder ``out``; yields each as it is done.
 
-    ``rate``: files a second at most (None: as fast as they are made). ``defects``: share of defective files, the kinds in turn.
-    ``mix``: weight of each class. ``truth``: JSON lines, by default beside the folder (``<out>.truth.jsonl``), never in it; one object a
-    file: path, index, seed, sample, kind, label (None for what is no single cell), defect, strength, cells (the six values each).
-    A file that exists with its truth is not made again. Raises BadValue for an argument out of range.
+    ``rate``: files a second at most (None: as fast as they are made). ``defects``: share of defective files, the kinds in
+    turn. ``mix``: weight of each class. ``truth``: JSON lines, by default beside the folder (``<out>.truth.jsonl``), never in
+    it; one object a file: path, index, seed, sample, kind, label (None for what is no single cell), defect, strength, cells
+    (the six values each). A file that exists with its truth is not made again. Raises BadValue for an argument out of range.
     """
     order = Order(seed, format, defects, sample, dict(mix or EQUAL_MIX), bits)
     sidecar = truth if truth is not None else out.with_name(out.name + ".truth.jsonl")
@@ -356,17 +364,18 @@ class _Session:
 
     def path(self, index: int) -> Path:
         suffix = ".TCF" if self.order.format == "tcf" else ".h5"
-        return self.out / f"{self.order.sample}-{self.order.seed}-{index:05d}{suffix}"
+        return self.out / f"{self._name(index)}{suffix}"
 
     def write(self, index: int) -> dict[str, Any]:
         """Make file ``index`` and return its truth."""
         rng = np.random.default_rng([self.order.seed, index])
         content = plan(self.order, index, rng)
+        objects = [_Object(phantom, place) for phantom, place in content.phantoms]
         if self.order.format == "tcf":
             self._write_tcf(content, rng)
         else:
-            self._write_holograms(content, rng)
-        return self._truth(content)
+            self._write_holograms(content, objects, rng)
+        return self._truth(content, objects)
 
     @property
     def microscope(self) -> Microscope:
@@ -374,29 +383,32 @@ class _Session:
             self._microscope = Microscope(self.order.seed, camera=Camera(bits=self.order.bits))
         return self._microscope
 
-    def _write_holograms(self, content: Plan, rng: np.random.Generator) -> None:
-        microscope = self.microscope
-        specimens = [_specimen(phantom, place) for phantom, place in content.phantoms]
-        exposure = microscope.exposure(rng)
-        defect = content.defect
-        if defect is not None:
-            specimens = [_moved(s, defect.path(len(microscope.k_in_rad_um), rng)) for s in specimens]
-            exposure = _changed(exposure, defect)
-        w = microscope.fields(specimens)
-        if defect is not None:
-            defect.disturb(w, microscope.optics.pixel_size_um, rng)
-        frames = microscope.expose(w, exposure, rng)
-        if defect is not None:
-            defect.spoil(frames, rng)
+    def _write_holograms(self, content: Plan, objects: Sequence[_Object], rng: np.random.Generator) -> None:
         write_acquisition(
             self.path(content.index),
-            HologramStack(frames, None, None, 0, microscope.optics),
-            acquisition_id=f"{self.order.sample}-{self.order.seed}-{content.index:05d}",
+            HologramStack(self._frames(content.defect, objects, rng), None, None, 0, self.microscope.optics),
+            acquisition_id=self._name(content.index),
             acquired_at=self._time(content.index).isoformat(),
             sample_id=self.order.sample,
             instrument_id=INSTRUMENT_ID,
             reference_file=self._reference(),
         )
+
+    def _frames(
+        self, defect: Defect | None, objects: Sequence[_Object], rng: np.random.Generator
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        """The camera's frames, each step disturbed by the defect where it is one of that step."""
+        microscope = self.microscope
+        exposure = microscope.exposure(rng)
+        specimens = [o.specimen for o in objects]
+        if defect is None:
+            return microscope.expose(microscope.fields(specimens), exposure, rng)
+        count = len(microscope.k_in_rad_um)
+        w = microscope.fields([replace(s, path_um=defect.path(count, rng)) for s in specimens])
+        defect.disturb(w, microscope.optics.pixel_size_um, rng)
+        frames = microscope.expose(w, replace(exposure, visibility=defect.visibility, gain=defect.gain), rng)
+        defect.spoil(frames, rng)
+        return frames
 
     def _reference(self) -> str:
         """Name of the session's reference file, written when it is not there."""
@@ -406,30 +418,31 @@ class _Session:
         return path.name
 
     def _write_tcf(self, content: Plan, rng: np.random.Generator) -> None:
-        from wbcd.simulation.fast import FULL, fast_tomogram
+        from wbcd.simulation.fast import FastOptics
 
-        ri = fast_tomogram([(p, place) for p, place in content.phantoms], rng, FULL)
-        stamp = self._time(content.index)
+        # Room for what is no single centred cell: two of them, or one at the edge.
+        wide = content.defect is not None and content.defect.name in ("border", "doublet")
+        fast = replace(FastOptics(), shape=TCF_WIDE if wide else TCF_SHAPE)
+        ideal = np.full(fast.shape, fast.optics.medium_ri, np.float32)
+        for phantom, place in content.phantoms:
+            ideal = np.maximum(ideal, render(phantom, fast.voxel_um, fast.shape, offset_um=place))
         write_tcf(
             self.path(content.index),
-            [ri],
-            voxel_um=FULL.voxel_um,
-            medium_ri=INSTRUMENT.medium_ri,
-            title=f"{self.order.sample}-{content.index:05d}",
-            acquired_at=stamp.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3],
-            unique_id=f"{self.order.sample}-{self.order.seed}-{content.index:05d}",
+            [fast.tomogram(ideal, rng).ri],
+            voxel_um=fast.voxel_um,
+            medium_ri=fast.optics.medium_ri,
+            title=self._name(content.index),
+            acquired_at=self._time(content.index).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3],
+            unique_id=self._name(content.index),
         )
 
-    def _time(self, index: int) -> datetime:
-        day = self.order.seed % 365
-        return EPOCH + timedelta(days=day, seconds=INTERVAL_S * index)
+    def _name(self, index: int) -> str:
+        return f"{self.order.sample}-{self.order.seed}-{index:05d}"
 
-    def _truth(self, content: Plan) -> dict[str, Any]:
-        cells = []
-        for phantom, place in content.phantoms:
-            for part, shift in phantom.parts or ((phantom, (0.0, 0.0, 0.0)),):
-                centre = [a + b for a, b in zip(place, shift, strict=True)]
-                cells.append({**asdict(measure_truth(part)), "centre_um": centre})
+    def _time(self, index: int) -> datetime:
+        return EPOCH + timedelta(days=self.order.seed % 365, seconds=INTERVAL_S * index)
+
+    def _truth(self, content: Plan, objects: Sequence[_Object]) -> dict[str, Any]:
         kind = content.phantoms[0][0].kind if content.phantoms else "empty"
         return {
             "path": str(self.path(content.index)),
@@ -440,20 +453,28 @@ class _Session:
             "label": kind if kind in CLASSES else None,
             "defect": content.defect.name if content.defect else None,
             "strength": content.defect.strength if content.defect else None,
-            "cells": cells,
+            "cells": [cell for o in objects for cell in o.truth()],
         }
 
 
-def _specimen(phantom: Phantom, place: Triple) -> Specimen:
-    return Specimen(render(phantom, RENDER_UM, canonical_shape(phantom, RENDER_UM, 0.3)), RENDER_UM, place)
+class _Object:
+    """A phantom at its place, rendered once for the optics and for the truth."""
 
+    def __init__(self, phantom: Phantom, place_um: Triple) -> None:
+        self._phantom = phantom
+        self._place = place_um
 
-def _moved(specimen: Specimen, path_um: NDArray[np.float64] | None) -> Specimen:
-    return Specimen(specimen.ri, specimen.voxel_um, specimen.centre_um, path_um)
+    @cached_property
+    def specimen(self) -> Specimen:
+        shape = canonical_shape(self._phantom, RENDER_UM, 0.3)
+        return Specimen(render(self._phantom, RENDER_UM, shape), RENDER_UM, self._place)
 
-
-def _changed(exposure: Exposure, defect: Defect) -> Exposure:
-    return Exposure(exposure.phase_rad, exposure.tilt_rad, exposure.light, defect.visibility, defect.gain)
-
-
-__all__ = ["DEFECTS", "Camera", "Exposure", "Microscope", "Order", "Plan", "Progress", "Specimen", "plan", "simulate"]
+    def truth(self) -> list[dict[str, Any]]:
+        """The six values of each single body, with its centre (z, y, x)."""
+        if not self._phantom.parts:
+            values = measure_truth(self._phantom, self.specimen.ri, RENDER_UM)
+            return [{**asdict(values), "centre_um": list(self._place)}]
+        return [
+            {**asdict(measure_truth(part)), "centre_um": [a + b for a, b in zip(self._place, shift, strict=True)]}
+            for part, shift in self._phantom.parts
+        ]

@@ -2,7 +2,8 @@
 
     (d^2/dz^2 + K_z^2) u = -V u,  K_z = sqrt(k^2 + laplacian_xy),  V = k0^2 (n^2 - n_m^2)
 
-One-way and first order in V the field obeys u' = i K_z u + i/(2 K_z) V u (Born; multi-layer Born of Chen et al. 2020). Each slice here takes
+One-way and first order in V the field obeys u' = i K_z u + i/(2 K_z) V u (Born; multi-layer Born, Chen et al. 2020). Each slice
+here takes
 
     u+ = P_half [u' + (k_z0/K_z) (exp(i D) - 1) u'],   u' = P_half u,   D = (sqrt(k_z0^2 + V) - k_z0) dz
 
@@ -55,7 +56,7 @@ def illumination(
 class Scattered:
     """Spectrum of the scattered field over the illumination, FFT of w - 1, complex64 [angle, y, x].
 
-    On the solver's periodic box of side ``box_um`` about the volume's middle voxel, in the plane through it, uncut by any pupil.
+    On the solver's periodic box of side ``box_um`` about the volume's middle voxel, in the plane through it, cut by no pupil.
     ``patch``: pixels of the camera that the box spans.
     """
 
@@ -80,8 +81,8 @@ def fields(
 ) -> Tensor:
     """Total field over the illumination, w = u/u_in, complex64 [angle, y, x] at the camera's pitch.
 
-    ``ri`` [z, y, x]; ``centre_um``: place (z, y, x) of the volume's middle voxel from the middle of the camera's focal plane, one for
-    all angles or one for each [angle, 3] (an object that moves during the scan).
+    ``ri`` [z, y, x]; ``centre_um``: place (z, y, x) of the volume's middle voxel from the middle of the camera's focal plane,
+    one for all angles or one for each [angle, 3] (an object that moves during the scan).
     """
     scattered = scatter(ri, voxel_um, optics, k_in, slice_um=slice_um, pitch_um=pitch_um, device=device)
     w = torch.ones((len(k_in), *camera), dtype=torch.complex64, device=device)
@@ -104,8 +105,8 @@ def scatter(
 ) -> Scattered:
     """Scatter plane waves ``k_in`` [angle, 2] (rad/um) by an RI volume [z, y, x] in the medium of ``optics``.
 
-    The box is grown beyond the volume so that an object's shadow does not meet its periodic image. Raises BadValue when the pitch
-    cannot carry the propagating waves.
+    The box is grown beyond the volume so that an object's shadow does not meet its periodic image. Raises BadValue when the
+    pitch cannot carry the propagating waves.
     """
     coarsest = optics.wavelength_um / (2 * optics.medium_ri)
     if not 0 < pitch_um < coarsest:
@@ -122,7 +123,7 @@ def scatter(
 
 
 def _reach(shape: tuple[int, ...], voxel_um: Triple) -> float:
-    """Side of the box: the volume's width and what light at 52 degrees (NA 1.05) walks through half its depth, on both sides."""
+    """Side of the box: the volume's width, and what light at 52 degrees (NA 1.05) walks through half its depth, both sides."""
     depth, height, width = (n * d for n, d in zip(shape, voxel_um, strict=True))
     return max(height, width) + REACH * depth + TAPER_UM
 
@@ -143,7 +144,7 @@ def quick_size(n: int, multiple: int) -> int:
 def _slices(
     ri: NDArray[np.float32], voxel_um: Triple, optics: Optics, grid: tuple[int, float], slice_um: float, device: str
 ) -> tuple[Tensor, float, float]:
-    """Potential [slice, size, size] on the solver's grid (size, box_um), slice thickness, fractional index of the middle plane."""
+    """Potential [slice, size, size] on the solver's grid (size, box_um), slice thickness, (fractional) index of the middle."""
     k0 = 2 * math.pi / optics.wavelength_um
     volume = torch.from_numpy(np.ascontiguousarray(ri, np.float32)).to(device)
     potential = k0**2 * (volume.square() - optics.medium_ri**2)
@@ -179,8 +180,8 @@ def _thicken(potential: Tensor, factor: int) -> tuple[Tensor, float]:
 def _relay(potential: Tensor, voxel_um: Triple, grid: tuple[int, float]) -> Tensor:
     """The potential's Fourier series on the box, cut at the grid's Nyquist frequency: [slice, y, x] -> [slice, size, size].
 
-    A sum over the volume's own samples at the box's frequencies, so that the two pitches need no common measure. The middle voxel goes
-    to index size // 2.
+    A sum over the volume's own samples at the box's frequencies, so that the two pitches need no common measure. The middle
+    voxel goes to index size // 2.
     """
     size, box_um = grid
     frequency = 2 * math.pi * torch.fft.fftfreq(size, box_um / size, dtype=torch.float64)
@@ -193,7 +194,8 @@ def _relay(potential: Tensor, voxel_um: Triple, grid: tuple[int, float]) -> Tens
 
     rows, columns = series(potential.shape[1], voxel_um[1]), series(potential.shape[2], voxel_um[2])
     spectrum = rows @ (potential.to(torch.complex64) @ columns.T)
-    return torch.fft.ifft2(spectrum).real.contiguous()
+    relaid: Tensor = torch.fft.ifft2(spectrum).real.contiguous()
+    return relaid
 
 
 # --- the march -------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def _relay(potential: Tensor, voxel_um: Triple, grid: tuple[int, float]) -> Tens
 
 @dataclass(frozen=True, slots=True)
 class _Waves:
-    """One batch of angles on one box: the carried wave, K_z and which waves propagate, all [angle, y, x]; k_z0 [angle, 1, 1]."""
+    """One batch of angles on one box: the carried wave, K_z, which waves propagate [angle, y, x]; k_z0 [angle, 1, 1]."""
 
     carried: Tensor
     k_z: Tensor
@@ -249,7 +251,8 @@ def _march(layers: Tensor, step: float, centre: float, pitch: float, optics: Opt
     # Each slice ends one step behind itself: we stand at index n. Go to `centre`, and over the illumination.
     back = torch.polar(waves.propagating, relative * (step * (centre - len(layers))))
     field = torch.fft.ifft2(scattered.mul_(back)).mul_(waves.carried.conj())
-    return torch.fft.fft2(field)
+    spectrum: Tensor = torch.fft.fft2(field)
+    return spectrum
 
 
 def _support(layers: Tensor) -> tuple[slice, slice]:
@@ -276,8 +279,8 @@ def _screen(layer: Tensor, slopes: Tensor, step: float) -> Tensor:
 def record(scattered: Scattered, w: Tensor, centre_um: NDArray[np.float64] | Triple = (0.0, 0.0, 0.0)) -> None:
     """Add an object's scattered field to ``w`` [angle, y, x], in place: cut by the pupil, at its place and height.
 
-    ``centre_um``: (z, y, x) from the middle of the camera's focal plane; z > 0 lies further along the light. An object out of focus throws
-    its shadow aside: each angle's patch follows the ray, and what lies beyond the camera is lost, not wrapped.
+    ``centre_um``: (z, y, x) from the middle of the camera's focal plane; z > 0 lies further along the light. An object out of
+    focus throws its shadow aside: each angle's patch follows the ray, and what lies beyond the camera is lost, not wrapped.
     """
     optics, k_in = scattered.optics, scattered.k_in_rad_um
     centres = np.broadcast_to(np.asarray(centre_um, np.float64), (len(k_in), 3))
@@ -303,9 +306,8 @@ def _patches(scattered: Scattered, block: slice, place_um: NDArray[np.float64]) 
     k0 = 2 * math.pi / optics.wavelength_um
     size = spectrum.shape[-1]
     axis = (2 * math.pi * torch.fft.fftfreq(size, scattered.box_um / size)).to(device)
-    to = {"device": device, "dtype": torch.float32}
-    k_in = torch.from_numpy(scattered.k_in_rad_um[block]).to(**to)[:, :, None, None]
-    z, y, x = (torch.from_numpy(c).to(**to)[:, None, None] for c in place_um.T.copy())
+    k_in = torch.from_numpy(scattered.k_in_rad_um[block]).to(device, torch.float32)[:, :, None, None]
+    z, y, x = (torch.from_numpy(c).to(device, torch.float32)[:, None, None] for c in place_um.T.copy())
     # Of the aliases of each bin, the one that the pupil can see: |K + k_in| small.
     span = 2 * math.pi * size / scattered.box_um
     ky = torch.remainder(axis[None, :, None] + k_in[:, 1] + span / 2, span) - span / 2
@@ -322,7 +324,8 @@ def _patches(scattered: Scattered, block: slice, place_um: NDArray[np.float64]) 
     value = spectrum * torch.polar(pupil * (n / size) ** 2, phase)
     angle = torch.arange(len(spectrum), device=device)[:, None, None]
     wide.index_put_((angle, rows, columns), value, accumulate=True)
-    return torch.fft.ifft2(wide) * _taper(n, optics.pixel_size_um, device)
+    patches: Tensor = torch.fft.ifft2(wide) * _taper(n, optics.pixel_size_um, device)
+    return patches
 
 
 def _bins(frequency: Tensor, box_um: float, n: int) -> Tensor:
