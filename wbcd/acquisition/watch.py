@@ -43,6 +43,7 @@ class HintBox(FileSystemEventHandler):
         self._lock = threading.Lock()
         self._paths: set[Path] = set()
         self._overflowed = False
+        self._woken = False
         self.rung = threading.Event()
 
     def on_any_event(self, event: FileSystemEvent) -> None:
@@ -73,6 +74,18 @@ class HintBox(FileSystemEventHandler):
             self._paths, self._overflowed = set(), False
             self.rung.clear()
         return paths, overflowed
+
+    def wake(self) -> None:
+        """End the present wait, or the next one."""
+        with self._lock:
+            self._woken = True
+            self.rung.set()
+
+    def was_woken(self) -> bool:
+        """True once after :meth:`wake`."""
+        with self._lock:
+            woken, self._woken = self._woken, False
+        return woken
 
 
 def candidate_of(path: Path, folder: Path) -> Path | None:
@@ -164,6 +177,7 @@ class FolderWatcher:
         self._tracker = StabilityTracker(quiet_s)
         self._hints = HintBox(self.folder)
         self._observer: Any = None
+        self._started = False
         self._identity: tuple[int, int] | None = None
         self._next_scan_s = clock()
 
@@ -180,11 +194,19 @@ class FolderWatcher:
         return len(self._tracker)
 
     def start(self) -> None:
-        """Ask for notifications; the first :meth:`poll` scans. A missing folder is no error: it is awaited."""
+        """Ask for notifications; the first :meth:`poll` scans. A missing folder is no error: it is awaited.
+
+        Without it the rescan alone finds the files.
+        """
+        self._started = True
         self._watch_afresh()
 
     def close(self) -> None:
         """End the notifications."""
+        self._started = False
+        self._unwatch()
+
+    def _unwatch(self) -> None:
         observer, self._observer = self._observer, None
         if observer is not None:
             observer.stop()
@@ -204,7 +226,7 @@ class FolderWatcher:
 
     def wake(self) -> None:
         """Let a waiting :meth:`poll` look at once (from another thread: stopping, say)."""
-        self._hints.rung.set()
+        self._hints.wake()
 
     def poll(self, timeout_s: float) -> list[Path]:
         """Candidates that settled, in order of mtime; waits up to ``timeout_s`` for the first, then [].
@@ -213,8 +235,9 @@ class FolderWatcher:
         """
         deadline = self._clock() + timeout_s
         settled = self._look()
-        if not settled and (pause := self._pause(deadline)) > 0:
+        if not settled and (pause := self._pause(deadline)) > 0 and not self._hints.was_woken():
             self._hints.rung.wait(pause)
+            self._hints.was_woken()
             settled = self._look()
         return settled[::-1] if self.newest_first else settled
 
@@ -272,6 +295,8 @@ class FolderWatcher:
     # --- notifications ---------------------------------------------------------------------------
 
     def _heal(self) -> None:
+        if not self._started:
+            return
         alive = self._observer is not None and self._observer.is_alive()
         emitters = self._observer.emitters if alive else ()
         if not emitters or not all(emitter.is_alive() for emitter in emitters) or self._identity != self._folder_identity():
@@ -287,7 +312,7 @@ class FolderWatcher:
         return (found.st_dev, found.st_ino)
 
     def _watch_afresh(self) -> None:
-        self.close()
+        self._unwatch()
         self._identity = self._folder_identity()
         if self._identity is None:
             return
