@@ -32,6 +32,7 @@ class Rig:
         self.ledger = ledger or MemoryLedger()
         self.log = RecordingLog()
         self.failure: BaseException | None = None
+        trial = changes.pop("trial", None)
         watch = self.config.watch
         self.service = Service(
             self.config,
@@ -40,6 +41,7 @@ class Rig:
             watcher=FolderWatcher(self.incoming, mode=watch.mode, rescan_s=watch.rescan_s, quiet_s=watch.quiet_s),
             log=self.log,
             env=env or {},
+            trial=trial,
         )
         self.thread = threading.Thread(target=self._run)
 
@@ -190,14 +192,20 @@ def test_batches_span_acquisitions(tmp_path: Path) -> None:
     assert max(sizes) == 4
 
 
-def test_a_poisonous_file_is_set_aside_at_its_fourth_beginning(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
-    path = rig.drop("poison.h5", "1 cell")
-    rig.ledger.tries[identify(path).content_id] = 3  # three processes died on it
+@pytest.mark.parametrize(("ended", "kind"), [("was ended by SIGSEGV", "set_aside"), (None, "measured")])
+def test_beyond_the_limit_of_tries_a_trial_decides(tmp_path: Path, ended: str | None, kind: str) -> None:
+    tried: list[str] = []
+    rig = Rig(tmp_path, trial=lambda path: [tried.append(path.name), ended][1])
+    path = rig.drop("suspect.h5", "1 cell")
+    rig.ledger.tries[identify(path).content_id] = 3  # three processes ended while they had it in hand
     with rig.running():
         rig.log.wait_for("outcome")
+    assert tried == ["suspect.h5"]
     (outcome,) = rig.ledger.outcomes.values()
-    assert (outcome.kind, outcome.error.code) == ("set_aside", "input.poison")
+    assert outcome.kind == kind
+    if outcome.kind == "set_aside":
+        assert outcome.error.code == "input.poison"
+        assert "SIGSEGV" in outcome.error.message
 
 
 def test_what_was_begun_before_is_worked_on_alone(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from wbcd.daemon.desk import LedgerLike
 from wbcd.daemon.identity import unread
 from wbcd.daemon.line import process
 from wbcd.daemon.stages import Stages
-from wbcd.errors import InputError, NotReadable, Poison
+from wbcd.daemon.trial import poison_of, try_in_child
+from wbcd.errors import InputError, NotReadable
 from wbcd.records import Acquisition, Outcome, SetAside
 
 
@@ -36,11 +37,11 @@ class ProcessOnce:
         return self._committed(self._worked(acquisition))
 
     def _worked(self, acquisition: Acquisition) -> Outcome:
-        limit = self._config.limits.max_tries
         tries = self._ledger.begin(acquisition)
-        if tries > limit:
-            name = acquisition.path.name
-            return SetAside(acquisition, Poison(f"{name}: begun {tries - 1} times without an outcome; the limit is {limit}."))
+        if tries > self._config.limits.max_tries:
+            poison = poison_of(acquisition.path, tries - 1, try_in_child(self._config, acquisition.path))
+            if poison is not None:
+                return SetAside(acquisition, poison)
         return process(acquisition, self._stages, self._config.recipe, max_batch=self._config.classification.max_batch)
 
     def _committed(self, outcome: Outcome) -> Outcome:

@@ -3,7 +3,8 @@
 A bad item never stops it; a bad stage always does. An exception without a name is first held to be the item's, which is
 tried again later; when :data:`STAGE_SUSPECTED_AFTER` different items in a row fail so, it is the stage's
 (:class:`StageFailed`). Each try is counted durably before the work begins; an item that was begun before and has no
-outcome is worked on alone, so that one which kills the process condemns no neighbour.
+outcome is worked on alone, so that one which kills the process condemns no neighbour; beyond the limit of tries it is
+first given to a child process, for a machine that was switched off at the wrong moments must not condemn a good file.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from wbcd.daemon.faults import FaultPoints
 from wbcd.daemon.identity import unread
 from wbcd.daemon.line import End, ExaminedCell, Part, Timing, conclude, examine, finish, predict, to_classify
 from wbcd.daemon.stages import Stages
+from wbcd.daemon.trial import Trial, poison_of, try_in_child
 from wbcd.errors import Incomplete, InputError, NotReadable, Poison, StageFailed, Unforeseen, WbcdError
 from wbcd.records import Acquisition, MeasuredCell, Outcome, Payload, SetAside
 
@@ -138,8 +140,10 @@ class Pipeline:
         faults: FaultPoints | None = None,
         pauses: Pauses | None = None,
         on_outcome: Callable[[Outcome], None] = lambda _: None,
+        trial: Trial | None = None,
     ) -> None:
         self._config = config
+        self._trial = trial or (lambda path: try_in_child(config, path, beat=self._beat))
         self._recipe = config.recipe
         self._stages = stages
         self._log = log
@@ -239,14 +243,20 @@ class Pipeline:
         if job.tries > 1:  # it was begun before: alone, so that it is to blame if the process dies again
             self._in_hand.wait_until_empty(self._over)
         self._in_hand.add(job)
-        if job.tries > self._config.limits.max_tries:
-            limit = self._config.limits.max_tries
-            error = Poison(f"{path.name}: begun {job.tries - 1} times without an outcome; the limit is {limit}.")
-            self._settle(job, SetAside(job.acquisition, error))
+        poison = self._poison(job)
+        if poison is not None:
+            self._settle(job, SetAside(job.acquisition, poison))
             return
         self._read_payload(job)
         if job.tries > 1:
             self._in_hand.wait_until_empty(self._over)
+
+    def _poison(self, job: Job) -> Poison | None:
+        """Beyond the limit of tries, a trial in a child process tells poison from bad luck."""
+        if job.tries <= self._config.limits.max_tries:
+            return None
+        self._log.warning("trial", content_id=job.acquisition.content_id, path=str(job.acquisition.path), tries=job.tries)
+        return poison_of(job.acquisition.path, job.tries - 1, self._trial(job.acquisition.path))
 
     def _read_payload(self, job: Job) -> None:
         job.timing.skip()

@@ -25,6 +25,7 @@ from wbcd.daemon.notify import Notifier
 from wbcd.daemon.pipeline import Log, Pipeline
 from wbcd.daemon.stages import Stages
 from wbcd.daemon.state import StateFile
+from wbcd.daemon.trial import Trial
 from wbcd.errors import StageFailed, WbcdError
 from wbcd.records import Outcome
 
@@ -80,6 +81,7 @@ class Service:
         env: Mapping[str, str] | None = None,
         on_outcome: Callable[[Outcome], None] = lambda _: None,
         stop_when_idle: bool = False,
+        trial: Trial | None = None,
     ) -> None:
         self._config = config
         self._make_stages = make_stages
@@ -91,6 +93,7 @@ class Service:
         self._faults = FaultPoints.from_environment(environment)
         self._on_outcome = on_outcome
         self._stop_when_idle = stop_when_idle
+        self._trial = trial
         self._stop = threading.Event()
         self._stop_reason = "asked"
         self._backlog = Backlog(newest_first=config.watch.newest_first)
@@ -123,6 +126,7 @@ class Service:
             faults=self._faults,
             pauses=self._pauses,
             on_outcome=self._on_outcome,
+            trial=self._trial,
         )
         pipeline.start()
         try:
