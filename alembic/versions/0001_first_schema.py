@@ -268,6 +268,14 @@ def make_tables() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_cell")),
         sa.UniqueConstraint("run_id", "number", name="uq_cell_run_number"),
     )
+    op.create_index(
+        "ix_cell_refused",
+        "cell",
+        ["run_id", "reason"],
+        unique=False,
+        sqlite_where=sa.text("NOT accepted"),
+        postgresql_where=sa.text("NOT accepted"),
+    )
     op.create_index("ix_cell_run_id_accepted", "cell", ["run_id", "accepted"], unique=False)
     op.create_table(
         "prediction",

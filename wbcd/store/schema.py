@@ -31,6 +31,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
@@ -196,6 +197,14 @@ cell = Table(
     UniqueConstraint("run_id", "number", name="uq_cell_run_number"),
     CheckConstraint("accepted OR reason IS NOT NULL", name="reason"),
     Index("ix_cell_run_id_accepted", "run_id", "accepted"),  # the counts are read from indexes alone
+)
+
+Index(
+    "ix_cell_refused",
+    cell.c.run_id,
+    cell.c.reason,
+    sqlite_where=text("NOT accepted"),  # as the view says it: SQLite does not see that "accepted = 0" is the same
+    postgresql_where=text("NOT accepted"),
 )
 
 prediction = Table(
