@@ -175,6 +175,8 @@ class FishNet3d(nn.Module):
         return self.both(x).features
 
     def _initialise(self) -> None:
+        if next(self.parameters()).is_meta:
+            return  # weights are loaded next; drawing numbers that no memory holds imports torch's compiler: seconds
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, a=SLOPE, mode="fan_out", nonlinearity="leaky_relu")
