@@ -115,14 +115,15 @@ def declared_end(head: bytes) -> int | None:
 
 
 def _open_locked(name: str, path: Path) -> h5py.File:
+    # No chunk cache: every chunk is read once, and a tiled file with thousands of data sets would hold one cache for each.
     try:
-        return h5py.File(name, "r", locking="best-effort")
+        return h5py.File(name, "r", locking="best-effort", rdcc_nbytes=0)
     except OSError as error:
         said = str(error)
         if ("lock" in said and (error.errno in _BUSY or "errno = 11" in said)) or "already open for write" in said:
             raise Incomplete(f"{path} is held by its writer.") from error
         if "lock" in said:  # a share without locks: the semantic end of the format has to do
-            return h5py.File(name, "r", locking=False)
+            return h5py.File(name, "r", locking=False, rdcc_nbytes=0)
         if "truncated file" in said:
             raise Truncated(f"{path} is cut off: {_first_line(error)}.") from error
         raise
@@ -305,8 +306,8 @@ def _demand_written(data: h5py.Dataset, here: str) -> None:
         raise Incomplete(f"{here} was declared and never written.")
 
 
-def read_array(data: h5py.Dataset, region: tuple[slice, ...], dtype: DTypeLike, path: Path) -> NDArray[Any]:
-    """Read a region in native byte order; a failed chunk checksum or decompression raises CorruptContent."""
+def read_array(data: h5py.Dataset, region: tuple[slice, ...], path: Path) -> NDArray[Any]:
+    """Read a region, in native byte order; a failed chunk checksum or decompression raises CorruptContent."""
     with translated(path):
         part: NDArray[Any] = data[region]
-        return np.ascontiguousarray(part, dtype=dtype)
+        return np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("="))

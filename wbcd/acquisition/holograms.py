@@ -100,7 +100,7 @@ def _frames(node: Node) -> Frames:
     data = node.array(dtypes=(np.uint8, np.uint16), ndim=3, limits=_FRAMES)
     here = node.where("")
     _demand_shape(data.shape, here)
-    frames: Frames = read_array(data, (slice(None),) * 3, data.dtype.newbyteorder("="), node.path)
+    frames: Frames = read_array(data, (slice(None),) * 3, node.path)
     _demand_light(frames, here)
     return frames
 
@@ -139,7 +139,7 @@ def _illumination(root: Node, angles: int, optics: Optics) -> NDArray[np.float64
     data = node.array(dtypes=(np.float64, np.float32), ndim=2, limits="float64 [angle, 2]")
     if data.shape != (angles, 2):
         raise BadField(f"{root.where('illumination')} has shape {data.shape}; the holograms demand {(angles, 2)}.")
-    vectors: NDArray[np.float64] = read_array(data, (slice(None), slice(None)), np.float64, root.path)
+    vectors = read_array(data, (slice(None), slice(None)), root.path).astype(np.float64)
     limit = 2 * math.pi * optics.medium_ri / optics.wavelength_um
     length = np.hypot(vectors[:, 0], vectors[:, 1])
     wrong = np.flatnonzero(~(length <= limit))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from wbcd.acquisition.candidate import demand_unchanged, folder_files, open_beneath, open_folder, read_whole, stat_candidate
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, VOXEL_UM, WAVELENGTH_UM, ReadDefaults, within
-from wbcd.acquisition.volume import assemble, demand_loadable
+from wbcd.acquisition.volume import assemble, decode, demand_loadable, slabs
 from wbcd.errors import (
     BadField,
     CorruptContent,
@@ -347,16 +347,14 @@ def _ticket(acquisition: Acquisition, group: Json, header: ZarrHeader, defaults:
 
 def read_zarr_volume(path: Path, header: ZarrHeader, index: int) -> Tomogram:
     """Load one time point as float32 RI [z, y, x]; raises CorruptContent or BadField."""
-    place = np.unravel_index(index, header.leading) if header.leading else ()
+    place = [int(at) for at in np.unravel_index(index, header.leading)] if header.leading else []
     with _opened(path, header) as array:
 
-        def slab(first: int, end: int) -> NDArray[np.float32]:
-            part = np.array(array[(*(int(i) for i in place), slice(first, end))], dtype=np.float32)
-            if header.dtype.kind == "u":
-                part /= np.float32(RI_SCALE)
-            return part
+        def load(out: NDArray[np.float32]) -> None:
+            for planes in slabs(header.shape, header.chunks[-3]):
+                decode(np.asarray(array[(*place, planes)]), RI_SCALE, 0.0, out[planes])
 
-        ri, fill = assemble(header.shape, header.medium_ri, slab, f"{path / header.array}")
+        ri, fill = assemble(header.shape, header.medium_ri, load, f"{path / header.array}")
     return Tomogram(
         ri=ri,
         voxel_um=header.voxel_um,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from wbcd.acquisition.hdf5 import Node, read_array
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, PHYSICAL_RI, VOXEL_UM, WAVELENGTH_UM, ReadDefaults, within
 from wbcd.acquisition.sidecar import MAX_CONFIG_BYTES, VendorConfig, session_config, vendor_config
-from wbcd.acquisition.volume import assemble, demand_loadable
+from wbcd.acquisition.volume import Load, assemble, decode, demand_loadable, slabs
 from wbcd.errors import BadField, Incomplete, MissingField, TooLarge
 from wbcd.records import Acquisition, Shape3, SourceFormat, Tomogram, Triple
 
@@ -215,8 +215,8 @@ def _examine(node: Node, header: TcfHeader) -> None:
 def read_tcf_volume(root: Node, header: TcfHeader, index: int) -> Tomogram:
     """Load one time point as float32 RI [z, y, x], fill set to the medium; raises CorruptContent or BadField."""
     node = root.child("Data/3D").child(header.names[index])
-    read = _tiled_reader(node, header) if node.is_group else _plain_reader(node, header)
-    ri, fill = assemble(header.shape, header.medium_ri, read, node.where(""))
+    load = _tiled_loader(node, header) if node.is_group else _plain_loader(node, header)
+    ri, fill = assemble(header.shape, header.medium_ri, load, node.where(""))
     return Tomogram(
         ri=ri,
         voxel_um=header.voxel_um,
@@ -228,16 +228,14 @@ def read_tcf_volume(root: Node, header: TcfHeader, index: int) -> Tomogram:
     )
 
 
-class _PlainReader:
-    def __init__(self, data: h5py.Dataset, path: Path) -> None:
-        self._data = data
-        self._path = path
-        self._scale = np.float32(RI_SCALE if data.dtype.kind == "u" else 1)
+def _plain_loader(node: Node, header: TcfHeader) -> Load:
+    data = _plain(node, header)
 
-    def __call__(self, first: int, end: int) -> NDArray[np.float32]:
-        slab: NDArray[np.float32] = read_array(self._data, (slice(first, end),), np.float32, self._path)
-        slab /= self._scale
-        return slab
+    def load(out: NDArray[np.float32]) -> None:
+        for planes in slabs(header.shape, data.chunks[0] if data.chunks else 1):
+            decode(read_array(data, (planes,), node.path), RI_SCALE, 0.0, out[planes])
+
+    return load
 
 
 def _plain(node: Node, header: TcfHeader) -> h5py.Dataset:
@@ -249,10 +247,6 @@ def _plain(node: Node, header: TcfHeader) -> h5py.Dataset:
         version = ".".join(map(str, header.version))
         raise BadField(f"{here} is {data.dtype} in a file of version {version}; before 1.3 only float is defined.")
     return data
-
-
-def _plain_reader(node: Node, header: TcfHeader) -> _PlainReader:
-    return _PlainReader(_plain(node, header), node.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,39 +305,18 @@ def _ri_min(node: Node) -> float:
     return within(unscaled_ri(value), PHYSICAL_RI, where=f"attribute {node.where('RIMin')}")
 
 
-class _TiledReader:
-    """Slabs out of tiles. Where tiles overlap the later one is taken, never the sum; where none lies is fill."""
-
-    def __init__(self, tiles: list[_Tile], shape: Shape3, scale: float, offset: float, path: Path) -> None:
-        self._tiles = tiles
-        self._shape = shape
-        self._scale = np.float32(scale)
-        self._offset = np.float32(offset)
-        self._path = path
-
-    def __call__(self, first: int, end: int) -> NDArray[np.float32]:
-        slab = np.zeros((end - first, *self._shape[1:]), np.float32)
-        for tile in self._tiles:
-            low, high = max(first, tile.begin[0]), min(end, tile.end[0])
-            if low < high:
-                slab[low - first : high - first, tile.begin[1] : tile.end[1], tile.begin[2] : tile.end[2]] = self._part(
-                    tile, low, high
-                )
-        return slab
-
-    def _part(self, tile: _Tile, low: int, high: int) -> NDArray[np.float32]:
-        height, width = tile.end[1] - tile.begin[1], tile.end[2] - tile.begin[2]
-        region = (slice(low - tile.begin[0], high - tile.begin[0]), slice(height), slice(width))
-        part: NDArray[np.float32] = read_array(tile.data, region, np.float32, self._path)
-        part /= self._scale
-        part += self._offset
-        return part
-
-
-def _tiled_reader(node: Node, header: TcfHeader) -> _TiledReader:
+def _tiled_loader(node: Node, header: TcfHeader) -> Load:
+    """Where tiles overlap the later one is taken, never the sum; where none lies stays fill."""
     tiles, scalar = _tiles(node, header)
     scale, offset = (UINT8_SCALE, _ri_min(node)) if scalar else (RI_SCALE, 0.0)
-    return _TiledReader(tiles, header.shape, scale, offset, node.path)
+
+    def load(out: NDArray[np.float32]) -> None:
+        for tile in tiles:
+            inside = tuple(slice(end - begin) for begin, end in zip(tile.begin, tile.end, strict=True))
+            place = tuple(slice(begin, end) for begin, end in zip(tile.begin, tile.end, strict=True))
+            decode(read_array(tile.data, inside, node.path), scale, offset, out[place])
+
+    return load
 
 
 def tcf_volumes(root: Node, header: TcfHeader, start: int = 0) -> Iterator[Tomogram]:

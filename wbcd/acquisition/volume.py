@@ -11,8 +11,9 @@ nothing but zeros is data that was never written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,8 @@ from wbcd.records import Shape3
 SLAB_VOXELS = 4 * 2**20
 MAX_FILL_FRACTION = 0.9
 
-ReadSlab = Callable[[int, int], NDArray[np.float32]]
-"""(first plane, plane after the last) -> RI, a fresh float32 [z, y, x], 0 or NaN-free fill as stored."""
+Load = Callable[[NDArray[np.float32]], None]
+"""Writes the decoded RI into the given zeros, float32 [z, y, x]; what it leaves is fill."""
 
 
 @dataclass(slots=True)
@@ -44,33 +45,42 @@ def demand_loadable(shape: Shape3, defaults: ReadDefaults, where: str) -> None:
         raise TooLarge(f"{where} declares a volume {shape} of {declared} bytes; the limit is {defaults.max_logical_bytes}.")
 
 
-def slab_planes(shape: Shape3) -> int:
-    """Planes in a slab of about SLAB_VOXELS."""
-    return max(1, SLAB_VOXELS // max(1, shape[1] * shape[2]))
+def slabs(shape: Shape3, chunk_planes: int = 1) -> Iterator[slice]:
+    """Ranges of planes that cover the volume, of about SLAB_VOXELS, never through a stored chunk: each is unpacked once."""
+    planes = max(1, SLAB_VOXELS // (shape[1] * shape[2]))
+    step = max(planes // chunk_planes, 1) * chunk_planes
+    return (slice(first, min(first + step, shape[0])) for first in range(0, shape[0], step))
 
 
-def assemble(
-    shape: Shape3, medium_ri: float, read: ReadSlab, where: str
-) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    """Read all slabs into one float32 volume, apply the rules above; returns it with the mask of its fill, or None.
+def decode(stored: NDArray[Any], scale: float, offset: float, out: NDArray[np.float32]) -> None:
+    """Write stored / scale + offset into ``out`` without a temporary; unsigned integers only are scaled."""
+    if stored.dtype.kind == "u":
+        np.divide(stored, np.float32(scale), out=out)
+        if offset:
+            out += np.float32(offset)
+    else:
+        out[...] = stored
+
+
+def assemble(shape: Shape3, medium_ri: float, load: Load, where: str) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Load one volume and apply the rules above; returns it with the mask of its fill, or None.
 
     Raises CorruptContent (planes of zeros, mostly fill, many non-finite) or BadField (most values no RI at all).
     """
-    ri = np.empty(shape, np.float32)
+    ri = np.zeros(shape, np.float32)
+    load(ri)
     fill: NDArray[np.bool_] | None = None
     tally = _Tally()
-    step = slab_planes(shape)
-    for first in range(0, shape[0], step):
-        slab = read(first, min(first + step, shape[0]))
-        holes = slab == 0
+    for planes in slabs(shape):
+        part = ri[planes]
+        holes = part == 0
         if holes.any():
-            _demand_measured_planes(holes, first, where)
+            _demand_measured_planes(holes, planes.start, where)
             fill = np.zeros(shape, np.bool_) if fill is None else fill
-            fill[first : first + len(slab)] = holes
-            slab[holes] = medium_ri
+            fill[planes] = holes
+            part[holes] = medium_ri
             tally.fill += int(np.count_nonzero(holes))
-        _count(slab, tally)
-        ri[first : first + len(slab)] = slab
+        _count(part, tally)
     _judge(tally, ri.size, where)
     return ri, fill
 
