@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers_postgres import own_postgres, postgres_server, postgres_url  # noqa: F401 - fixtures
-from helpers_store import any_ledger, any_url, postgres_copies, sqlite_ledger, sqlite_template  # noqa: F401 - fixtures
+from helpers_store import any_ledger, any_url, postgres_cleaned, sqlite_ledger, sqlite_template  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,12 +14,12 @@ from helpers_postgres import Server
 
 from wbcd.recipe import Recipe
 from wbcd.store import Ledger
+from wbcd.store.schema import SCHEMA_REVISION, metadata
 
 RECIPE = Recipe()
 RECIPE_ID = RECIPE.recipe_id
 MODEL_ID = "model@1"
 KEY = (RECIPE_ID, MODEL_ID)
-_numbers = itertools.count(1)
 
 
 def opened(url: str, **options: Any) -> Ledger:
@@ -38,33 +37,36 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_copies(postgres_server: Server) -> Iterator[Callable[[], str]]:
-    """Makes copies of a migrated database."""
-    template = f"wbcd_template_{os.getpid()}"
-    made = [template]
+def postgres_cleaned(postgres_server: Server) -> Iterator[Callable[[], str]]:
+    """Empties one migrated database and gives its URL: a fresh database costs half a second and a thousand files."""
+    name = f"wbcd_cleaned_{os.getpid()}"
+    url = postgres_server.url(name)
 
-    def run(statement: str) -> None:
-        with psycopg.connect(postgres_server.url(), autocommit=True) as connection:
-            connection.execute(statement)
+    def run(url: str, *statements: str) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
 
-    def copy() -> str:
-        made.append(f"wbcd_copy_{os.getpid()}_{next(_numbers)}")
-        run(f"CREATE DATABASE {made[-1]} TEMPLATE {template} STRATEGY FILE_COPY")
-        return postgres_server.url(made[-1])
+    def clean() -> str:
+        run(
+            url,
+            "SET session_replication_role = replica",  # past the triggers that keep events append-only
+            f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY CASCADE",
+            f"UPDATE alembic_version SET version_num = '{SCHEMA_REVISION}'",
+        )
+        return url
 
-    run(f"CREATE DATABASE {template}")
-    Ledger.open(postgres_server.url(template)).close()
-    yield copy
-    if os.environ.get("WBCD_TEST_POSTGRES_URL"):  # our own server takes its databases with it
-        for name in made:
-            run(f"DROP DATABASE {name} WITH (FORCE)")
+    run(postgres_server.url(), f"CREATE DATABASE {name}")
+    Ledger.open(url).close()
+    yield clean
+    run(postgres_server.url(), f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A migrated, empty database of each kind in turn."""
     if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres_copies")())
+        return str(request.getfixturevalue("postgres_cleaned")())
     shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "wbcd.db")
     return f"sqlite:///{tmp_path / 'wbcd.db'}"
 
