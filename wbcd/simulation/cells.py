@@ -305,20 +305,36 @@ def geometry(phantom: Phantom) -> Geometry:
 
 
 @lru_cache(maxsize=1)
-def _harmonics() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Real spherical harmonics [n, theta, phi], the quadrature weights [theta, phi] and the degree l of each, 2 <= l."""
-    theta = np.linspace(0, np.pi, _THETAS)[:, None]
-    phi = np.linspace(0, 2 * np.pi, _PHIS, endpoint=False)[None, :]
-    tables: list[NDArray[np.float64]] = []
-    degrees: list[int] = []
+def _legendre() -> NDArray[np.float64]:
+    """Associated Legendre functions [degree, order, theta] of unit rms over the sphere, for 2 <= degree <= MAX_DEGREE."""
+    theta = np.linspace(0, np.pi, _THETAS)
+    tables = np.zeros((MAX_DEGREE + 1, MAX_DEGREE + 1, _THETAS))
     for degree in range(2, MAX_DEGREE + 1):
         for order in range(degree + 1):
-            values = sph_harm_y(degree, order, theta, phi)
-            parts = [values.real] if order == 0 else [math.sqrt(2) * values.real, math.sqrt(2) * values.imag]
-            tables.extend(parts)
-            degrees.extend([degree] * len(parts))
-    weight = np.repeat(np.sin(theta) * (np.pi / (_THETAS - 1)) * (2 * np.pi / _PHIS), _PHIS, axis=1)
-    return np.stack(tables) * math.sqrt(4 * math.pi), weight, np.array(degrees)
+            scale = math.sqrt(4 * math.pi) * (1.0 if order == 0 else math.sqrt(2))
+            tables[degree, order] = scale * sph_harm_y(degree, order, theta, 0.0).real
+    return tables
+
+
+@lru_cache(maxsize=1)
+def _weight() -> NDArray[np.float64]:
+    """Solid angle of each node [theta, phi]."""
+    theta = np.linspace(0, np.pi, _THETAS)[:, None]
+    return np.repeat(np.sin(theta) * (np.pi / (_THETAS - 1)) * (2 * np.pi / _PHIS), _PHIS, axis=1)
+
+
+def _roughness(rng: np.random.Generator, spectrum: float, max_degree: int) -> NDArray[np.float64]:
+    """Random field [theta, phi] of unit rms: real spherical harmonics of degrees 3 and up, amplitude ~ l^-spectrum."""
+    degree = np.arange(MAX_DEGREE + 1.0)
+    amplitude = np.zeros_like(degree)
+    used = (degree >= 3) & (degree <= max_degree)
+    amplitude[used] = degree[used] ** -spectrum / np.sqrt(2 * degree[used] + 1)
+    cosine, sine = rng.standard_normal((2, MAX_DEGREE + 1, MAX_DEGREE + 1)) * amplitude[None, :, None]
+    phase = np.arange(MAX_DEGREE + 1)[:, None] * np.linspace(0, 2 * np.pi, _PHIS, endpoint=False)[None, :]
+    even = np.einsum("lm,lmt->tm", cosine, _legendre()) @ np.cos(phase)
+    odd = np.einsum("lm,lmt->tm", sine, _legendre()) @ np.sin(phase)
+    rough: NDArray[np.float64] = even + odd
+    return rough / math.sqrt(float((rough**2 * _weight()).sum()) / (4 * math.pi))
 
 
 def _surface(
@@ -329,12 +345,8 @@ def _surface(
 
     h = elongation along a random axis + a g, g ~ l^-p; ``a`` by bisection on the surface integral.
     """
-    tables, weight, degrees = _harmonics()
-    amplitude = np.where((degrees >= 3) & (degrees <= max_degree), degrees.astype(float) ** -spectrum, 0.0)
-    coefficients = rng.standard_normal(len(degrees)) * amplitude / np.sqrt(2 * degrees + 1)
-    rough = np.tensordot(coefficients, tables, 1)
-    rough /= math.sqrt(float((rough**2 * weight).sum() / weight.sum()))
-    rough = 2 * np.tanh(rough / 2)  # rare far-reaching spikes are no part of a cell's outline
+    weight = _weight()
+    rough = 2 * np.tanh(_roughness(rng, spectrum, max_degree) / 2)  # rare far-reaching spikes are no part of a cell's outline
     axis = _rotation(rng)[0]
     stretch = elongation * (1.5 * _cosine(axis) ** 2 - 0.5)
     low, high = 0.0, 0.35
@@ -561,9 +573,10 @@ def _include(
 
 
 def canonical_shape(phantom: Phantom, voxel_um: Triple, margin_um: float = 0.5) -> Shape3:
-    """Smallest even shape that holds the object with a margin."""
-    reach = phantom.radius_um + margin_um
-    z, y, x = (2 * math.ceil(reach / d) + 2 for d in voxel_um)
+    """Smallest even shape that holds the object about its centre with a margin."""
+    parts = phantom.parts or ((phantom, (0.0, 0.0, 0.0)),)
+    reach = [max(part.radius_um + abs(offset[axis]) for part, offset in parts) + margin_um for axis in range(3)]
+    z, y, x = (2 * math.ceil(r / d) + 2 for r, d in zip(reach, voxel_um, strict=True))
     return z, y, x
 
 

@@ -38,7 +38,10 @@ PITCH_UM = 0.135
 SLICE_UM = 0.3
 ANGLES_AT_ONCE = 7
 TAPER_UM = 1.5
-REACH = 1.27
+# Width of the box beyond the object's own, over the object's depth: light at 45 degrees from top to middle is kept.
+# Against Mie (12 um sphere, normal/tilted): 0.65: 0.5/2.3 %; 1.0: 0.4/2.0 %; 1.27: 0.3/1.7 %; 2.0: 0.3/1.5 %.
+REACH = 1.0
+LEAST_REACH_UM = 9.0
 # Beyond this share of the wave number the light runs along the slices; one-way propagation has nothing to say of it.
 GRAZING = 0.985
 
@@ -111,7 +114,7 @@ def scatter(
     coarsest = optics.wavelength_um / (2 * optics.medium_ri)
     if not 0 < pitch_um < coarsest:
         raise BadValue(f"pitch_um is {pitch_um:g}; propagating waves need less than {coarsest:.3f} um.")
-    patch = quick_size(math.ceil(_reach(ri.shape, voxel_um) / optics.pixel_size_um), 8)
+    patch = quick_size(math.ceil(_reach(ri, voxel_um, optics.medium_ri) / optics.pixel_size_um), 8)
     box_um = patch * optics.pixel_size_um
     size = quick_size(math.ceil(box_um / pitch_um), 2)
     layers, step, centre = _slices(ri, voxel_um, optics, (size, box_um), slice_um, device)
@@ -122,10 +125,16 @@ def scatter(
     return Scattered(spectrum, box_um, patch, k_in, optics)
 
 
-def _reach(shape: tuple[int, ...], voxel_um: Triple) -> float:
-    """Side of the box: the volume's width, and what light at 52 degrees (NA 1.05) walks through half its depth, both sides."""
-    depth, height, width = (n * d for n, d in zip(shape, voxel_um, strict=True))
-    return max(height, width) + REACH * depth + TAPER_UM
+def _reach(ri: NDArray[np.float32], voxel_um: Triple, medium_ri: float) -> float:
+    """Side of the box, um: the object's width about the middle voxel and ``REACH`` of its depth."""
+    excess = np.abs(ri - np.float32(medium_ri))
+    marked = excess > 1e-3 * float(excess.max())
+    extent = []
+    for axis, pitch in enumerate(voxel_um):
+        found = np.flatnonzero(marked.any(tuple(a for a in range(3) if a != axis)))
+        middle = ri.shape[axis] // 2
+        extent.append(2 * pitch * max(abs(int(found[0]) - middle), abs(int(found[-1]) - middle) + 1) if len(found) else 1.0)
+    return max(extent[1:]) + max(REACH * extent[0], LEAST_REACH_UM) + TAPER_UM
 
 
 def quick_size(n: int, multiple: int) -> int:

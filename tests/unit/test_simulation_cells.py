@@ -1,0 +1,135 @@
+"""Phantoms: populations as published, shape and mass as drawn, whatever the pitch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from wbcd.errors import BadValue
+from wbcd.simulation.cells import (
+    CLASSES,
+    POPULATIONS,
+    Phantom,
+    axes,
+    canonical_shape,
+    geometry,
+    measure_truth,
+    render,
+    sample_phantom,
+)
+
+VOXEL = (0.15, 0.12, 0.12)
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> dict[str, Phantom]:
+    rng = np.random.default_rng(11)
+    return {kind: sample_phantom(kind, rng) for kind in CLASSES}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_population_has_the_published_means_and_spreads(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    drawn = [sample_phantom(kind, rng) for _ in range(4000)]
+    published = POPULATIONS[kind]
+    for values, (mean, sd) in (
+        ([p.volume_fl for p in drawn], published.volume_fl),
+        ([p.density_g_dl for p in drawn], published.density_g_dl),
+        ([p.sphericity for p in drawn], published.sphericity),
+        ([p.dry_mass_pg for p in drawn], published.dry_mass_pg),
+    ):
+        assert np.mean(values) == pytest.approx(mean, rel=0.01)
+        assert np.std(values) == pytest.approx(sd, rel=0.10)
+    surface = [math.pi ** (1 / 3) * (6 * p.volume_fl) ** (2 / 3) / p.sphericity for p in drawn]
+    assert np.mean(surface) == pytest.approx(published.surface_um2[0], rel=0.02)
+    assert np.std(surface) == pytest.approx(published.surface_um2[1], rel=0.12)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_rendered_cell_has_the_drawn_mass_volume_and_sphericity(phantoms: dict[str, Phantom], kind: str) -> None:
+    phantom = phantoms[kind]
+    ri = render(phantom, VOXEL, canonical_shape(phantom, VOXEL))
+    truth = measure_truth(phantom, ri, VOXEL)
+    assert truth.dry_mass_total_pg == pytest.approx(phantom.dry_mass_pg, rel=1e-4)
+    # The surface at RI 1.35 lies a few hundredths of a voxel outside the drawn one.
+    assert truth.volume_fl == pytest.approx(phantom.volume_fl, rel=0.03)
+    assert truth.sphericity == pytest.approx(phantom.sphericity, abs=0.02)
+    assert truth.mean_ri == pytest.approx(1.337 + 0.2 * phantom.density_g_dl / 100, abs=0.0015)
+    edge = np.concatenate([face.ravel() for face in (ri[0], ri[-1], ri[:, 0], ri[:, -1], ri[..., 0], ri[..., -1])])
+    assert edge == pytest.approx(1.337, abs=1e-6)
+
+
+def test_the_same_phantom_at_another_pitch_is_the_same_object(phantoms: dict[str, Phantom]) -> None:
+    phantom = phantoms["monocyte"]
+    fine, coarse = (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)
+    a = measure_truth(phantom, render(phantom, fine, canonical_shape(phantom, fine)), fine)
+    b = measure_truth(phantom, render(phantom, coarse, canonical_shape(phantom, coarse)), coarse)
+    assert b.dry_mass_total_pg == pytest.approx(a.dry_mass_total_pg, rel=1e-4)
+    assert b.volume_fl == pytest.approx(a.volume_fl, rel=0.03)
+
+
+def test_the_same_seed_gives_the_same_voxels_and_another_does_not() -> None:
+    shape = (60, 80, 80)
+    first, again = (sample_phantom("t_lymphocyte", np.random.default_rng(4)) for _ in range(2))
+    other = sample_phantom("t_lymphocyte", np.random.default_rng(5))
+    assert first == again
+    assert np.array_equal(render(first, VOXEL, shape), render(again, VOXEL, shape))
+    assert not np.array_equal(render(first, VOXEL, shape), render(other, VOXEL, shape))
+
+
+def test_an_offset_moves_the_centre_of_mass(phantoms: dict[str, Phantom]) -> None:
+    phantom = phantoms["b_lymphocyte"]
+    shape = (90, 110, 110)
+
+    def centre(offset: tuple[float, float, float]) -> list[float]:
+        excess = render(phantom, VOXEL, shape, offset_um=offset) - 1.337
+        return [float((excess * axis.numpy()).sum() / excess.sum()) for axis in axes(VOXEL, shape)]
+
+    moved = np.subtract(centre((0.7, -0.5, 1.03)), centre((0.0, 0.0, 0.0)))
+    assert moved == pytest.approx([0.7, -0.5, 1.03], abs=0.01)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_nucleus_has_the_lower_index(phantoms: dict[str, Phantom], kind: str) -> None:
+    phantom = phantoms[kind]
+    shape = canonical_shape(phantom, VOXEL)
+    ri = torch.from_numpy(render(phantom, VOXEL, shape))
+    grid = axes(VOXEL, shape)
+    parts = geometry(phantom)
+    assert parts.nucleus is not None
+    core = parts.surface.depth(*grid) > 0.5
+    nucleus = core & (parts.nucleus.depth(*grid) > 0.2)
+    cytoplasm = core & (parts.nucleus.depth(*grid) < -0.2) & (ri < 1.39)
+    ratio = float((ri[nucleus].median() - 1.337) / (ri[cytoplasm].median() - 1.337))
+    assert 0.82 < ratio < 0.96
+
+
+def test_truth_of_a_sphere_is_the_spheres() -> None:
+    radius, voxel = 4.0, (0.1, 0.1, 0.1)
+    z, y, x = axes(voxel, (100, 100, 100))
+    depth = radius - (z**2 + y**2 + x**2).sqrt()
+    # Contrast 0.026: RI 1.35 is the half-way surface.
+    ri = (1.337 + 0.026 * (depth / 0.1 + 0.5).clamp(0, 1)).numpy().astype(np.float32)
+    truth = measure_truth(Phantom("sphere", 0, 1.0), ri, voxel)
+    assert truth.volume_fl == pytest.approx(4 / 3 * math.pi * radius**3, rel=0.005)
+    assert truth.surface_area_um2 == pytest.approx(4 * math.pi * radius**2, rel=0.01)
+    assert truth.protein_density_g_dl == pytest.approx(13.0, rel=0.01)
+
+
+def test_objects_that_are_no_single_cell() -> None:
+    rng = np.random.default_rng(2)
+    debris, doublet, empty = (sample_phantom(kind, rng) for kind in ("debris", "doublet", "empty"))
+    assert debris.volume_fl < 10
+    assert len(doublet.parts) == 2
+    pair = render(doublet, (0.3, 0.3, 0.3), canonical_shape(doublet, (0.3, 0.3, 0.3)))
+    mass = float((pair - 1.337).sum()) * 0.027 / 0.2
+    assert 0.9 * doublet.dry_mass_pg < mass <= doublet.dry_mass_pg * 1.001
+    assert (render(empty, VOXEL, (8, 8, 8)) == np.float32(1.337)).all()
+
+
+def test_an_unknown_kind_is_refused_by_name() -> None:
+    with pytest.raises(BadValue, match=r"'platelet' is unknown; it must be one of b_lymphocyte"):
+        sample_phantom("platelet", np.random.default_rng(0))
