@@ -235,8 +235,9 @@ class Cell:
 
     ``ri`` float32 and ``mask`` bool, both of the recipe's crop shape [z, y, x]; ``number`` counts from 1 within the
     acquisition; ``centre_um`` (z, y, x) in the instrument's field of view; ``touches_border``: cut by the field of view or
-    by the volume; ``solidity``: volume over that of the convex hull; ``lobes``: count of separable bodies by the distance transform
-    (two cells grown together give 2); ``non_physical_voxels``: voxels of the source region that are NaN, infinite or outside the recipe's bounds.
+    by the volume; ``solidity``: volume over that of the convex hull; ``lobes``: count of separable bodies by the distance
+    transform (two cells grown together give 2); ``non_physical_voxels``: voxels of the source region that are NaN,
+    infinite or outside the recipe's bounds.
     """
 
     number: int
