@@ -8,10 +8,12 @@ and made anew when one has died or when the folder is no longer the directory it
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +34,10 @@ MAX_HINTS = 10_000
 _TELLING = frozenset({"created", "modified", "moved", "closed", "deleted"})
 _JOIN_S = 5.0
 _log = structlog.get_logger(__name__)
+# Said from watchdog's thread when folders are made faster than it can listen to them; nothing is lost by it.
+warnings.filterwarnings("ignore", message="Callback with id", category=RuntimeWarning, module=r"watchdog\.")
+# ... and when it is being stopped: nothing that a person could act on.
+logging.getLogger("watchdog.observers.inotify").setLevel(logging.CRITICAL)
 
 
 class HintBox(FileSystemEventHandler):
