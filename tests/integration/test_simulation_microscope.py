@@ -141,3 +141,16 @@ def test_the_mix_is_kept() -> None:
     kinds = [plan(order, i, np.random.default_rng([1, i])).phantoms[0][0].kind for i in range(400)]
     assert kinds.count("b_lymphocyte") / 400 == pytest.approx(0.75, abs=0.06)
     assert set(kinds) == {"b_lymphocyte", "monocyte"}
+
+
+def test_volumes_in_the_vendors_format(tmp_path: Path) -> None:
+    made = list(simulate(tmp_path / "w", 2, 5, format="tcf", defects=0.5, mix={"t_lymphocyte": 1.0}))
+    assert [p.path.suffix for p in made] == [".TCF", ".TCF"]
+    assert [p.truth["defect"] for p in made] == [None, "border"]
+    (cell,) = made[0].truth["cells"]
+    with h5py.File(made[0].path) as file:
+        ri = file["Data/3D/000000"][:] / 1e4
+    assert ri.shape == (100, 150, 150)
+    mask = ri > 1.35
+    assert mask.sum() * 0.002 == pytest.approx(cell["volume_fl"], rel=0.12)
+    assert (ri[mask] - 1.337).sum() * 0.002 / 0.2 == pytest.approx(cell["dry_mass_pg"], rel=0.12)

@@ -221,7 +221,7 @@ def _unit_axes(shape: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What file ``index`` of a session shows: phantoms at their places (z, y, x), and the defect if any."""
+    """What file ``index`` of a session shows: at most one phantom at its place (z, y, x), and the defect if any."""
 
     index: int
     phantoms: tuple[tuple[Phantom, Triple], ...]
@@ -423,12 +423,12 @@ class _Session:
         # Room for what is no single centred cell: two of them, or one at the edge.
         wide = content.defect is not None and content.defect.name in ("border", "doublet")
         fast = replace(FastOptics(), shape=TCF_WIDE if wide else TCF_SHAPE)
-        ideal = np.full(fast.shape, fast.optics.medium_ri, np.float32)
-        for phantom, place in content.phantoms:
-            ideal = np.maximum(ideal, render(phantom, fast.voxel_um, fast.shape, offset_um=place))
+        found = [fast.phantom(phantom, rng, offset_um=place) for phantom, place in content.phantoms]
+        if not found:
+            found = [fast.tomogram(np.full(fast.shape, fast.optics.medium_ri, np.float32), rng)]
         write_tcf(
             self.path(content.index),
-            [fast.tomogram(ideal, rng).ri],
+            [found[0].ri],
             voxel_um=fast.voxel_um,
             medium_ri=fast.optics.medium_ri,
             title=self._name(content.index),
