@@ -196,6 +196,12 @@ class Pipeline:
         return ready
 
     @property
+    def awaited(self) -> int:
+        """Paths that will be looked at again later."""
+        with self._later_lock:
+            return len(self._later)
+
+    @property
     def idle(self) -> bool:
         """Verified: nothing in hand, every channel empty, every thread waiting for work."""
         statistics = self._crew.statistics()
@@ -277,6 +283,9 @@ class Pipeline:
         if self._in_hand.get(acquisition.content_id) is not None:
             self._look_again(path, DUPLICATE_IN_HAND_RETRY_S)  # a copy of what is in work: a duplicate once that is stored
             return None
+        self._desk.tell(
+            lambda ledger: ledger.sighted(path, acquisition.size_bytes, acquisition.mtime_ns, acquisition.content_id)
+        )
         if self._known(acquisition.content_id) is not None:
             self._note_duplicate(acquisition)
             return None
@@ -298,9 +307,6 @@ class Pipeline:
             self._set_aside_unread(path, error)
             return None
         self._faults.passing("after_identify")
-        self._desk.tell(
-            lambda ledger: ledger.sighted(path, acquisition.size_bytes, acquisition.mtime_ns, acquisition.content_id)
-        )
         return acquisition
 
     def _set_aside_unread(self, path: Path, error: InputError | OSError) -> None:

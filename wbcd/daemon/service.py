@@ -99,6 +99,7 @@ class Service:
         self._backlog = Backlog(newest_first=config.watch.newest_first)
         self._pauses = Pauses(self._pause_changed)
         self._started_unix_s = time.time()
+        self._idle_since_s = float("inf")
         self._seen_beats = self._seen_attempts = -1
 
     def stop(self, reason: str = "asked") -> None:
@@ -150,6 +151,7 @@ class Service:
         self._backlog.add(self._watcher.poll(0.0))  # the first scan comes before READY
         self._ready(pipeline, state)
         next_beat_s = 0.0
+        self._idle_since_s = time.monotonic()
         while not self._stop.is_set() and pipeline.failure is None:
             self._backlog.add(pipeline.due(time.monotonic()))
             self._backlog.feed(pipeline.offer)
@@ -157,8 +159,15 @@ class Service:
             if time.monotonic() >= next_beat_s:
                 self._heartbeat(pipeline, state)
                 next_beat_s = time.monotonic() + self._beat_every_s
-            if self._stop_when_idle and not len(self._backlog) and pipeline.idle:
+            if self._stop_when_idle and self._is_finished(pipeline):
                 self.stop("idle")
+
+    def _is_finished(self, pipeline: Pipeline) -> bool:
+        """Nothing waits anywhere, and has not for longer than a file that is there needs to settle."""
+        now_s = time.monotonic()
+        if len(self._backlog) or not pipeline.idle or pipeline.awaited:
+            self._idle_since_s = now_s
+        return now_s - self._idle_since_s > self._config.watch.quiet_s + LOOK_S
 
     @property
     def _beat_every_s(self) -> float:
