@@ -143,4 +143,4 @@ def quiet_console(stderr: bool = False) -> Any:
     """A rich console, imported here because it takes a tenth of a second."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)

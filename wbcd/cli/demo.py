@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, quiet_console
-from wbcd.errors import BadValue, DatabaseUnavailable, StageFailed
+from wbcd.errors import BadValue, DatabaseUnavailable, SchemaMismatch, StageFailed
 
 MARKER = ".wbcd-demo"
 LOOK_S = 1.0
@@ -65,7 +65,8 @@ class Places:
     "--defects", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Fraction of bad acquisitions added."
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True)
-def demo(cells: int, seed: int, defects: float, out: Path) -> None:
+@click.option("--model", default="reference", show_default=True, help="Model bundle: a folder, or `reference`.")
+def demo(cells: int, seed: int, defects: float, out: Path, model: str) -> None:
     """Simulated microscope -> folder -> daemon -> SQLite -> live counts. All cells are simulated."""
     places = Places(out)
     prepare(places)
@@ -73,7 +74,7 @@ def demo(cells: int, seed: int, defects: float, out: Path) -> None:
     console.print(f"[bold]wbcd demo[/bold]: {cells} simulated cells into {places.incoming}. {RESEARCH_ONLY}")
     started = time.monotonic()
     with (
-        _child(_daemon(places), places.log("daemon")) as daemon,
+        _child(_daemon(places, model), places.log("daemon")) as daemon,
         _child(_microscope(places, cells, seed, defects), places.log("microscope")) as microscope,
     ):
         _follow(console, places, daemon, microscope)
@@ -101,9 +102,9 @@ def _wbcd(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "wbcd.cli", *map(str, arguments)]
 
 
-def _daemon(places: Places) -> list[str]:
+def _daemon(places: Places, model: str) -> list[str]:
     options = ("--watch-dir", places.incoming, "--output-dir", places.output, "--db", places.url())
-    return _wbcd("run", *options, "--sample", SAMPLE)
+    return _wbcd("run", *options, "--sample", SAMPLE, "--model", model)
 
 
 def _microscope(places: Places, cells: int, seed: int, defects: float) -> list[str]:
@@ -169,7 +170,7 @@ def _status(places: Places) -> Any:
 
     try:
         return read_status(places.url())
-    except DatabaseUnavailable:  # the daemon has not made it yet
+    except (DatabaseUnavailable, SchemaMismatch):  # the daemon has not made it yet
         return None
 
 
