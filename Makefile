@@ -35,5 +35,8 @@ lint: $(STAMP) ## format, lint, types, architecture
 bench: $(STAMP) ## the benchmarks behind docs/benchmarks.md
 	$(BIN)/pytest -q -s -m benchmark tests/benchmarks
 
+docs: $(STAMP) ## check the documentation: links, and pages that follow from the code
+	$(BIN)/python docs/build.py
+
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
