@@ -38,3 +38,13 @@ def toy_set(path: Path, cells: int = TOY_CELLS, workers: int = 1, seed: int = 0,
     """A complete toy set."""
     make_dataset(path, cells, donors=donors, seed=seed, workers=workers, spec=SPEC, classes=CLASSES, source=toy_source)
     return path
+
+
+def endless_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | None:
+    """Leaves its process id and never ends."""
+    import os
+    import threading
+
+    (Path(os.environ["WBCD_TEST_PIDS"]) / str(os.getpid())).touch()
+    threading.Event().wait()
+    return toy_source(kind, donor, draw)

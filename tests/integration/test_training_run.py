@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +183,36 @@ def test_fast_optics_agree_with_holograms_on_what_the_network_sees(tmp_path: Pat
     assert two.morphology[:, 0] == pytest.approx(one.morphology[:, 0], rel=0.15)
     for a, b in zip(one.ri_delta.astype(float), two.ri_delta.astype(float), strict=True):
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
+
+
+RUN = """
+import sys
+sys.path.insert(0, {tests!r})
+from helpers_training import endless_source
+from helpers_classification import CLASSES, SPEC
+from wbcd.training import make_dataset
+if __name__ == "__main__":
+    make_dataset({out!r}, 64, donors=2, workers=2, spec=SPEC, classes=CLASSES, source=endless_source)
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    """kill -9 on the run itself: its workers, in the middle of an endless cell, must not stay behind."""
+    out, pids = tmp_path / "set.zarr", tmp_path / "pids"
+    pids.mkdir()
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(tests=str(Path(__file__).parents[1]), out=str(out)))
+    with subprocess.Popen([sys.executable, str(script)], env={**os.environ, "WBCD_TEST_PIDS": str(pids)}) as run:
+        wait_until(lambda: len(list(pids.iterdir())) == 2)
+        run.kill()
+    workers = [int(p.name) for p in pids.iterdir()]
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 120.0) -> None:
+    """Poll; fails after ``limit_s``."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not so within {limit_s} s")
+        threading.Event().wait(0.05)

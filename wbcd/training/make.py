@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -165,7 +167,7 @@ def _parts_made(job: _Job, parts: list[int], workers: int) -> Iterator[int]:
     # Not forked from here: a fork of a process with torch's threads may hang. The server has imported torch but run none of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
         try:
             yield from _as_made(pool, job, iter(parts), workers)
         except BrokenProcessPool as error:
@@ -184,8 +186,17 @@ def _as_made(pool: ProcessPoolExecutor, job: _Job, parts: Iterator[int], workers
         yield from (future.result() for future in landed)
 
 
-def _one_thread() -> None:
+def _prepare_worker() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's workers outlive a killed parent and wait for ever; parts are written whole or not at all, so end at once."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _card(seed: int, donors: int, classes: tuple[str, ...], spec: InputSpec, path: str) -> dict[str, Any]:
