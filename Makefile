@@ -27,8 +27,8 @@ test-all: $(STAMP) ## the tests and the slow rest
 	$(BIN)/pytest -q -m "not benchmark and not gpu"
 
 lint: $(STAMP) ## format, lint, types, architecture
-	$(BIN)/ruff format --check wbcd tests benchmarks alembic
-	$(BIN)/ruff check wbcd tests benchmarks alembic
+	$(BIN)/ruff format --check wbcd tests docs alembic
+	$(BIN)/ruff check wbcd tests docs alembic
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
