@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers_acquisitions import MEDIUM, VOXEL_UM, cheap_settings, sphere, tiny_bundle
+from helpers_spheres import MEDIUM, VOXEL_UM, cheap_settings, sphere, tiny_bundle
 from helpers_zygote import Zygote
 
 from wbcd.records import HologramStack

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_acquisitions import tiny_bundle
+from helpers_spheres import tiny_bundle
 from scipy.ndimage import distance_transform_edt
 
 from wbcd.morphology import find_cells

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_acquisitions import cheap_settings, tiny_bundle, write_run
+from helpers_spheres import cheap_settings, tiny_bundle, write_run
 from helpers_zygote import Zygote
 
 from wbcd.daemon.faults import POINTS

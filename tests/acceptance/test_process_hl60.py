@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_acquisitions import tiny_bundle
+from helpers_spheres import tiny_bundle
 
 from wbcd.simulation.files import write_ome_zarr_ri, write_tcf
 

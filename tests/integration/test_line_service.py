@@ -17,7 +17,7 @@ from helpers_line import MODEL, MemoryLedger, RecordingLog, fake_stages, identif
 from wbcd.acquisition.watch import FolderWatcher
 from wbcd.daemon.service import Backlog, Service
 from wbcd.daemon.state import read_state
-from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StageFailed
+from wbcd.errors import BundleInvalid, DatabaseUnavailable, NoSpace, SchemaMismatch, StageFailed
 
 
 class Rig:
@@ -250,6 +250,37 @@ def test_the_status_shows_the_pause(tmp_path: Path) -> None:
             states.add((read_state(rig.config.output.dir).state, read_state(rig.config.output.dir).reason or ""))
         rig.log.wait_for("outcome")
     assert any(state == "paused" and "disk is full" in reason for state, reason in states)
+
+
+def test_a_full_output_folder_pauses_and_is_noted(tmp_path: Path) -> None:
+    tries = iter([NoSpace("/output: the disk is full"), NoSpace("/output: the disk is full")])
+
+    def keep(cell: Any, acquisition: Any) -> str:
+        for error in tries:
+            raise error
+        return "kept"
+
+    rig = Rig(tmp_path, keep=keep)
+    with rig.running():
+        rig.drop("a.h5", "1 cell")
+        rig.log.wait_for("outcome")
+    (outcome,) = rig.ledger.outcomes.values()
+    assert outcome.cells[0].tomogram_path == "kept"
+    assert [kind for kind, _, _ in rig.ledger.events] == ["intake_paused", "intake_resumed"]
+
+
+def test_a_model_that_cannot_be_loaded_is_said_in_the_status(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+
+    def broken() -> Any:
+        raise BundleInvalid("metadata.json: the digest is wrong.")
+
+    rig.service._make_stages = broken
+    rig.thread.start()
+    rig.thread.join(30)
+    assert isinstance(rig.failure, BundleInvalid)
+    state = read_state(rig.config.output.dir)
+    assert (state.state, "digest" in (state.reason or "")) == ("failed", True)
 
 
 def test_an_unusable_schema_stops_the_line(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def demo(cells: int, seed: int, defects: float, out: Path, model: str) -> None:
     started = time.monotonic()
     with (
         _child(_daemon(places, model), places.log("daemon")) as daemon,
-        _child(_microscope(places, cells, seed, defects), places.log("microscope")) as microscope,
+        _child(_microscope(places, cells, seed, defects), places.log("microscope"), OMP_NUM_THREADS="1") as microscope,
     ):
         _follow(console, places, daemon, microscope)
         _stop(daemon)
@@ -114,9 +114,10 @@ def _microscope(places: Places, cells: int, seed: int, defects: float) -> list[s
 
 
 @contextmanager
-def _child(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _child(command: list[str], log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
     """A child whose output goes to a log file; it never outlives the demo."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WBCD_")}
+    environment |= {"OMP_WAIT_POLICY": "PASSIVE"} | extra  # two programs share the cores: none may spin while it waits
     environment |= {"WBCD_WATCH_QUIET_S": "0.5", "WBCD_WATCH_RESCAN_S": "5", "WBCD_SERVICE_HEARTBEAT_S": "1"}
     with log.open("wb") as stream, subprocess.Popen(command, stdout=stream, stderr=stream, env=environment) as child:
         try:

@@ -100,6 +100,7 @@ class Service:
         self._pauses = Pauses(self._pause_changed)
         self._started_unix_s = time.time()
         self._idle_since_s = float("inf")
+        self._note: Callable[[str, str], None] | None = None
         self._seen_beats = self._seen_attempts = -1
 
     def stop(self, reason: str = "asked") -> None:
@@ -118,7 +119,11 @@ class Service:
             state.close()
 
     def _work(self, state: StateFile) -> None:
-        stages = self._make_stages()
+        try:
+            stages = self._make_stages()
+        except WbcdError as error:
+            self._say(state, None, "failed", reason=error.sentence())
+            raise
         pipeline = Pipeline(
             self._config,
             stages,
@@ -129,6 +134,7 @@ class Service:
             on_outcome=self._on_outcome,
             trial=self._trial,
         )
+        self._note = pipeline.event
         pipeline.start()
         try:
             self._watcher.start()
@@ -229,6 +235,9 @@ class Service:
             self._log.info("resumed", cause=cause)
         else:
             self._log.warning("paused", cause=cause, reason=reason)
+        if cause == "output" and self._note is not None:  # the database can still be told; of its own absence it cannot
+            kind = "intake_resumed" if reason is None else "intake_paused"
+            self._note(kind, reason or "The output folder takes files again.")
 
     def _say(self, state: StateFile, pipeline: Pipeline | None, word: str, reason: str | None = None) -> None:
         totals = vars_of(pipeline.totals) if pipeline else {}
