@@ -51,7 +51,7 @@ class QualityRecipe:
     max_focus_shift_um: float = 5.0
     min_kept_frames: int = 24
     max_lost_frames: float = 0.25
-    max_frame_shift_um: float = 0.5
+    max_frame_shift_um: float = 0.2
     max_non_physical_voxels: int = 0
     min_ri: float = 1.2
     max_ri: float = 1.8
