@@ -235,7 +235,7 @@ def _conclude(console: Any, places: Places, seconds: float) -> None:
     console.print(f"Representative cells (MIP in three planes, six values): {_picture(places)}")
     console.print("Query the database with:")
     click.echo(f"  sqlite3 {places.database} 'select * from differential_count'")
-    console.print(f"[bold]simulated — research use only[/bold]. {RESEARCH_ONLY}")
+    console.print("[bold]simulated — research use only[/bold], not for diagnosis")
 
 
 def _picture(places: Places) -> Path:
