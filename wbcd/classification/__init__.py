@@ -7,17 +7,19 @@ Usable alone: needs no daemon and no database.
 """
 
 from wbcd.classification.batching import BatchRule, BatchWindow
-from wbcd.classification.bundle import Bundle, ModelCard, load_bundle, save_bundle
-from wbcd.classification.classifier import UNCLASSIFIED, Classifier
+from wbcd.classification.bundle import Bundle, Envelope, ModelCard, load_bundle, save_bundle
+from wbcd.classification.classifier import OUTSIDE_TRAINING_RANGE, UNCLASSIFIED, Classifier
 from wbcd.classification.network import FishNet3d
 from wbcd.classification.preparation import InputSpec
 
 __all__ = [
+    "OUTSIDE_TRAINING_RANGE",
     "UNCLASSIFIED",
     "BatchRule",
     "BatchWindow",
     "Bundle",
     "Classifier",
+    "Envelope",
     "FishNet3d",
     "InputSpec",
     "ModelCard",

@@ -40,10 +40,29 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
+class Envelope:
+    """The range (low, high) of cells that a model was trained on: volume in fL and mean n - n_m over the mask.
+
+    A network gives a confident label to anything; a cell outside this range is none that it can know.
+    """
+
+    volume_fl: tuple[float, float]
+    mean_delta_ri: tuple[float, float]
+
+    def holds(self, volume_fl: float, mean_delta_ri: float) -> bool:
+        """True when both lie within; a NaN never does."""
+        return (
+            self.volume_fl[0] <= volume_fl <= self.volume_fl[1]
+            and self.mean_delta_ri[0] <= mean_delta_ri <= self.mean_delta_ri[1]
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """What a bundle says of itself besides its weights; ``measured`` and ``training`` are JSON-ready and free in form.
 
     ``bfloat16``: evaluation proved bf16 equal to fp32 on a GPU. ``simulated``: trained and measured on simulated cells.
+    ``envelope``: what it was trained on, or None when not known (then no cell is told apart by it).
     """
 
     name: str
@@ -52,6 +71,7 @@ class ModelCard:
     width: int = 16
     input: InputSpec = field(default_factory=InputSpec)
     temperature: float = 1.0
+    envelope: Envelope | None = None
     bfloat16: bool = False
     simulated: bool = True
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -222,6 +242,7 @@ def card_text(model: ModelCard, card: Mapping[str, Any]) -> str:
         f"Input: {' x '.join(map(str, spec.shape))} voxels (z, y, x) of {pitch} um; {MEDIUM_RULE};"
         f" max(0, (n - n_m) * {spec.scale:g}). Probabilities: softmax(logits / {model.temperature:.4g}).",
         "",
+        *_envelope_lines(model.envelope),
         f"## Measured on {what} cells",
         "",
         *_bullets(model.measured),
@@ -233,6 +254,17 @@ def card_text(model: ModelCard, card: Mapping[str, Any]) -> str:
         f"Weights: `{WEIGHTS}`, BLAKE2b-256 `{card[SECTION]['digests'][WEIGHTS]}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _envelope_lines(envelope: Envelope | None) -> list[str]:
+    if envelope is None:
+        return []
+    (v0, v1), (d0, d1) = envelope.volume_fl, envelope.mean_delta_ri
+    return [
+        f"Trained on cells of {v0:.0f} to {v1:.0f} fL and mean n - n_m of {d0:.4f} to {d1:.4f}; a cell outside is flagged"
+        " `outside_training_range` and counted as unclassified.",
+        "",
+    ]
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -258,7 +290,14 @@ def _identity(model: ModelCard) -> dict[str, Any]:
             "normalisation": {"scale": spec.scale, "clip_below": 0.0},
         },
         "temperature": model.temperature,
+        **_envelope_facts(model.envelope),
     }
+
+
+def _envelope_facts(envelope: Envelope | None) -> dict[str, Any]:
+    if envelope is None:
+        return {}
+    return {"envelope": {"volume_fl": list(envelope.volume_fl), "mean_delta_ri": list(envelope.mean_delta_ri)}}
 
 
 def _bullets(facts: Mapping[str, Any]) -> list[str]:
@@ -343,6 +382,14 @@ class _Reader:
         z, y, x = self.data[key]
         return z, y, x
 
+    def interval(self, key: str, low: float, high: float) -> tuple[float, float]:
+        value = self.data.get(key)
+        if not isinstance(value, list) or len(value) != 2 or not all(_is_number(v) for v in value):
+            self.refuse(key, "two numbers, low and high")
+        if not low <= value[0] < value[1] <= high:
+            self.refuse(key, f"low < high, within {low:g} to {high:g}")
+        return float(value[0]), float(value[1])
+
     def refuse(self, key: str, limit: str) -> NoReturn:
         _refuse(self.file, f"{self.prefix}.{key}", self.data.get(key), limit)
 
@@ -368,11 +415,19 @@ def _model_card(file: Path, section: dict[str, Any]) -> ModelCard:
         width=arguments.integer("width", 2, MAX_WIDTH),
         input=_input(top.inner("input")),
         temperature=top.number("temperature", 0.01, 100.0),
+        envelope=_envelope(top),
         bfloat16=top.flag("bfloat16_proven_equal"),
         simulated=top.flag("simulated"),
         training=top.inner("training").data,
         measured=top.inner("measured").data,
     )
+
+
+def _envelope(top: _Reader) -> Envelope | None:
+    if top.data.get("envelope") is None:
+        return None
+    reader = top.inner("envelope")
+    return Envelope(reader.interval("volume_fl", 0.0, 1e6), reader.interval("mean_delta_ri", -0.5, 0.5))
 
 
 def _classes(top: _Reader) -> tuple[str, ...]:

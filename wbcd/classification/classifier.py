@@ -6,6 +6,7 @@ DeviceLost, for the process to be replaced. One prediction comes back for each c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,10 @@ from wbcd.errors import BadValue, DeviceError, DeviceLost, OutOfDeviceMemory
 from wbcd.records import Cell, Prediction
 
 UNCLASSIFIED = "unclassified"
-"""Flag of a cell whose highest probability is below the recipe's ``min_probability``."""
+"""Flag of a cell that is counted under no class: its highest probability is below the recipe's ``min_probability``, or
+another flag says why."""
+OUTSIDE_TRAINING_RANGE = "outside_training_range"
+"""Flag of a cell smaller, larger, thinner or denser than all that the model was trained on."""
 
 LOST = (
     "device-side assert",
@@ -71,7 +75,7 @@ class Classifier:
             batch = cells[len(out) : len(out) + self.batch_size]
             deltas = np.stack([delta_ri(cell, self.bundle.input) for cell in batch])
             probabilities, features = self.probabilities(torch.from_numpy(deltas))
-            out += [self._prediction(p, f) for p, f in zip(probabilities, features, strict=True)]
+            out += [self._prediction(c, p, f) for c, p, f in zip(batch, probabilities, features, strict=True)]
         if len(out) != len(cells):
             raise DeviceError(f"{len(out)} predictions came back for {len(cells)} cells.", action="Report this.")
         return out
@@ -120,7 +124,14 @@ class Classifier:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _prediction(self, probabilities: NDArray[np.float64], features: NDArray[np.float32]) -> Prediction:
+    def _flags(self, cell: Cell, probability: float) -> tuple[str, ...]:
+        """Why a label is not to be counted, with "unclassified" last; () for one that is."""
+        known = self.bundle.model.envelope is None or self.bundle.model.envelope.holds(*_size_and_contrast(cell))
+        reasons = () if known else (OUTSIDE_TRAINING_RANGE,)
+        unsure = probability < self.min_probability
+        return (*reasons, UNCLASSIFIED) if reasons or unsure else ()
+
+    def _prediction(self, cell: Cell, probabilities: NDArray[np.float64], features: NDArray[np.float32]) -> Prediction:
         best = int(probabilities.argmax())
         classes = self.bundle.classes
         return Prediction(
@@ -128,9 +139,17 @@ class Classifier:
             label=classes[best],
             probability=float(probabilities[best]),
             probabilities={c: float(p) for c, p in zip(classes, probabilities, strict=True)},
-            flags=(UNCLASSIFIED,) if probabilities[best] < self.min_probability else (),
+            flags=self._flags(cell, float(probabilities[best])),
             features=features.copy() if self.keep_features else None,
         )
+
+
+def _size_and_contrast(cell: Cell) -> tuple[float, float]:
+    """Volume in fL and mean n - n_m over the mask; (0, 0) for an empty mask."""
+    inside = cell.ri[cell.mask]
+    if not inside.size:
+        return 0.0, 0.0
+    return float(inside.size * math.prod(cell.voxel_um)), float(inside.mean(dtype=np.float64) - cell.medium_ri)
 
 
 def choose_device(name: str) -> torch.device:

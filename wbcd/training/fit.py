@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from wbcd.classification import Classifier, FishNet3d, ModelCard, save_bundle
+from wbcd.classification import Classifier, Envelope, FishNet3d, ModelCard, save_bundle
 from wbcd.classification.bundle import write_file
 from wbcd.classification.classifier import choose_device
 from wbcd.classification.network import parameter_count
 from wbcd.classification.preparation import normalise
 from wbcd.errors import BadValue, DeviceError
+from wbcd.recipe import Recipe
 from wbcd.training import checkpoint
 from wbcd.training import dataset as sets
 from wbcd.training.augmentation import Augmentation, augment
@@ -305,6 +306,18 @@ def _log(history: list[dict[str, float]]) -> bytes:
     return text.getvalue().encode()
 
 
+def training_envelope(morphology: NDArray[np.float32]) -> Envelope:
+    """Ranges of the training cells ([n, 6] in the order of ``dataset.SIX``), widened by a tenth of the bound on either side.
+
+    The mean contrast comes from the protein density, which does not depend on the medium: n - n_m = alpha C.
+    """
+    increment = Recipe().morphology.ri_increment_ml_g
+    volume = morphology[:, sets.SIX.index("volume_fl")].astype(np.float64)
+    contrast = morphology[:, sets.SIX.index("protein_density_g_dl")].astype(np.float64) * increment / 100
+    (v0, v1), (c0, c1) = ((float(v.min()) * 0.9, float(v.max()) * 1.1) for v in (volume, contrast))
+    return Envelope((round(v0, 1), round(v1, 1)), (round(c0, 5), round(c1, 5)))
+
+
 def _conclude(run: _Run, model: ModelCard, training: dict[str, Any], began: float) -> TrainingReport:
     run.take_best()
     temperature = fit_temperature(run.logits(run.watched), run.data.label[run.watched])
@@ -321,7 +334,8 @@ def _conclude(run: _Run, model: ModelCard, training: dict[str, Any], began: floa
         "parameters": parameter_count(run.network),
         "precision": "float32",
     }
-    model = replace(model, temperature=temperature, simulated=simulated, training=training)
+    envelope = training_envelope(run.data.morphology[run.cells])
+    model = replace(model, temperature=temperature, simulated=simulated, training=training, envelope=envelope)
     bundle = save_bundle(run.out / "bundle", run.network, model)
     evaluations = _measure(Classifier(bundle, str(run.device)), run.data, simulated, bundle.model_id)
     facts = {split: _card_row(e) for split, e in evaluations.items()}
