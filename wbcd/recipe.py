@@ -53,6 +53,7 @@ class QualityRecipe:
     max_lost_frames: float = 0.25
     max_frame_shift_um: float = 0.2
     max_non_physical_voxels: int = 0
+    max_non_physical_fraction: float = 0.001
     min_ri: float = 1.2
     max_ri: float = 1.8
     min_volume_fl: float = 30.0

@@ -67,7 +67,8 @@ def judge_tomogram(tomogram: Tomogram, recipe: Recipe) -> Verdict:
     bad = count_non_physical(tomogram.ri, limits.min_ri, limits.max_ri)
     offset = abs(background_ri(tomogram) - tomogram.medium_ri)
     checks = (
-        Check("non_physical_voxels", float(bad), float(limits.max_non_physical_voxels), "max", "voxels"),
+        # A few bad voxels beside the cells spoil nothing; those in a cell's box are the cell's verdict.
+        Check("non_physical_fraction", bad / tomogram.ri.size, limits.max_non_physical_fraction, "max", "of the voxels"),
         Check("medium_offset_ri", offset, limits.max_medium_offset_ri, "max"),
     )
     if tomogram.report is None:
