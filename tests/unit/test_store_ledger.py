@@ -14,7 +14,7 @@ import pytest
 from helpers_store import KEY, MODEL_ID, RECIPE, RECIPE_ID, opened
 
 from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError, Truncated
-from wbcd.records import SetAside
+from wbcd.records import Acquisition, SetAside
 from wbcd.report.counts import read_differential, read_status
 from wbcd.store import Ledger
 from wbcd.store.engine import Retry, WriterLock
@@ -91,6 +91,42 @@ def test_the_sample_that_reading_found_replaces_the_ticket_s(any_ledger: Ledger,
     any_ledger.begin(make_acquisition("a", sample="unassigned"))
     any_ledger.commit(make_measured("a", sample="donor 7"), *KEY)
     assert [row.sample for row in read_differential(any_url)] == ["donor 7"]
+
+
+def test_a_ticket_that_was_not_read_leaves_what_reading_found(any_ledger: Ledger, any_url: str) -> None:
+    other = dataclasses.replace(RECIPE, morphology=dataclasses.replace(RECIPE.morphology, threshold_ri=1.345))
+    any_ledger.register(other, MODEL_ID, {})
+    any_ledger.commit(make_measured("a", sample="S1"), *KEY)
+    counted = make_acquisition("a")
+    unread = Acquisition(counted.content_id, counted.path, counted.size_bytes, counted.mtime_ns)
+    any_ledger.begin(unread)
+    any_ledger.commit(SetAside(unread, Truncated("a.h5 ends early.")), other.recipe_id, MODEL_ID)
+    assert [(row.sample, row.recipe) for row in read_differential(any_url)] == [("S1", RECIPE_ID)]
+    assert {outcome.outcome for outcome in any_ledger.outcomes()} == {"measured", "set_aside"}
+    assert any_ledger.unfinished() == []
+
+
+def test_a_second_outcome_does_not_move_the_first_to_another_sample(any_ledger: Ledger, any_url: str) -> None:
+    any_ledger.commit(make_measured("a", sample="S1"), *KEY)
+    any_ledger.begin(make_acquisition("a"))
+    any_ledger.commit(make_measured("a", sample="S2"), *KEY)
+    assert [row.sample for row in read_differential(any_url)] == ["S1"]
+    assert any_ledger.unfinished() == []
+
+
+def test_content_that_no_file_holds_any_more_is_not_open(any_ledger: Ledger, any_url: str) -> None:
+    half, whole = make_acquisition("half written"), make_acquisition("whole")
+    for path in ("/watch/a.h5", "/watch/copy.h5"):
+        any_ledger.sighted(path, 1, 1, half.content_id)
+    any_ledger.begin(half)
+    any_ledger.sighted("/watch/a.h5", 2, 2, whole.content_id)
+    assert [one.content_id for one in any_ledger.unfinished()] == [half.content_id]  # the copy still holds it
+    any_ledger.gone("/watch/copy.h5")
+    assert any_ledger.unfinished() == []
+    any_ledger.begin(whole)
+    any_ledger.gone("/watch/a.h5")
+    any_ledger.gone("/watch/a.h5")
+    assert read_status(any_url).open == 0
 
 
 def test_only_accepted_cells_with_a_prediction_count(any_ledger: Ledger, any_url: str) -> None:

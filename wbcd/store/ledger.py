@@ -144,9 +144,9 @@ class Ledger:
         self._write(lambda connection: _remember_file(connection, row))
 
     def gone(self, path: Path | str) -> None:
-        """Forget a file that has left the folder; what was counted from it stays."""
+        """Forget a file that has left the folder; what was counted from it stays, what was only begun is no longer open."""
         name = rows.clean_text(str(path))
-        self._write(lambda c: c.execute(schema.source_file.delete().where(schema.source_file.c.path == name)) and None)
+        self._write(lambda connection: _forget_file(connection, name))
 
     def event(self, kind: str, message: str, **fields: Any) -> None:
         """Append to the journal. ``fields``: ``code`` has its own column, the rest goes into ``details``."""
@@ -359,12 +359,24 @@ def _count_try(connection: Connection, acquisition: Acquisition, token: str, now
     return int(connection.execute(select(table.c.tries).where(ours)).scalar_one())
 
 
-def _close_acquisition(connection: Connection, acquisition: Acquisition, now: dt.datetime) -> tuple[int, int]:
-    """Write down what reading has added to the ticket, and end its tries. Gives its key and the tries it took."""
+def _lock_acquisition(connection: Connection, content_id: str) -> Any:
+    """Key and tries of a content, or None; no other daemon changes them until this transaction ends."""
     table = schema.acquisition
-    found = connection.execute(
-        select(table.c.id, table.c.tries).where(table.c.content_id == acquisition.content_id).with_for_update()
+    return connection.execute(
+        select(table.c.id, table.c.tries).where(table.c.content_id == content_id).with_for_update()
     ).first()
+
+
+def _close_acquisition(connection: Connection, acquisition: Acquisition, now: dt.datetime) -> tuple[int, int]:
+    """Write down what reading has added to the ticket, and end its tries. Gives its key and the tries it took.
+
+    A ticket that was not read (no format) knows nothing of the sample or the optics: what an earlier reading found stands.
+    """
+    table = schema.acquisition
+    found = _lock_acquisition(connection, acquisition.content_id)
+    if found is not None and acquisition.format is None:
+        connection.execute(update(table).where(table.c.id == found.id).values(tries=0))
+        return int(found.id), int(found.tries)
     values = rows.acquisition_row(acquisition) | {"sample_id": _sample_key(connection, acquisition.sample_id, now)}
     if found is None:
         new = _insert(connection, table).values(values | {"tries": 0, "first_seen_at": now})
@@ -375,6 +387,11 @@ def _close_acquisition(connection: Connection, acquisition: Acquisition, now: dt
 
 
 def _store_outcome(connection: Connection, outcome: Outcome, recipe_id: str, model_id: str, now: dt.datetime) -> None:
+    content_id = outcome.acquisition.content_id
+    _lock_acquisition(connection, content_id)
+    if connection.execute(queries.runs(content_id, recipe_id, model_id)).first() is not None:
+        _end_tries(connection, content_id)  # counted before: by a try whose acknowledgement was lost, or by another daemon
+        return
     acquisition_key, tries = _close_acquisition(connection, outcome.acquisition, now)
     row = rows.run_row(outcome) | {
         "acquisition_id": acquisition_key,
@@ -388,9 +405,14 @@ def _store_outcome(connection: Connection, outcome: Outcome, recipe_id: str, mod
     new = _insert(connection, run).values(row).on_conflict_do_nothing(index_elements=key).returning(run.c.id)
     run_id = connection.execute(new).scalar()
     if run_id is None:
-        return  # counted before: by an earlier try whose acknowledgement was lost, or by another daemon
+        return  # by another daemon, between the question above and now
     for cell in rows.cells_of(outcome):
         _store_cell(connection, int(run_id), cell)
+
+
+def _end_tries(connection: Connection, content_id: str) -> None:
+    table = schema.acquisition
+    connection.execute(update(table).where(table.c.content_id == content_id, table.c.tries > 0).values(tries=0))
 
 
 def _store_cell(connection: Connection, run_id: int, cell: MeasuredCell) -> None:
@@ -416,6 +438,22 @@ def _remember_file(connection: Connection, row: Mapping[str, Any]) -> None:
     new = _insert(connection, table).values(row)
     changed = {name: new.excluded[name] for name in row if name != "path"}
     connection.execute(new.on_conflict_do_update(index_elements=[table.c.path], set_=changed))
+    if before is not None and before != row["content_id"]:
+        _close_abandoned(connection, before)
+
+
+def _forget_file(connection: Connection, path: str) -> None:
+    table = schema.source_file
+    content_id = connection.execute(table.delete().where(table.c.path == path).returning(table.c.content_id)).scalar()
+    if content_id is not None:
+        _close_abandoned(connection, content_id)
+
+
+def _close_abandoned(connection: Connection, content_id: str) -> None:
+    """Content that no file holds any more can never reach its outcome: it must not stand in the backlog for ever."""
+    held = select(schema.source_file.c.path).where(schema.source_file.c.content_id == content_id).limit(1)
+    if connection.execute(held).first() is None:
+        _end_tries(connection, content_id)
 
 
 def _has_outcome(connection: Connection, content_id: str) -> bool:
