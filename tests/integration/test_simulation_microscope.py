@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from wbcd.acquisition import ReadDefaults, identify, read
 from wbcd.errors import BadValue
 from wbcd.recipe import Recipe
 from wbcd.reconstruction import reconstruct, retrieve_fields
@@ -141,6 +142,13 @@ def test_the_mix_is_kept() -> None:
     kinds = [plan(order, i, np.random.default_rng([1, i])).phantoms[0][0].kind for i in range(400)]
     assert kinds.count("b_lymphocyte") / 400 == pytest.approx(0.75, abs=0.06)
     assert set(kinds) == {"b_lymphocyte", "monocyte"}
+
+
+@pytest.mark.parametrize("sample", ["donor 7", "donor-2024"])
+def test_a_simulated_tcf_is_read_with_the_sample_it_was_made_for(tmp_path: Path, sample: str) -> None:
+    (made,) = simulate(tmp_path / "w", 1, 5, format="tcf", sample=sample, start=1234)
+    ticket, _ = read(identify(made.path), defaults=ReadDefaults(sample_id="another"))
+    assert ticket.sample_id == sample
 
 
 def test_volumes_in_the_vendors_format(tmp_path: Path) -> None:

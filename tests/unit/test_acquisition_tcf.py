@@ -363,10 +363,13 @@ def test_sample_of_a_vendor_title():
     assert sample_of_title("") is None
 
 
-def test_sample_id_is_the_configured_one_else_the_title(tmp_path):
+def test_sample_id_is_the_title_s_else_the_configured_one(tmp_path):
     path = tcf_file(tmp_path / "a.TCF", title="PBMC-003")
     assert load(path)[0].sample_id == "PBMC"
-    assert load(path, defaults=ReadDefaults(sample_id="donor 7"))[0].sample_id == "donor 7"
+    assert load(path, defaults=ReadDefaults(sample_id="donor 7"))[0].sample_id == "PBMC"
+    unnamed = tcf_file(tmp_path / "b.TCF", title="Default-003")
+    assert load(unnamed)[0].sample_id == "unassigned"
+    assert load(unnamed, defaults=ReadDefaults(sample_id="donor 7"))[0].sample_id == "donor 7"
 
 
 def test_medium_falls_back_to_the_default(tmp_path):

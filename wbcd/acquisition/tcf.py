@@ -177,7 +177,7 @@ def _ticket(root: Node, acquisition: Acquisition, header: TcfHeader, defaults: R
         format=SourceFormat.TCF,
         acquisition_id=root.text("UniqueID") or root.text("DataID") or acquisition.path.stem,
         acquired_at=_local_time(root.text("RecordingTime") or root.text("CreateDate")),
-        sample_id=defaults.sample_id or sample_of_title(title) or acquisition.sample_id,
+        sample_id=sample_of_title(title) or defaults.sample_id or acquisition.sample_id,
         instrument_id=root.text("DeviceSerial") or root.text("DeviceHost"),
         medium_ri=header.medium_ri,
         wavelength_um=header.wavelength_um,

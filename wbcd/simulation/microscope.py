@@ -431,7 +431,7 @@ class _Session:
             [found[0].ri],
             voxel_um=fast.voxel_um,
             medium_ri=fast.optics.medium_ri,
-            title=self._name(content.index),
+            title=f"{self.order.sample}-{content.index:03d}",  # as the vendor numbers: without it, the sample
             acquired_at=self._time(content.index).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3],
             unique_id=self._name(content.index),
         )
