@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from wbcd.cli import VERBS, cli
 from wbcd.cli.common import exit_status, to_json
+from wbcd.config import Config
 from wbcd.errors import BadValue, BundleInvalid, DatabaseUnavailable, DeviceLost, SchemaMismatch, StageFailed, UnknownKey
 
 
@@ -114,6 +117,33 @@ def test_json_never_holds_a_number_that_json_does_not_know() -> None:
         "b": [None, 1.5],
         "c": "x",
     }
+
+
+def test_json_is_ascii_whatever_a_file_is_called() -> None:
+    name = "caf\udce9-\u00e9.h5"
+    text = to_json({"path": Path(name)})
+    assert text.isascii()
+    assert json.loads(text) == {"path": name}
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_file_that_cannot_be_read_is_a_file_and_no_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    unreadable, dangling, odd = tmp_path / "unreadable.h5", tmp_path / "dangling.h5", tmp_path / os.fsdecode(b"caf\xe9.h5")
+    unreadable.write_bytes(b"x")
+    odd.write_bytes(b"x")
+    dangling.symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # the tests may run as root, whom nothing is forbidden
+
+    def outcomes(config: Config, files: list[Path]) -> Iterator[dict[str, str]]:
+        for file in files:
+            yield {"path": str(file), "outcome": "set_aside", "reason": "input.not_readable", "message": f"{file.name}."}
+
+    monkeypatch.setattr("wbcd.cli.process.outcomes", outcomes)
+    result = run("process", *options, str(unreadable), str(dangling), str(odd))
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 3
 
 
 @pytest.mark.parametrize("words", [["--help"], ["status", "--help"], ["run", "--help"]])

@@ -123,8 +123,11 @@ def exit_status(error: WbcdError) -> int:
 
 
 def to_json(value: Any) -> str:
-    """Standard JSON on one line: dataclasses and paths are written out, numbers that are not finite become null."""
-    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False)
+    """Standard JSON on one line: dataclasses and paths are written out, numbers that are not finite become null.
+
+    Pure ASCII: the bytes of a file name that is not UTF-8 are lone surrogates, which no stream in UTF-8 can take.
+    """
+    return json.dumps(_plain(value), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

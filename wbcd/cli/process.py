@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,8 +16,20 @@ if TYPE_CHECKING:
     from wbcd.config import Config
 
 
+class Named(click.Path):
+    """A path that is there, readable or not: what cannot be read, or is a link to nothing, is one file set aside.
+
+    Click's own ``exists=True`` would refuse the whole command for one such file.
+    """
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.path.lexists(value):
+            self.fail(f"Path {os.fsdecode(value)!r} does not exist.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command(epilog=EXAMPLES["process"])
-@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=Named(readable=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line and outcome.")
 @click.option("--keep-tomograms", is_flag=True, help="Keep each cell's RI volume as OME-Zarr in the output folder.")
 @click.option("--sample", help="Sample of files that name none.")
@@ -104,5 +117,5 @@ class _progress:
         self._bar.stop()
 
     def __call__(self, text: str) -> None:
-        click.echo(text)
+        click.echo(text.encode(errors="replace").decode())  # a file name need not be UTF-8; a stream demands it
         self._bar.advance(self._task)

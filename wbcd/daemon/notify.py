@@ -22,6 +22,6 @@ class Notifier:
         message = "\n".join(f"{key}={value.replace(chr(10), ' ')}" for key, value in values.items())
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-                channel.sendto(message.encode(), self._address)
+                channel.sendto(message.encode(errors="replace"), self._address)
         except OSError:
             return
