@@ -93,7 +93,7 @@ class FringeReport:
     ``contrast``: [angle] fringe visibility 2|sideband| / |zero order|, 0..1.
     ``sideband_snr``: [angle] peak of the sideband over the median of the spectrum around it.
     ``saturated_fraction``: [angle] fraction of pixels at the type's (or camera's) full scale.
-    ``mean_level``: [angle] mean grey value.
+    ``mean_level``: [angle] mean grey value. ``repeated``: [angle] True where a frame is, pixel by pixel, the one before.
     """
 
     carrier_rad_um: tuple[float, float]
@@ -101,6 +101,7 @@ class FringeReport:
     sideband_snr: NDArray[np.float64]
     saturated_fraction: NDArray[np.float64]
     mean_level: NDArray[np.float64]
+    repeated: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,8 @@ class InversionReport:
 
     ``focus_um``: height of the object above the recorded plane. ``residue_count``: phase residues inside the object,
     summed over angles. ``frame_residual``: [angle] relative misfit between each frame's measured Rytov spectrum and the
-    tomogram's (a frame that disagrees with the rest stands out: motion). ``residual``: their rms.
+    tomogram's (a frame that disagrees with the rest stands out: motion). ``residual``: their rms. ``cut_by_field``: the edge
+    of the field of view cuts an object, whose centroids then say nothing of motion.
     """
 
     focus_um: float
@@ -138,6 +140,7 @@ class InversionReport:
     frame_shift_um: NDArray[np.float64]
     iterations: int
     seconds: float
+    cut_by_field: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,12 @@ class RiSeries:
 
     def __iter__(self) -> Iterator[Tomogram]:
         return self._volumes
+
+    def close(self) -> None:
+        """Let go of what serves the volumes; those that were not taken are lost. Closing twice is harmless."""
+        close = getattr(self._volumes, "close", None)  # generators and the isolated reader's volumes have one, lists do not
+        if close is not None:
+            close()
 
 
 Payload: TypeAlias = HologramStack | RiSeries

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class IsolatedReader:
     """:func:`wbcd.acquisition.read` in a limited child process; a context manager, safe to share between threads.
 
     A series of volumes is served one volume at a time, as it is iterated; asking for another file ends it (iterating on then
-    raises ReaderDied).
+    raises ReaderDied). :attr:`busy` says that one is open: until its last volume, a failure, or ``close()`` of its iterator.
     """
 
     def __init__(self, limits: IsolationLimits | None = None) -> None:
@@ -57,6 +57,12 @@ class IsolatedReader:
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._series = 0
+        self._open: set[int] = set()
+
+    @property
+    def busy(self) -> bool:
+        """True while a series still wants volumes: another file asked for now would take them away."""
+        return bool(self._open)
 
     def __enter__(self) -> IsolatedReader:
         return self
@@ -83,17 +89,17 @@ class IsolatedReader:
         }
         with self._lock:
             self._series += 1
+            self._open.clear()
             series = self._series
             answer, arrays = self._ask(request, acquisition.path)
             with _believed(acquisition.path):
                 ticket = wire.unpack_acquisition(answer["acquisition"])
                 if answer["answer"] == "stack":
                     return ticket, wire.unpack_stack(answer["head"], arrays)
-                return ticket, RiSeries(int(answer["count"]), self._volumes(series, int(answer["count"]), acquisition.path))
-
-    def _volumes(self, series: int, count: int, path: Path) -> Iterator[Tomogram]:
-        for _ in range(count):
-            yield self._volume(series, path)
+                count = int(answer["count"])
+                self._open.add(series)
+                volumes = _Volumes(count, lambda: self._volume(series, acquisition.path), lambda: self._open.discard(series))
+                return ticket, RiSeries(count, volumes)
 
     def _volume(self, series: int, path: Path) -> Tomogram:
         with self._lock:
@@ -178,6 +184,37 @@ class IsolatedReader:
         if child is not None:
             child.kill()
             child.wait(_KILL_WAIT_S)
+
+
+class _Volumes(Iterator[Tomogram]):
+    """``count`` volumes, each asked for by ``take``; ``release`` is called once no more are wanted.
+
+    A generator would not do: closed before its first volume, it runs none of its own code and would keep the reader busy.
+    """
+
+    def __init__(self, count: int, take: Callable[[], Tomogram], release: Callable[[], None]) -> None:
+        self._left = count
+        self._take = take
+        self._release = release
+
+    def __next__(self) -> Tomogram:
+        if self._left <= 0:
+            self.close()
+            raise StopIteration
+        try:
+            tomogram = self._take()
+        except BaseException:
+            self.close()
+            raise
+        self._left -= 1
+        if self._left == 0:
+            self.close()
+        return tomogram
+
+    def close(self) -> None:
+        """Want no more."""
+        self._left = 0
+        self._release()
 
 
 @contextmanager

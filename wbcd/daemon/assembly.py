@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from wbcd.acquisition import ReadDefaults, identify, read, stat_candidate
@@ -12,7 +13,7 @@ from wbcd.daemon.stages import Stages
 from wbcd.morphology import find_cells, measure
 from wbcd.quality import judge_cell, judge_fields, judge_fringes, judge_tomogram
 from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields
-from wbcd.records import Acquisition, Cell
+from wbcd.records import Acquisition, Cell, Payload
 from wbcd.report.figures import thumbnail_png
 from wbcd.store import Ledger
 from wbcd.store.volumes import write_tomogram
@@ -35,11 +36,12 @@ def make_stages(config: Config) -> Stages:
         sample_id=config.defaults.sample_id,
         max_logical_bytes=config.limits.max_logical_bytes,
     )
-    readers = ReaderRing(config.limits) if config.limits.isolate else None
+    readers = ReaderPool(config.limits) if config.limits.isolate else None
+    read_file = readers.read if readers else read
     return Stages(
         look=stat_candidate,
         identify=identify,
-        read=lambda acquisition: (readers.next().read if readers else read)(acquisition, defaults=defaults),
+        read=lambda acquisition: read_file(acquisition, defaults=defaults),
         measure_fringes=measure_fringes,
         judge_fringes=judge_fringes,
         retrieve_fields=lambda stack, recipe: retrieve_fields(stack, recipe, device=device),
@@ -58,21 +60,30 @@ def make_stages(config: Config) -> Stages:
     )
 
 
-class ReaderRing:
-    """Isolated readers in turn: one file is read, one waits, one is examined, and a series is served while it is examined."""
+class ReaderPool:
+    """Isolated readers, each lent to one file at a time: a series keeps its own until its last volume is taken.
 
-    SIZE = 3
+    One more is started when all are busy. The line holds three payloads at most (one is read, one waits, one is examined),
+    and a payload of holograms needs its reader no longer once it is handed over; so there are seldom more than two.
+    """
 
     def __init__(self, limits: LimitSettings) -> None:
         array_bytes = limits.max_logical_bytes
-        bounds = IsolationLimits(address_space_bytes=array_bytes + 4 * 2**30, array_bytes=array_bytes)
-        self._readers = [IsolatedReader(bounds) for _ in range(self.SIZE)]
-        self._turn = 0
+        self._bounds = IsolationLimits(address_space_bytes=array_bytes + 4 * 2**30, array_bytes=array_bytes)
+        self._readers: list[IsolatedReader] = []
+        self._lock = threading.Lock()
 
-    def next(self) -> IsolatedReader:
-        """The reader whose last file is done with."""
-        self._turn = (self._turn + 1) % self.SIZE
-        return self._readers[self._turn]
+    def read(self, acquisition: Acquisition, *, defaults: ReadDefaults) -> tuple[Acquisition, Payload]:
+        """As :func:`wbcd.acquisition.read`, in a child process that no open series is served by."""
+        with self._lock:  # choosing a reader and making it busy are one step
+            return self._free().read(acquisition, defaults)
+
+    def _free(self) -> IsolatedReader:
+        free = next((reader for reader in self._readers if not reader.busy), None)
+        if free is None:
+            free = IsolatedReader(self._bounds)
+            self._readers.append(free)
+        return free
 
     def close(self) -> None:
         """End their processes."""

@@ -31,6 +31,7 @@ from wbcd.records import (
     Payload,
     Prediction,
     Rejected,
+    RiSeries,
     SetAside,
     Tomogram,
     Verdict,
@@ -121,17 +122,21 @@ def examine(
     """The cells of one acquisition, measured and judged, one by one, and an :class:`End`.
 
     A foreign exception becomes :class:`Unforeseen`; a failing device or store is not the item's and is raised.
+    A series is closed at its end, also when it broke off: its reader is free for another file.
     """
     timing = timing or Timing()
     summary = _Summary()
+    failure: WbcdError | None = None
     try:
         yield from _examined_cells(acquisition, payload, stages, recipe, timing, summary)
     except NoObject:
         summary.tomograms = 0
     except Exception as error:  # noqa: BLE001 - the item's fault until several items in a row say otherwise
-        yield End(acquisition, summary.verdict(), as_error_of_item(error, "examine"))
-        return
-    yield End(acquisition, summary.verdict())
+        failure = as_error_of_item(error, "examine")
+    finally:
+        if isinstance(payload, RiSeries):
+            payload.close()
+    yield End(acquisition, summary.verdict(), failure)
 
 
 def _examined_cells(
