@@ -19,7 +19,10 @@ from wbcd.simulation.microscope import simulate
 # What each defect may rightly be called: the thing itself, or the damage that it does.
 RIGHT_REASONS: Mapping[str, frozenset[str]] = {
     "motion": frozenset({"frame_shift_um", "frame_residual", "residual", "phase_residues"}),
-    "coherent_noise": frozenset({"background_rms_rad", "frame_residual", "residual", "phase_residues", "frame_shift_um"}),
+    # Stray light also saturates the camera where it adds up.
+    "coherent_noise": frozenset(
+        {"saturated_fraction", "background_rms_rad", "frame_residual", "residual", "phase_residues", "frame_shift_um"}
+    ),
     "low_contrast": frozenset({"fringe_contrast", "sideband_snr"}),
     "saturation": frozenset({"saturated_fraction"}),
     "border": frozenset({"touches_border", "empty_field", "volume_low", "focus_shift_um"}),
@@ -62,12 +65,17 @@ def judged(folder: Path, cells: int, defects: float, seed: int, *, start: int = 
 
 
 def judge_file(path: Path, recipe: Recipe) -> tuple[str | None, Verdict]:
-    """The reason (None when accepted) and all checks of one hologram file; the order is the line's."""
+    """The reason (None when accepted) and all checks of one hologram file."""
     _, payload = read(identify(path))
     assert isinstance(payload, HologramStack)
-    verdict = judge_fringes(measure_fringes(payload), recipe)
+    return judge_stack(payload, recipe)
+
+
+def judge_stack(stack: HologramStack, recipe: Recipe) -> tuple[str | None, Verdict]:
+    """The same for holograms in memory; the order is the line's."""
+    verdict = judge_fringes(measure_fringes(stack), recipe)
     if verdict.accepted:
-        fields = retrieve_fields(payload, recipe)
+        fields = retrieve_fields(stack, recipe)
         verdict += judge_fields(fields, recipe)
         if verdict.accepted:
             return _judge_tomograms(reconstruct(fields, recipe), verdict, recipe)

@@ -20,7 +20,6 @@ from wbcd.records import Shape3, Triple
 class ReconstructionRecipe:
     """From holograms to RI. ``voxel_um`` and ``shape`` are (z, y, x)."""
 
-    mode: str = "fast"
     voxel_um: Triple = (0.2, 0.1, 0.1)
     shape: Shape3 = (100, 150, 150)
     iterations: int = 16
@@ -50,7 +49,8 @@ class QualityRecipe:
     max_residual: float = 0.45
     max_focus_shift_um: float = 5.0
     min_kept_frames: int = 24
-    max_lost_frames: float = 0.25
+    max_lost_frames: float = 0.1
+    max_repeated_frames: float = 0.0
     max_frame_shift_um: float = 0.2
     max_non_physical_voxels: int = 0
     max_non_physical_fraction: float = 0.001

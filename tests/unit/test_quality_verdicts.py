@@ -100,7 +100,8 @@ def test_good_ones_pass_with_values_beside_limits() -> None:
         ({"sideband_snr": np.full(FRAMES, 3.0)}, "sideband_snr"),
         ({"saturated_fraction": np.full(FRAMES, 0.05)}, "saturated_fraction"),
         ({"contrast": np.full(FRAMES, np.nan)}, "fringe_contrast"),
-        ({"contrast": np.zeros(0)}, "fringe_contrast"),
+        ({"mean_level": some_frames(100.0, 0.0, 10)}, "lost_frames"),
+        ({"repeated": some_frames(False, True, 1)}, "repeated_frames"),
     ],
 )
 def test_fringes_fail_for_their_reason(change: dict[str, np.ndarray], code: str) -> None:

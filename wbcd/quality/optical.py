@@ -15,6 +15,9 @@ from wbcd.quality.background import background_ri, count_non_physical
 from wbcd.recipe import Recipe
 from wbcd.records import Check, FieldStack, FringeReport, InversionReport, Tomogram, Verdict
 
+DARK_SHARE = 0.1
+"""A frame with less than this share of the median light is lost."""
+
 
 def at_most(values: NDArray[np.float64], quantile: float) -> float:
     """The value that the fraction ``quantile`` of the frames does not exceed; NaN (which fails) without frames.
@@ -33,15 +36,22 @@ def at_least(values: NDArray[np.float64], quantile: float) -> float:
 
 
 def judge_fringes(report: FringeReport, recipe: Recipe) -> Verdict:
-    """Saturation, fringe contrast and sideband of the raw frames [angle], before any field is retrieved."""
+    """Lost and repeated frames, saturation, fringe contrast and sideband of the raw frames [angle], before any field.
+
+    A dark frame is lost, not low in contrast: the frames that hold light are judged by theirs.
+    """
     limits = recipe.quality
     share = limits.frame_quantile
+    lit = report.mean_level > DARK_SHARE * np.median(report.mean_level)
+    repeated = 0.0 if report.repeated is None or not report.repeated.size else float(np.mean(report.repeated))
     return Verdict(
         (
-            # Saturation first: it also lowers the contrast, and the cause is the better reason.
-            Check("saturated_fraction", at_most(report.saturated_fraction, share), limits.max_saturated_fraction, "max"),
-            Check("fringe_contrast", at_least(report.contrast, share), limits.min_fringe_contrast, "min"),
-            Check("sideband_snr", at_least(report.sideband_snr, share), limits.min_sideband_snr, "min"),
+            Check("lost_frames", 1.0 - float(np.mean(lit)), limits.max_lost_frames, "max", "of the frames"),
+            Check("repeated_frames", repeated, limits.max_repeated_frames, "max", "of the frames"),
+            # Saturation before contrast: it also lowers the contrast, and the cause is the better reason.
+            Check("saturated_fraction", at_most(report.saturated_fraction[lit], share), limits.max_saturated_fraction, "max"),
+            Check("fringe_contrast", at_least(report.contrast[lit], share), limits.min_fringe_contrast, "min"),
+            Check("sideband_snr", at_least(report.sideband_snr[lit], share), limits.min_sideband_snr, "min"),
         )
     )
 
@@ -78,19 +88,27 @@ def judge_tomogram(tomogram: Tomogram, recipe: Recipe) -> Verdict:
 
 def _inversion_checks(report: InversionReport, shape: tuple[int, ...], recipe: Recipe) -> tuple[Check, ...]:
     limits = recipe.quality
-    share = limits.frame_quantile
     # Residues per pixel and frame: the count alone grows with the frame and the number of angles.
     pixels = max(report.frame_residual.size, 1) * shape[-2] * shape[-1]
-    shifts = (
-        # Not every inversion registers the frames; one that does not says nothing of shifts.
-        (Check("frame_shift_um", at_most(report.frame_shift_um, share), limits.max_frame_shift_um, "max", "um"),)
-        if report.frame_shift_um.size
-        else ()
-    )
     return (
         Check("focus_shift_um", abs(report.focus_um), limits.max_focus_shift_um, "max", "um"),
         Check("phase_residues", report.residue_count / pixels, limits.max_phase_residue_fraction, "max", "a pixel and frame"),
-        *shifts,
-        Check("frame_residual", at_most(report.frame_residual, share), limits.max_frame_residual, "max"),
+        *_agreement_checks(report, recipe),
+    )
+
+
+def _agreement_checks(report: InversionReport, recipe: Recipe) -> tuple[Check, ...]:
+    """Do the frames agree with one another and with the tomogram? Not asked where the field's edge cuts an object: each
+    direction of light then shows another part of it, and the cell's own verdict names the border.
+    """
+    limits = recipe.quality
+    if report.cut_by_field:
+        return ()
+    checks = (
+        Check("frame_residual", at_most(report.frame_residual, limits.frame_quantile), limits.max_frame_residual, "max"),
         Check("residual", report.residual, limits.max_residual, "max"),
     )
+    if not report.frame_shift_um.size:
+        return checks  # not every inversion registers the frames
+    shift = at_most(report.frame_shift_um, limits.frame_quantile)
+    return (Check("frame_shift_um", shift, limits.max_frame_shift_um, "max", "um"), *checks)

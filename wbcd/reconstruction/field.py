@@ -47,6 +47,7 @@ def measure_fringes(stack: HologramStack) -> FringeReport:
         sideband_snr=np.array([f.snr for f in found]),
         saturated_fraction=np.array([float(np.mean(frame >= scale)) for frame in frames]),
         mean_level=np.array([float(frame.mean()) for frame in frames]),
+        repeated=_repeated(frames),
     )
 
 
@@ -55,6 +56,12 @@ def _constant(frames: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.bool_]:
     flat = frames.reshape(len(frames), -1)
     constant: NDArray[np.bool_] = flat.min(1) == flat.max(1)
     return constant
+
+
+def _repeated(frames: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.bool_]:
+    """True [frame] where a frame is the one before once more: noise never repeats, a stuck grabber does."""
+    same = [i > 0 and np.array_equal(frame, frames[i - 1]) and frame.min() != frame.max() for i, frame in enumerate(frames)]
+    return np.array(same)
 
 
 def _full_scale(frames: NDArray[np.unsignedinteger[Any]]) -> int:

@@ -26,15 +26,20 @@ MIN_OBJECT_UM2 = 3.0
 SMOOTHING_UM = 0.5
 TAPER_UM = 2.0
 HALO_UM = 3.0
+EDGE_PX = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Lateral window of one reconstruction: centre (y, x) in pixels, size in pixels, radius of the object in um."""
+    """Lateral window of one reconstruction: centre (y, x) in pixels, size in pixels, radius of the object in um.
+
+    ``cut``: an object reaches the edge of the field of view.
+    """
 
     centre: tuple[float, float]
     size: tuple[int, int]
     radius_um: float
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,8 @@ def locate(fields: FieldStack, recipe: Recipe) -> list[Window]:
     centre = ((low[0] + high[0]) / 2, (low[1] + high[1]) / 2)
     base = (recipe.reconstruction.shape[1], recipe.reconstruction.shape[2])
     size = tuple(max(n, good_size(math.ceil((b - a) + 2.0 / fields.pixel_um))) for n, a, b in zip(base, low, high, strict=True))
-    return [Window(centre, (size[0], size[1]), extent_um / 2)]
+    cut = min(low) <= EDGE_PX or any(b >= n - EDGE_PX for b, n in zip(high, w.shape, strict=True))
+    return [Window(centre, (size[0], size[1]), extent_um / 2, cut)]
 
 
 def good_size(n: int) -> int:

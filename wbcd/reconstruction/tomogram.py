@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wbcd.recipe import Recipe
-from wbcd.reconstruction.spectrum import RytovStack, locate, rytov, wave_numbers
+from wbcd.reconstruction.spectrum import Window, locate, rytov, wave_numbers
 from wbcd.records import FieldStack, InversionReport, Optics, Shape3, Tomogram, Triple
-
 
 # 8,192 samples of 100 heights are 6.5 MB: a table that stays near the cores' caches.
 SAMPLES_AT_ONCE = 8192
@@ -272,14 +271,12 @@ def ri_to_potential(ri: Tensor, optics: Optics) -> Tensor:
 
 def reconstruct(fields: FieldStack, recipe: Recipe, *, device: str = "cpu") -> list[Tomogram]:
     """RI tomograms of a field of view, one for each window that holds objects; [] when there is none."""
-    return [
-        _reconstruct_window(rytov(fields, window, recipe, device=device), fields, recipe, device)
-        for window in locate(fields, recipe)
-    ]
+    return [_reconstruct_window(window, fields, recipe, device) for window in locate(fields, recipe)]
 
 
-def _reconstruct_window(stack: RytovStack, fields: FieldStack, recipe: Recipe, device: str) -> Tomogram:
+def _reconstruct_window(window: Window, fields: FieldStack, recipe: Recipe, device: str) -> Tomogram:
     started = time.perf_counter()
+    stack = rytov(fields, window, recipe, device=device)
     nz = recipe.reconstruction.shape[0]
     dz = recipe.reconstruction.voxel_um[0]
     shape = (nz, stack.psi.shape[-2], stack.psi.shape[-1])
@@ -296,6 +293,7 @@ def _reconstruct_window(stack: RytovStack, fields: FieldStack, recipe: Recipe, d
         frame_shift_um=stack.frame_shift_um,
         iterations=recipe.reconstruction.iterations,
         seconds=time.perf_counter() - started,
+        cut_by_field=window.cut,
     )
     cy, cx = stack.centre_px
     pixel = stack.pixel_um

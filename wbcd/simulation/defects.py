@@ -103,7 +103,7 @@ DEFECTS: Mapping[str, Callable[[np.random.Generator], float]] = {
     "debris": _whole,
     "doublet": _whole,
     "defocus": lambda rng: rng.uniform(8.5, 11.0) * rng.choice([-1, 1]),
-    "lost_frames": lambda rng: rng.uniform(0.04, 0.3),
+    "lost_frames": lambda rng: rng.uniform(0.13, 0.4),
     "repeated_frames": lambda rng: rng.uniform(0.2, 0.4),
 }
 """Name -> draw of the strength: motion in um over the scan; coherent noise as amplitude of the stray light; low contrast as a
