@@ -15,7 +15,7 @@ import click
 
 from wbcd import errors
 from wbcd.cli import cli
-from wbcd.config import RECIPE_SECTIONS, SITE_SECTIONS, Config, known_keys
+from wbcd.config import RECIPE_LIMITS, RECIPE_SECTIONS, SITE_SECTIONS, Config, known_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
@@ -68,10 +68,11 @@ def configuration_page() -> str:
                 parts.append(f"| `{item.name}` | {_shown(value)} | {_limits(item.metadata)} | {item.metadata['help']} |\n")
     parts.append("\n## The recipe\n\nWhatever changes a number. The hash of all of it names every result.\n")
     for section in RECIPE_SECTIONS:
-        parts.append(f"\n### [recipe.{section}]\n\n| key | default |\n|---|---|\n")
+        parts.append(f"\n### [recipe.{section}]\n\n| key | default | limits |\n|---|---|---|\n")
         for key, item in known_keys().items():
             if key.startswith(f"recipe.{section}."):
-                parts.append(f"| `{item.name}` | {_shown(getattr(getattr(defaults.recipe, section), item.name))} |\n")
+                value = getattr(getattr(defaults.recipe, section), item.name)
+                parts.append(f"| `{item.name}` | {_shown(value)} | {_recipe_limits(f'{section}.{item.name}', value)} |\n")
     return "".join(parts)
 
 
@@ -87,6 +88,13 @@ def _limits(metadata: object) -> str:
         return ", ".join(values["choices"])
     low, high = values.get("low"), values.get("high")
     return f"{low:g} to {high:g}" if low is not None and high is not None else ""
+
+
+def _recipe_limits(key: str, default: object) -> str:
+    if isinstance(default, bool):
+        return ""
+    low, high = RECIPE_LIMITS.get(key, (0.0, None))
+    return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
 
 
 def errors_page() -> str:
@@ -154,8 +162,8 @@ def main() -> int:
             path.write_text(make(), encoding="utf-8")
     found = list(problems())
     for problem in found:
-        print(problem, file=sys.stderr)
-    print(f"{len(found)} problems in the documentation" if found else "the documentation is whole")
+        click.echo(problem, err=True)
+    click.echo(f"{len(found)} problems in the documentation" if found else "the documentation is whole")
     return 1 if found else 0
 
 

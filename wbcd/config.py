@@ -121,18 +121,46 @@ SITE_SECTIONS: Final[Mapping[str, type[Any]]] = {
     "defaults": DefaultSettings,
 }
 
-# Limits of recipe values that are not simply "0 or more".
+# Limits of recipe values that are not simply "0 or more"; of a triple, those of each number.
+_SHARE: Final = (0.0, 1.0)
+_SHAPE: Final = (16, 2048)
+_PITCH_UM: Final = (0.001, 10.0)
 RECIPE_LIMITS: Final[Mapping[str, tuple[float, float]]] = {
+    "reconstruction.voxel_um": _PITCH_UM,
+    "reconstruction.shape": _SHAPE,
     "reconstruction.iterations": (1, 10_000),
     "reconstruction.tv_weight": (0.0, 1e6),
     "reconstruction.refocus_range_um": (0.0, 1000.0),
     "reconstruction.default_medium_ri": (1.0, 2.0),
+    "quality.frame_quantile": _SHARE,
+    "quality.min_fringe_contrast": _SHARE,
+    "quality.max_saturated_fraction": _SHARE,
+    "quality.max_phase_residue_fraction": _SHARE,
+    "quality.max_lost_frames": _SHARE,
+    "quality.max_repeated_frames": _SHARE,
+    "quality.max_non_physical_fraction": _SHARE,
+    "quality.min_kept_frames": (1, 10_000),
     "quality.min_ri": (0.5, 3.0),
     "quality.max_ri": (0.5, 3.0),
+    "quality.min_mean_ri": (0.5, 3.0),
+    "quality.max_mean_ri": (0.5, 3.0),
+    "quality.min_solidity": _SHARE,
+    "quality.max_lobes": (1, 1000),
     "morphology.threshold_ri": (1.0, 3.0),
     "morphology.ri_increment_ml_g": (0.01, 1.0),
+    "morphology.crop_shape": _SHAPE,
+    "morphology.crop_voxel_um": _PITCH_UM,
     "classification.min_probability": (0.0, 1.0),
 }
+
+
+# Pairs of which the first must lie below the second, else nothing could ever pass.
+RECIPE_ORDER: Final = (
+    ("quality.min_ri", "quality.max_ri"),
+    ("quality.min_mean_ri", "quality.max_mean_ri"),
+    ("quality.min_volume_fl", "quality.max_volume_fl"),
+    ("morphology.threshold_ri", "quality.max_ri"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +218,8 @@ def known_keys() -> dict[str, dataclasses.Field[Any]]:
 
 def redact(url: str) -> str:
     """The URL without its password, for logs and `config show`."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+    # To the last @: a password may hold @ and /, whatever the standard says of it; rather too much is hidden than too little.
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url, flags=re.DOTALL))
 
 
 # --- the three sources ---------------------------------------------------------------------------
@@ -266,6 +295,7 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
     parts: dict[str, Any] = {name: _section(name, kind, values) for name, kind in SITE_SECTIONS.items()}
     recipe = {name: _section(f"recipe.{name}", kind, values) for name, kind in RECIPE_SECTIONS.items()}
     _check_database(parts["database"])
+    _check_order(recipe)
     return Config(recipe=Recipe(**recipe), **parts)
 
 
@@ -336,19 +366,31 @@ def _checked(value: Any, item: dataclasses.Field[Any], key: str, where: str) -> 
     choices: tuple[str, ...] = item.metadata.get("choices", ())
     if choices and value not in choices:
         raise BadValue(f"{where} is {value!r}; it must be one of {', '.join(choices)}.")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    numbers = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, bool) or not all(isinstance(number, (int, float)) for number in numbers):
         return value
     low, high = item.metadata.get("low"), item.metadata.get("high")
     if key.startswith("recipe."):
         low, high = RECIPE_LIMITS.get(key.removeprefix("recipe."), (0.0, None))
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise BadValue(f"{where} is {value}; it must be {_range(low, high)}.")
+    if (low is not None and min(numbers) < low) or (high is not None and max(numbers) > high):
+        each = "each number of it" if isinstance(value, tuple) else "it"
+        raise BadValue(f"{where} is {value}; {each} must be {_range(low, high)}.")
     return value
 
 
 def _range(low: float | None, high: float | None) -> str:
     parts = ([f"at least {low:g}"] if low is not None else []) + ([f"at most {high:g}"] if high is not None else [])
     return " and ".join(parts)
+
+
+def _check_order(recipe: Mapping[str, Any]) -> None:
+    def value(key: str) -> float:
+        section, name = key.split(".")
+        return float(getattr(recipe[section], name))
+
+    for low, high in RECIPE_ORDER:
+        if value(low) >= value(high):
+            raise BadValue(f"recipe.{low} is {value(low):g}; it must be below recipe.{high}, which is {value(high):g}.")
 
 
 def _check_database(settings: DatabaseSettings) -> None:

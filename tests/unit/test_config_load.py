@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wbcd.config import Config, known_keys, redact
+from wbcd.config import RECIPE_LIMITS, Config, known_keys, redact
 from wbcd.errors import BadValue, UnknownKey
 from wbcd.recipe import Recipe
 
@@ -76,12 +76,34 @@ def test_an_unknown_environment_variable_is_refused() -> None:
         ("recipe.reconstruction.voxel_um", (0.2, 0.0, 0.1), "above 0"),
         ("recipe.reconstruction.iterations", 0, "at least 1"),
         ("recipe.quality.max_residual", -0.1, "at least 0"),
+        ("recipe.quality.frame_quantile", 1.5, "at least 0 and at most 1"),
+        ("recipe.quality.max_saturated_fraction", 2.0, "at most 1"),
+        ("recipe.quality.max_lobes", 0, "at least 1"),
+        ("recipe.quality.min_ri", 1.9, "below recipe.quality.max_ri, which is 1.8"),
+        ("recipe.quality.min_volume_fl", 3000.0, "below recipe.quality.max_volume_fl"),
+        ("recipe.reconstruction.tv_weight", -1.0, "at least 0"),
+        ("recipe.reconstruction.shape", [8, 150, 150], "each number of it must be at least 16"),
+        ("recipe.morphology.crop_shape", "100,150,15", "each number of it must be at least 16"),
+        ("recipe.morphology.crop_voxel_um", (0.2, 50.0, 0.1), "at most 10"),
     ],
 )
 def test_a_value_outside_its_limits_is_refused_by_name(key: str, value: object, told: str) -> None:
     with pytest.raises(BadValue, match=told) as caught:
         Config.load(None, {}, {key: value})
     assert key in str(caught.value)
+
+
+def test_every_limit_is_of_a_key_that_there_is_and_holds_its_default() -> None:
+    for key, (low, high) in RECIPE_LIMITS.items():
+        section, name = key.split(".")
+        default = getattr(getattr(Recipe(), section), name)
+        numbers = default if isinstance(default, tuple) else (default,)
+        assert low <= min(numbers) <= max(numbers) <= high, key
+
+
+def test_there_is_no_key_that_nothing_reads() -> None:
+    with pytest.raises(UnknownKey, match="mode"):
+        Config.load(None, {}, {"recipe.reconstruction.mode": "accurate"})
 
 
 @pytest.mark.parametrize("text", ["[watch", "x = \x00"])
@@ -132,6 +154,11 @@ def test_a_password_is_never_shown() -> None:
     config = Config.load(None, {}, {"database.url": "postgresql://u:secret@h/d"})
     assert "secret" not in str(config.as_dict())
     assert redact("postgresql://u:se:cret@h/d") == "postgresql://u:***@h/d"
+    assert redact("postgresql://u:se@cret@h:5432/d") == "postgresql://u:***@h:5432/d"
+    assert redact("postgresql://u:s@e/cr@et@h:5432/d") == "postgresql://u:***@h:5432/d"
+    assert redact("postgresql://u@h/d?password=secret&sslmode=require") == "postgresql://u@h/d?password=***&sslmode=require"
+    assert redact("postgresql://u@h/d") == "postgresql://u@h/d"
+    assert redact("sqlite:////data/a:b/x.db") == "sqlite:////data/a:b/x.db"
 
 
 def test_every_key_says_what_it_is_for() -> None:
