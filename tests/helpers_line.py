@@ -198,6 +198,14 @@ class MemoryLedger:
         self._touch()
         return self.paths.get((str(path), size, mtime_ns))
 
+    def gone(self, path: Path) -> None:
+        """Forget a path, and the tries of content that no other path holds."""
+        self._touch()
+        lost = {content_id for (name, *_), content_id in self.paths.items() if name == str(path)}
+        self.paths = {key: content_id for key, content_id in self.paths.items() if key[0] != str(path)}
+        for content_id in lost - set(self.paths.values()):
+            self.tries.pop(content_id, None)
+
     def event(self, kind: str, message: str, **fields: Any) -> None:
         """Note an event."""
         self._touch()

@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_line import MODEL, MemoryLedger, RecordingLog, fake_stages, identify, predict, quick_config
+from helpers_line import MODEL, MemoryLedger, RecordingLog, fake_stages, identify, predict, quick_config, read
 
 from wbcd.acquisition.watch import FolderWatcher
 from wbcd.daemon.service import Backlog, Service
 from wbcd.daemon.state import read_state
-from wbcd.errors import BundleInvalid, DatabaseUnavailable, NoSpace, SchemaMismatch, StageFailed
+from wbcd.errors import (
+    BundleInvalid,
+    DatabaseUnavailable,
+    NoSpace,
+    NotReadable,
+    ReaderDied,
+    SchemaMismatch,
+    StageFailed,
+    Truncated,
+)
 
 
 class Rig:
@@ -121,6 +130,42 @@ def test_an_incomplete_file_is_tried_again_and_set_aside_after_three(tmp_path: P
         rig.log.wait_for("outcome")
     assert [note["tries"] for note in rig.log.of("again_later")] == [1, 2]
     assert rig.kinds() == {"half.h5": "set_aside"}
+
+
+@pytest.mark.parametrize("fault", [NotReadable("stale file handle"), ReaderDied("ended by SIGKILL"), Truncated("short")])
+@pytest.mark.parametrize(("failures", "kind"), [(2, "measured"), (3, "set_aside")])
+def test_a_fault_that_may_pass_does_not_condemn_good_bytes(tmp_path: Path, fault: Any, failures: int, kind: str) -> None:
+    faults = iter([fault] * failures)
+
+    def reads(acquisition: Any) -> Any:
+        for error in faults:
+            raise error
+        return read(acquisition)
+
+    rig = Rig(tmp_path, read=reads)
+    rig.drop("a.h5", "1 cell")
+    with rig.running():
+        rig.log.wait_for("outcome")
+    assert [note["reason"] for note in rig.log.of("again_later")] == [fault.code] * 2
+    assert rig.kinds() == {"a.h5": kind}
+
+
+@pytest.mark.parametrize(("failures", "kind"), [(2, "measured"), (3, "set_aside")])
+def test_bytes_that_cannot_be_hashed_now_are_tried_again(tmp_path: Path, failures: int, kind: str) -> None:
+    faults = iter([NotReadable("a.h5 cannot be read: Input/output error.")] * failures)
+
+    def identifies(path: Path) -> Any:
+        for error in faults:
+            raise error
+        return identify(path)
+
+    rig = Rig(tmp_path, identify=identifies)
+    rig.drop("a.h5", "1 cell")
+    with rig.running():
+        rig.log.wait_for("outcome")
+    assert [note["tries"] for note in rig.log.of("again_later")] == [1, 2]
+    assert rig.kinds() == {"a.h5": kind}
+    assert rig.ledger.tries == {}  # neither the file nor the ticket in its place is left open
 
 
 def test_an_incomplete_file_that_is_completed_is_measured(tmp_path: Path) -> None:

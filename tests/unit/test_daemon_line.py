@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_line import MODEL, fake_stages, identify, judge_tomogram
+from helpers_line import MODEL, MemoryLedger, fake_stages, identify, judge_tomogram, quick_config, read
 
-from wbcd.daemon.line import process, worst_of
-from wbcd.errors import DeviceLost, StageFailed
+from wbcd.daemon.line import process, retry_after_s, worst_of
+from wbcd.daemon.once import ProcessOnce
+from wbcd.errors import DeviceLost, ReaderDied, StageFailed
 from wbcd.recipe import Recipe
 from wbcd.records import Check, FringeReport, HologramStack, Optics, RiSeries, Tomogram, Verdict
 
@@ -144,3 +145,31 @@ def test_the_worst_value_of_each_check_is_kept() -> None:
 def test_the_fake_judge_agrees_with_its_limit() -> None:
     sharp = Tomogram(np.ones((2, 2, 2), np.float32), (0.2, 0.1, 0.1), 1.337)
     assert judge_tomogram(sharp, RECIPE).accepted
+
+
+def test_waits_between_tries_grow_within_the_quiet_time_and_a_rescan() -> None:
+    waits = [retry_after_s(tries, quiet_s=2.0, rescan_s=60.0) for tries in (1, 2, 3, 1000)]
+    assert waits == [5.0, 20.0, 60.0, 60.0]
+    assert retry_after_s(1, quiet_s=10.0, rescan_s=60.0) == 10.0
+    assert retry_after_s(1, quiet_s=0.05, rescan_s=0.1) == 0.1
+
+
+@pytest.mark.parametrize(("failures", "kind", "begun"), [(2, "measured", 3), (9, "set_aside", 3)])
+def test_once_a_fault_of_the_moment_is_tried_again_at_once(tmp_path: Path, failures: int, kind: str, begun: int) -> None:
+    faults = iter([ReaderDied("a.h5: the reader was ended.") for _ in range(failures)])
+    tries: list[int] = []
+
+    def reads(acquisition):
+        for fault in faults:
+            raise fault
+        return read(acquisition)
+
+    class Counting(MemoryLedger):
+        def begin(self, acquisition):
+            tries.append(super().begin(acquisition))
+            return tries[-1]
+
+    path = tmp_path / "a.h5"
+    path.write_text("1 cell")
+    outcome = ProcessOnce(quick_config(tmp_path), fake_stages(read=reads), Counting())(path)
+    assert (outcome.kind, tries) == (kind, list(range(1, begun + 1)))

@@ -17,7 +17,18 @@ from itertools import islice
 from typing import TypeAlias
 
 from wbcd.daemon.stages import Stages
-from wbcd.errors import InputError, NoObject, ReconstructionError, StageFailed, Unforeseen, WbcdError
+from wbcd.errors import (
+    Incomplete,
+    InputError,
+    NoObject,
+    NotReadable,
+    ReaderDied,
+    ReconstructionError,
+    StageFailed,
+    Truncated,
+    Unforeseen,
+    WbcdError,
+)
 from wbcd.recipe import Recipe
 from wbcd.records import (
     Acquisition,
@@ -38,6 +49,12 @@ from wbcd.records import (
 )
 
 EMPTY_FIELD = "empty_field"
+
+MAY_PASS = (Incomplete, NotReadable, ReaderDied, Truncated, Unforeseen)
+"""What a share, a memory limit or a slow copy can do to good bytes: tried again before the file is set aside."""
+
+FIRST_RETRY_S = 5.0
+RETRY_GROWTH = 4.0
 
 
 class Timing:
@@ -285,3 +302,9 @@ def as_error_of_item(error: Exception, stage: str) -> WbcdError:
     wrapped = Unforeseen(f"{stage}: {type(error).__name__}: {error}".rstrip(": ") + ".")
     wrapped.__cause__ = error
     return wrapped
+
+
+def retry_after_s(tries: int, *, quiet_s: float, rescan_s: float) -> float:
+    """Wait before the next try, after ``tries`` of them: 5, 20, 80 s ..., no longer than a rescan and no shorter than the
+    quiet time, for a file looked at sooner cannot have come to rest again."""
+    return max(quiet_s, min(rescan_s, FIRST_RETRY_S * RETRY_GROWTH ** min(tries - 1, 16)))

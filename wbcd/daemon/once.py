@@ -11,7 +11,7 @@ from wbcd.daemon.identity import unread
 from wbcd.daemon.line import process
 from wbcd.daemon.stages import Stages
 from wbcd.daemon.trial import poison_of, try_in_child
-from wbcd.errors import InputError, NotReadable
+from wbcd.errors import InputError, NotReadable, ReaderDied
 from wbcd.records import Acquisition, Outcome, SetAside
 
 
@@ -42,6 +42,13 @@ class ProcessOnce:
             poison = poison_of(acquisition.path, tries - 1, try_in_child(self._config, acquisition.path))
             if poison is not None:
                 return SetAside(acquisition, poison)
+        outcome = self._tried(acquisition)
+        while _may_pass_at_once(outcome) and tries < self._config.limits.max_tries:
+            tries = self._ledger.begin(acquisition)
+            outcome = self._tried(acquisition)
+        return outcome
+
+    def _tried(self, acquisition: Acquisition) -> Outcome:
         return process(acquisition, self._stages, self._config.recipe, max_batch=self._config.classification.max_batch)
 
     def _committed(self, outcome: Outcome) -> Outcome:
@@ -56,3 +63,8 @@ class ProcessOnce:
 
 def _named(error: InputError | OSError, path: Path) -> InputError:
     return error if isinstance(error, InputError) else NotReadable(f"{path.name} cannot be opened: {error.strerror}.")
+
+
+def _may_pass_at_once(outcome: Outcome) -> bool:
+    """True for what another try without waiting can mend; a file that is not whole yet is not among it."""
+    return isinstance(outcome, SetAside) and isinstance(outcome.error, (NotReadable, ReaderDied))

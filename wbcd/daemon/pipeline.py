@@ -1,10 +1,11 @@
 """The line as threads: read -> examine -> classify -> store, joined by bounded channels.
 
-A bad item never stops it; a bad stage always does. An exception without a name is first held to be the item's, which is
-tried again later; when :data:`STAGE_SUSPECTED_AFTER` different items in a row fail so, it is the stage's
-(:class:`StageFailed`). Each try is counted durably before the work begins; an item that was begun before and has no
-outcome is worked on alone, so that one which kills the process condemns no neighbour; beyond the limit of tries it is
-first given to a child process, for a machine that was switched off at the wrong moments must not condemn a good file.
+A bad item never stops it; a bad stage always does. An error that may pass (a share that fails, a reader that was ended, a
+copy that stalled) is tried again after growing waits, until the limit of tries. An exception without a name is first held
+to be the item's, which is tried again likewise; when :data:`STAGE_SUSPECTED_AFTER` different items in a row fail so, it is
+the stage's (:class:`StageFailed`). Each try is counted durably before the work begins; an item that was begun before and
+has no outcome is worked on alone, so that one which kills the process condemns no neighbour; beyond the limit of tries it
+is first given to a child process, for a machine that was switched off at the wrong moments must not condemn a good file.
 """
 
 from __future__ import annotations
@@ -304,21 +305,31 @@ class Pipeline:
             self._look_again(path, max(self._config.watch.quiet_s, DUPLICATE_IN_HAND_RETRY_S))
             return None
         except (InputError, OSError) as error:
-            self._set_aside_unread(path, error)
+            self._end_unread(path, error, sight=seen is None)
             return None
+        if seen is not None and seen.startswith("unread-"):  # its bytes can be read now: the ticket in their place is over
+            self._desk.tell(lambda ledger: ledger.gone(path))
         self._faults.passing("after_identify")
         return acquisition
 
-    def _set_aside_unread(self, path: Path, error: InputError | OSError) -> None:
-        """A file that gives no bytes has no content id; its path, size and mtime stand for it. One that is gone is no file."""
+    def _end_unread(self, path: Path, error: InputError | OSError, *, sight: bool) -> None:
+        """A file that gives no bytes has no content id; its path, size and mtime stand for it. One that is gone is no file.
+
+        ``sight``: nothing better is known of the path, so that the ledger may remember this of it.
+        """
         if not os.path.lexists(path):
             self._log.info("vanished", path=str(path))
+            self._desk.tell(lambda ledger: ledger.gone(path))
             return
         if isinstance(error, OSError):
             error = NotReadable(f"{path.name} cannot be opened: {error.strerror}.")
         acquisition = unread(path)
         if self._known(acquisition.content_id) is not None:
             return
+        if sight:
+            self._desk.tell(
+                lambda ledger: ledger.sighted(path, acquisition.size_bytes, acquisition.mtime_ns, acquisition.content_id)
+            )
         tries = self._desk.ask(lambda ledger: ledger.begin(acquisition))
         job = Job(acquisition, tries, Timing(beat=self._beat))
         self._in_hand.add(job)
@@ -424,14 +435,15 @@ class Pipeline:
                 ) from error
         elif error is None:
             self._failures.item_went_through()
-        if isinstance(error, (Incomplete, Unforeseen)) and job.tries < self._config.limits.max_tries:
+        if isinstance(error, line.MAY_PASS) and job.tries < self._config.limits.max_tries:
             self._again_later(job, error)
             return
         ended = End(end.acquisition, end.verdict, error)
         self._settle(job, conclude(ended, job.cells, job.timing.total_s))
 
     def _again_later(self, job: Job, error: WbcdError) -> None:
-        wait_s = max(self._config.watch.quiet_s, min(self._config.watch.rescan_s, 60.0))
+        watch = self._config.watch
+        wait_s = line.retry_after_s(job.tries, quiet_s=watch.quiet_s, rescan_s=watch.rescan_s)
         self._in_hand.remove(job.acquisition.content_id)
         self._look_again(job.acquisition.path, wait_s)
         self._log.info(
@@ -439,7 +451,9 @@ class Pipeline:
             content_id=job.acquisition.content_id,
             path=str(job.acquisition.path),
             reason=error.code,
+            message=error.message,
             tries=job.tries,
+            wait_s=wait_s,
         )
 
     def _look_again(self, path: Path, wait_s: float) -> None:
