@@ -219,7 +219,7 @@ def known_keys() -> dict[str, dataclasses.Field[Any]]:
 def redact(url: str) -> str:
     """The URL without its password, for logs and `config show`."""
     # To the last @: a password may hold @ and /, whatever the standard says of it; rather too much is hidden than too little.
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url, flags=re.DOTALL))
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url, flags=re.DOTALL))
 
 
 # --- the three sources ---------------------------------------------------------------------------

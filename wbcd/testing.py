@@ -99,13 +99,14 @@ def make_cell(
     accepted: bool = True,
     flags: tuple[str, ...] = (),
     thumbnail_png: bytes | None = b"\x89PNG",
+    time_index: int = 0,
 ) -> MeasuredCell:
     """A measured cell with the paper's mean B lymphocyte's figures; ``label`` None leaves it unclassified by any model."""
     check = Check("volume_fl", 169.39 if accepted else 5000.0, 3000.0, "max", "fL")
     prediction = None if label is None else Prediction(model_id, label, 0.9, {label: 0.9, "other": 0.1}, flags)
     return MeasuredCell(
         number=number,
-        time_index=0,
+        time_index=time_index,
         centre_um=(0.5, 15.0, 16.0),
         verdict=Verdict((check,)),
         morphology=Morphology(169.39, 185.05, 0.794, 26.44, 15.58, 1.368, 1.401, 181.0, 27.3, 28.4),

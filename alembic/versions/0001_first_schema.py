@@ -27,7 +27,7 @@ WITH RECURSIVE counted AS (
   SELECT sample.name AS sample, prediction.model_id AS model, run.recipe_id AS recipe,
          prediction.counted_as AS label, COUNT(*) AS n
   FROM run
-  JOIN cell ON cell.run_id = run.id AND cell.accepted
+  JOIN cell ON cell.run_id = run.id AND cell.accepted AND cell.time_index = 0
   JOIN prediction ON prediction.cell_id = cell.id
   JOIN acquisition ON acquisition.id = run.acquisition_id
   JOIN sample ON sample.id = acquisition.sample_id
@@ -75,7 +75,7 @@ FROM cell
 JOIN run ON run.id = cell.run_id
 JOIN acquisition ON acquisition.id = run.acquisition_id
 JOIN sample ON sample.id = acquisition.sample_id
-WHERE NOT cell.accepted
+WHERE NOT cell.accepted AND cell.time_index = 0
 GROUP BY sample.name, run.model_id, run.recipe_id, cell.reason
 """,
     "backlog": """
@@ -271,12 +271,12 @@ def make_tables() -> None:
     op.create_index(
         "ix_cell_refused",
         "cell",
-        ["run_id", "reason"],
+        ["run_id", "time_index", "reason"],
         unique=False,
         sqlite_where=sa.text("NOT accepted"),
         postgresql_where=sa.text("NOT accepted"),
     )
-    op.create_index("ix_cell_run_id_accepted", "cell", ["run_id", "accepted"], unique=False)
+    op.create_index("ix_cell_run_id_accepted_time_index", "cell", ["run_id", "accepted", "time_index"], unique=False)
     op.create_table(
         "prediction",
         sa.Column("id", ROW_ID, nullable=False),

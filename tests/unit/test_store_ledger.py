@@ -146,6 +146,20 @@ def test_only_accepted_cells_with_a_prediction_count(any_ledger: Ledger, any_url
     assert [(row.reason, row.n) for row in status.cell_rejections] == [("volume_fl", 1)]
 
 
+def test_a_time_lapse_of_one_cell_counts_once(any_ledger: Ledger, any_url: str) -> None:
+    lapse = [make_cell("monocyte", number=1 + moment, time_index=moment) for moment in range(5)]
+    lapse.append(make_cell("monocyte", number=6, time_index=5, accepted=False))
+    any_ledger.commit(make_measured("lapse", *lapse), *KEY)
+    any_ledger.commit(make_measured("still", make_cell("b_lymphocyte")), *KEY)
+    assert [(row.label, row.n, row.total) for row in read_differential(any_url)] == [
+        ("b_lymphocyte", 1, 2),
+        ("monocyte", 1, 2),
+    ]
+    status = read_status(any_url)
+    assert (status.cells, status.cells_refused, status.cell_rejections) == (2, 0, ())
+    assert [cell.time_index for cell in any_ledger.cells()] == [0, 1, 2, 3, 4, 0]
+
+
 def test_what_a_file_says_can_never_make_a_row_impossible(any_ledger: Ledger, any_url: str) -> None:
     odd = make_cell("b_lymphocyte")
     odd = dataclasses.replace(

@@ -330,7 +330,7 @@ def _status(database: _Database, read_at: dt.datetime) -> Status:
     )
 
 
-_CELLS: Final = "SELECT accepted, COUNT(*) AS n FROM cell GROUP BY accepted"
+_CELLS: Final = "SELECT accepted, COUNT(*) AS n FROM cell WHERE time_index = 0 GROUP BY accepted"
 _LAST_RUN: Final = (
     "SELECT run.recipe_id, run.model_id, run.finished_at, model.simulated FROM run JOIN model ON model.id = run.model_id "
     "ORDER BY run.finished_at DESC, run.id DESC LIMIT 1"

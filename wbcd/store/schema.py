@@ -196,12 +196,13 @@ cell = Table(
     Column("thumbnail_png", LargeBinary),  # last: SQLite need not walk the picture to reach the numbers
     UniqueConstraint("run_id", "number", name="uq_cell_run_number"),
     CheckConstraint("accepted OR reason IS NOT NULL", name="reason"),
-    Index("ix_cell_run_id_accepted", "run_id", "accepted"),  # the counts are read from indexes alone
+    Index("ix_cell_run_id_accepted_time_index", "run_id", "accepted", "time_index"),  # the counts are read from indexes alone
 )
 
 Index(
     "ix_cell_refused",
     cell.c.run_id,
+    cell.c.time_index,
     cell.c.reason,
     sqlite_where=text("NOT accepted"),  # as the view says it: SQLite does not see that "accepted = 0" is the same
     postgresql_where=text("NOT accepted"),

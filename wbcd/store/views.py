@@ -7,6 +7,8 @@ The limits are Wilson's (J. Am. Stat. Assoc. 22:209, 1927; Newcombe 1998, method
 The root is taken by Newton's iteration in a recursive query: ``sqrt`` is absent from an SQLite built without
 SQLITE_ENABLE_MATH_FUNCTIONS, and any ``sqlite3`` program must be able to read the view. It starts above the root, so it
 descends monotonically: at most log2(root) halvings and then six quadratic steps; 40 reach 1e11 cells.
+
+Of a time lapse only the first time point is counted: the same cell at fifty moments is one cell of the sample, not fifty.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ WITH RECURSIVE counted AS (
   SELECT sample.name AS sample, prediction.model_id AS model, run.recipe_id AS recipe,
          prediction.counted_as AS label, COUNT(*) AS n
   FROM run
-  JOIN cell ON cell.run_id = run.id AND cell.accepted
+  JOIN cell ON cell.run_id = run.id AND cell.accepted AND cell.time_index = 0
   JOIN prediction ON prediction.cell_id = cell.id
   JOIN acquisition ON acquisition.id = run.acquisition_id
   JOIN sample ON sample.id = acquisition.sample_id
@@ -75,7 +77,7 @@ FROM cell
 JOIN run ON run.id = cell.run_id
 JOIN acquisition ON acquisition.id = run.acquisition_id
 JOIN sample ON sample.id = acquisition.sample_id
-WHERE NOT cell.accepted
+WHERE NOT cell.accepted AND cell.time_index = 0
 GROUP BY sample.name, run.model_id, run.recipe_id, cell.reason
 """
 
