@@ -25,6 +25,8 @@ MARKER = ".wbcd-demo"
 LOOK_S = 1.0
 PLAIN_EVERY_S = 10.0
 SAMPLE = "demo"
+SPARE = 0.1
+"""Share of good acquisitions beyond those asked for: a few are refused by a check that errs on the safe side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,11 @@ class Places:
 
 @click.command(epilog=EXAMPLES["demo"])
 @click.option(
-    "--cells", type=click.IntRange(1), default=40, show_default=True, help="Good cells to simulate, one an acquisition."
+    "--cells",
+    type=click.IntRange(1),
+    default=40,
+    show_default=True,
+    help="Good cells to count, one an acquisition; a tenth more is made.",
 )
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option(
@@ -83,16 +89,30 @@ def demo(cells: int, seed: int, defects: float, out: Path, model: str) -> None:
 
 
 def prepare(places: Places) -> None:
-    """An empty folder of our own. Raises BadValue for a folder that holds anything which no demo made."""
+    """An empty folder of our own. Raises BadValue for a folder that holds what no demo made, or cannot be emptied."""
     root = places.root
+    if root.exists() and not root.is_dir():
+        raise BadValue(f"--out is {root}, which is not a folder.", action="Name another folder.")
     if root.exists() and any(root.iterdir()) and not (root / MARKER).is_file():
         raise BadValue(f"--out is {root}, which is not empty and was not made by a demo.", action="Name another folder.")
+    try:
+        _empty(places)
+        places.incoming.mkdir(parents=True)
+        (root / MARKER).write_text("made by `wbcd demo`, which empties this folder at its next run\n", encoding="utf-8")
+    except OSError as error:
+        raise BadValue(
+            f"--out is {root}, which cannot be emptied and made anew: {error.filename}: {error.strerror}.",
+            action="Name another folder, or end the program that still writes there.",
+        ) from error
+
+
+def _empty(places: Places) -> None:
+    root = places.root
     for path in (places.incoming, places.output):
-        shutil.rmtree(path, ignore_errors=True)
+        if os.path.lexists(path):
+            shutil.rmtree(path)
     for path in [places.picture, places.log("daemon"), places.log("microscope"), root / "truth.jsonl", *root.glob("wbcd.db*")]:
         path.unlink(missing_ok=True)
-    places.incoming.mkdir(parents=True)
-    (root / MARKER).write_text("made by `wbcd demo`, which empties this folder at its next run\n", encoding="utf-8")
 
 
 # --- the two processes -------------------------------------------------------------------------
@@ -107,9 +127,14 @@ def _daemon(places: Places, model: str) -> list[str]:
     return _wbcd("run", *options, "--sample", SAMPLE, "--model", model)
 
 
+def acquisitions(cells: int, defects: float) -> int:
+    """How many to simulate so that ``cells`` are counted: the defective come on top, and a tenth for good ones refused."""
+    good = math.ceil(cells * (1 + SPARE))
+    return math.ceil(good / (1 - defects)) if defects < 1 else good
+
+
 def _microscope(places: Places, cells: int, seed: int, defects: float) -> list[str]:
-    total = math.ceil(cells / (1 - defects)) if defects < 1 else cells
-    options = ("--cells", str(total), "--seed", str(seed), "--defects", str(defects), "--sample", SAMPLE)
+    options = ("--cells", str(acquisitions(cells, defects)), "--seed", str(seed), "--defects", str(defects), "--sample", SAMPLE)
     return _wbcd("simulate", places.incoming, *options, "--truth", places.root / "truth.jsonl", "--quiet")
 
 
