@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: help setup demo test test-all lint bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list

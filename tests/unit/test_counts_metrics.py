@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from click.testing import CliRunner
 from helpers_store import KEY
 
+from wbcd.cli import cli
 from wbcd.report.counts import read_status
 from wbcd.report.metrics import prometheus_text
 from wbcd.store import Ledger
@@ -40,6 +42,17 @@ def test_every_line_is_of_the_format_and_every_sample_has_a_type(sqlite_ledger: 
     assert 'wbcd_backlog_acquisitions{state="begun"} 1.0' in text
     assert r'sample="odd \"name\"\\\nof two lines"' in text
     assert "wbcd_intake_paused 0.0" in text
+
+
+def test_the_status_verb_prints_it(sqlite_ledger: Ledger, tmp_path: Path) -> None:
+    sqlite_ledger.commit(make_measured("a", make_cell("monocyte")), *KEY)
+    result = CliRunner().invoke(cli, ["status", "--prometheus", "--db", f"sqlite:///{tmp_path}/wbcd.db"])
+    assert result.exit_code == 0
+    said = [line for line in result.stdout.splitlines() if "outcomes_per_minute" not in line]
+    text = prometheus_text(read_status(tmp_path / "wbcd.db"))
+    assert said == [line for line in text.splitlines() if "outcomes_per_minute" not in line]
+    assert CliRunner().invoke(cli, ["status", "--prometheus", "--json"]).exit_code == 2
+    assert CliRunner().invoke(cli, ["status", "--prometheus", "--db", f"sqlite:///{tmp_path}/none.db"]).exit_code == 69
 
 
 def test_samples_are_unique(sqlite_ledger: Ledger, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ Examples:
 Examples:
   wbcd status
   wbcd status --watch
-  wbcd status --json | jq .daemon.state""",
+  wbcd status --json | jq .daemon.state
+  wbcd status --prometheus > wbcd.prom""",
     "counts": """\b
 Example:
   wbcd counts --sample donor-7 --json""",

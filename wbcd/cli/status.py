@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 @click.command(epilog=EXAMPLES["status"])
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--prometheus", is_flag=True, help="The database's figures as Prometheus text, once.")
 @click.option("--watch", is_flag=True, help="Show it again every second until interrupted.")
 @site_options
-def status(config: Config, as_json: bool, watch: bool) -> None:
+def status(config: Config, as_json: bool, prometheus: bool, watch: bool) -> None:
     """What the daemon does, and the counts so far."""
-    show = _show_json if as_json else _show
+    if prometheus and (as_json or watch):
+        raise click.UsageError("--prometheus goes with neither --json nor --watch")
+    show = _show_prometheus if prometheus else _show_json if as_json else _show
     if not watch:
         show(config)
         return
@@ -78,6 +81,14 @@ def _told(details: dict[str, Any] | None) -> dict[str, Any]:
 
 def _show_json(config: Config) -> None:
     click.echo(to_json(collect(config)))
+
+
+def _show_prometheus(config: Config) -> None:
+    """For node_exporter's textfile collector. A database that cannot be read is an exit status, not a page of zeros."""
+    from wbcd.report.counts import read_status
+    from wbcd.report.metrics import prometheus_text
+
+    click.echo(prometheus_text(read_status(config.database_url())), nl=False)
 
 
 def _show(config: Config) -> None:

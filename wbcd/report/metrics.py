@@ -1,6 +1,6 @@
 """The figures of :class:`wbcd.report.counts.Status` as Prometheus text (exposition format 0.0.4).
 
-For node_exporter's textfile collector or any page that serves the text; there is no server here.
+`wbcd status --prometheus` prints it, for node_exporter's textfile collector; there is no server here.
 """
 
 from __future__ import annotations
