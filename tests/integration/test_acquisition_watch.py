@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers_acquisition import ri_volume, wbcd_file
+from structlog.testing import capture_logs
 from watchdog.events import FileCreatedEvent, FileOpenedEvent
 
 from wbcd.acquisition import FolderWatcher
@@ -197,9 +198,28 @@ def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_found(tmp_path,
         return scandir(at)
 
     monkeypatch.setattr(os, "scandir", denying)
-    watcher = FolderWatcher(tmp_path, quiet_s=0.0)
-    assert watcher.poll(0.0) == [good]
+    clock = Clock()
+    watcher = FolderWatcher(tmp_path, quiet_s=0.0, rescan_s=1.0, clock=clock)
+    with capture_logs() as said:
+        assert watcher.poll(0.0) == [good]
+        clock.now += 2.0
+        watcher.poll(0.0)
+    assert watcher.scans == 2
     assert watcher.unreadable == [tmp_path / "locked"]
+    assert [entry["folder"] for entry in said if entry["event"] == "watch.folder_unreadable"] == [str(tmp_path / "locked")]
+
+
+def test_a_zarr_folder_that_cannot_be_listed_is_given_out(tmp_path, monkeypatch):
+    (tmp_path / "a.zarr").mkdir()
+    scandir = os.scandir
+
+    def denying(at):
+        if os.fsdecode(at).endswith(".zarr"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(at)
+
+    monkeypatch.setattr(os, "scandir", denying)
+    assert FolderWatcher(tmp_path, quiet_s=0.0).poll(0.0) == [tmp_path / "a.zarr"]
 
 
 def test_a_hint_through_a_linked_folder_is_not_followed(tmp_path):

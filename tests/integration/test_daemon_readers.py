@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,28 @@ def test_a_series_before_three_junk_files_is_measured(tmp_path, pool):
         "a.TCF": ("rejected", "empty_field"),
         "z.TCF": ("rejected", "empty_field"),
     }
+
+
+def test_a_zarr_folder_that_cannot_be_listed_gets_its_row(tmp_path, monkeypatch):
+    path = tmp_path / "a.zarr"
+    path.mkdir()
+    scandir = os.scandir
+
+    def denying(at):
+        if os.fsdecode(at).endswith(".zarr"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(at)
+
+    monkeypatch.setattr(os, "scandir", denying)
+    log, ledger = RecordingLog(), MemoryLedger()
+    pipeline = Pipeline(
+        quick_config(tmp_path, **{"limits.max_tries": 1}), fake_stages(identify=identify), lambda: ledger, log=log
+    )
+    pipeline.start()
+    try:
+        assert pipeline.offer(path)
+        (told,) = log.wait_for("outcome")
+    finally:
+        pipeline.stop(20.0)
+    assert (told["outcome"], told["reason"]) == ("set_aside", "input.not_readable")
+    assert "cannot be listed" in told["message"]

@@ -187,3 +187,29 @@ def test_state_of_a_zarr_folder_changes_with_any_file(tmp_path):
     (path / "0" / "more").write_bytes(b"")
     assert stat_candidate(path) != before
     assert stat_candidate(tmp_path / "gone.zarr") is None
+
+
+def test_a_folder_that_cannot_be_listed_is_there_and_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.zarr"
+    (path / "0").mkdir(parents=True)
+
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", denied)
+    found = stat_candidate(path)
+    assert (found.size, found.mtime_ns) == (path.lstat().st_size, path.lstat().st_mtime_ns)
+    with pytest.raises(NotReadable, match=r"a\.zarr cannot be listed: Permission denied"):
+        identify(path)
+
+
+def test_only_what_is_gone_has_no_state(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    assert stat_candidate(tmp_path / "absent.h5") is None
+    assert stat_candidate(tmp_path / "file" / "below.h5") is None
+
+    def stale(_):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Path, "lstat", stale)
+    assert stat_candidate(tmp_path / "file") is not None

@@ -45,14 +45,25 @@ def is_candidate(path: Path) -> bool:
 
 
 def stat_candidate(path: Path) -> FileStat | None:
-    """State of the candidate now, or None when it is gone or cannot be examined."""
+    """State of the candidate now, or None when it is gone.
+
+    A folder whose content cannot be listed has its own size and mtime as its state: it is there, and must be met and
+    recorded as unreadable rather than passed over. Raises nothing; what cannot even be examined has an empty state.
+    """
     try:
         found = path.lstat()
-        if stat.S_ISDIR(found.st_mode) and path.suffix.lower() == FOLDER_SUFFIX:
-            return _stat_folder(path, found.st_mtime_ns)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return FileStat(found.st_size, found.st_mtime_ns)
+    except OSError:
+        return FileStat(0, 0, 0)
+    if not (stat.S_ISDIR(found.st_mode) and path.suffix.lower() == FOLDER_SUFFIX):
+        return FileStat(found.st_size, found.st_mtime_ns)
+    try:
+        return _stat_folder(path, found.st_mtime_ns)
+    except FileNotFoundError:  # a part of it was renamed between listing and looking: it is being written
+        return None
+    except OSError:
+        return FileStat(found.st_size, found.st_mtime_ns, 0)
 
 
 def _stat_folder(path: Path, mtime_ns: int) -> FileStat:

@@ -149,6 +149,8 @@ def _state(entry: os.DirEntry[str], path: Path) -> FileStat | None:
         now = entry.stat(follow_symlinks=False)
     except FileNotFoundError:  # renamed between listing and looking
         return None
+    except OSError:  # one bad entry must not hide the rest of its folder; it is met and recorded
+        return stat_candidate(path)
     return FileStat(now.st_size, now.st_mtime_ns)
 
 
@@ -264,7 +266,7 @@ class FolderWatcher:
         self._next_scan_s = self._clock() + self.rescan_s
         self._heal()
         try:
-            snapshot, self.unreadable = scan(self.folder)
+            snapshot, unreadable = scan(self.folder)
         except OSError as error:
             if self.present or self.scans == 0:
                 _log.warning("watch.folder_absent", folder=str(self.folder), reason=error.strerror)
@@ -273,8 +275,15 @@ class FolderWatcher:
             return []  # nothing is forgotten: the share may come back
         self.present = True
         self.scans += 1
+        self._name_unreadable(unreadable)
         self.last_scan_s = self._clock()
         return self._tracker.observe(snapshot, self.last_scan_s)
+
+    def _name_unreadable(self, unreadable: list[Path]) -> None:
+        """Keep them, and say each once until it can be listed again."""
+        for folder in set(unreadable).difference(self.unreadable):
+            _log.warning("watch.folder_unreadable", folder=str(folder), action="Let the daemon's user list it.")
+        self.unreadable = unreadable
 
     def _glance(self, paths: set[Path]) -> list[Path]:
         snapshot: dict[Path, FileStat] = {}

@@ -317,7 +317,7 @@ class Pipeline:
 
         ``sight``: nothing better is known of the path, so that the ledger may remember this of it.
         """
-        if not os.path.lexists(path):
+        if _is_gone(path):
             self._log.info("vanished", path=str(path))
             self._desk.tell(lambda ledger: ledger.gone(path))
             return
@@ -480,6 +480,17 @@ class Pipeline:
 
     def _over(self) -> bool:
         return self._crew.failure is not None
+
+
+def _is_gone(path: Path) -> bool:
+    """True when there is nothing of that name; a path that cannot be examined is there."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def outcome_fields(outcome: Outcome, seconds: dict[str, float]) -> dict[str, Any]:

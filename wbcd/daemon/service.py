@@ -29,12 +29,17 @@ from wbcd.daemon.trial import Trial
 from wbcd.errors import StageFailed, WbcdError
 from wbcd.records import Outcome
 
+SHOWN_FOLDERS = 10
+"""Most folders named in the state file, whose size is fixed; the log names all."""
+
 LOOK_S = 0.5
 """Longest wait of one look at the folder: a stop, a due retry or a heartbeat is served within it."""
 
 
 class Watcher(Protocol):
-    """Where settled paths come from."""
+    """Where settled paths come from. ``unreadable``: subfolders that could not be listed at the last look."""
+
+    unreadable: list[Path]
 
     def start(self) -> None: ...
     def poll(self, timeout_s: float) -> list[Path]: ...
@@ -251,6 +256,7 @@ class Service:
                 "updated_unix_s": time.time(),
                 "heartbeat_s": self._config.service.heartbeat_s,
                 "watch_dir": str(self._config.watch.dir),
+                "unreadable_folders": [str(folder) for folder in self._watcher.unreadable[:SHOWN_FOLDERS]],
                 "recipe": self._config.recipe.recipe_id,
                 "waiting": len(self._backlog),
                 "in_hand": pipeline.in_hand if pipeline else 0,
