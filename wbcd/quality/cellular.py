@@ -15,10 +15,11 @@ def judge_cell(cell: Cell, morphology: Morphology, recipe: Recipe) -> Verdict:
             Check(
                 "non_physical_voxels", float(cell.non_physical_voxels), float(limits.max_non_physical_voxels), "max", "voxels"
             ),
-            Check("touches_border", float(cell.touches_border), 0.0, "max"),
             Check("volume_low", volume, limits.min_volume_fl, "min", "fL"),
-            Check("volume_high", volume, limits.max_volume_fl, "max", "fL"),
+            # Before the border: two cells grown together may outgrow the crop, and the cause is the better reason.
             Check("lobes", float(cell.lobes), float(limits.max_lobes), "max"),
+            Check("touches_border", float(cell.touches_border), 0.0, "max"),
+            Check("volume_high", volume, limits.max_volume_fl, "max", "fL"),
             Check("solidity", cell.solidity, limits.min_solidity, "min"),
             Check("mean_ri_low", mean, limits.min_mean_ri, "min"),
             Check("mean_ri_high", mean, limits.max_mean_ri, "max"),
