@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,11 @@ class MemoryLedger:
         self._touch()
         return self.paths.get((str(path), size, mtime_ns))
 
+    def unfinished(self) -> list[Any]:
+        """What was begun and has no outcome, with the path that holds it."""
+        self._touch()
+        return [SimpleNamespace(path=name) for (name, *_), content_id in self.paths.items() if content_id in self.tries]
+
     def gone(self, path: Path) -> None:
         """Forget a path, and the tries of content that no other path holds."""
         self._touch()
@@ -205,6 +211,12 @@ class MemoryLedger:
         self.paths = {key: content_id for key, content_id in self.paths.items() if key[0] != str(path)}
         for content_id in lost - set(self.paths.values()):
             self.tries.pop(content_id, None)
+
+    def end_pause(self, message: str) -> None:
+        """Note a resumption when the last word on intake is a pause."""
+        kinds = [kind for kind, *_ in self.events if kind.startswith("intake_")]
+        if kinds[-1:] == ["intake_paused"]:
+            self.event("intake_resumed", message)
 
     def event(self, kind: str, message: str, **fields: Any) -> None:
         """Note an event."""

@@ -15,9 +15,13 @@ import pytest
 from helpers_line import MODEL, MemoryLedger, RecordingLog, fake_stages, identify, predict, quick_config, read
 
 from wbcd.acquisition.watch import FolderWatcher
+from wbcd.config import Config
+from wbcd.daemon.assembly import clean_output
 from wbcd.daemon.service import Backlog, Service
+from wbcd.daemon.start import make_watcher
 from wbcd.daemon.state import read_state
 from wbcd.errors import (
+    BadValue,
     BundleInvalid,
     DatabaseUnavailable,
     NoSpace,
@@ -27,6 +31,7 @@ from wbcd.errors import (
     StageFailed,
     Truncated,
 )
+from wbcd.store.volumes import TEMPORARY
 
 
 class Rig:
@@ -471,6 +476,88 @@ def test_the_state_file_survives_a_full_text_and_names_a_dead_process(tmp_path: 
     path.write_text(json.dumps({**data, "state": "running", "pid": os.getpid(), "updated_unix_s": 0}))
     assert "said nothing" in (read_state(rig.config.output.dir).reason or "")
     assert read_state(tmp_path / "elsewhere").state == "absent"
+
+
+def test_a_pause_that_a_daemon_ended_in_is_over_when_the_next_is_ready(tmp_path: Path) -> None:
+    ledger = MemoryLedger(events=[("intake_paused", "/output: the disk is full", {})])
+    for _ in range(2):
+        rig = Rig(tmp_path, _moved(ledger))
+        with rig.running():
+            pass
+        assert [kind for kind, *_ in ledger.events] == ["intake_paused", "intake_resumed"]
+
+
+def test_a_file_that_leaves_before_its_outcome_is_forgotten(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, settings={"limits.max_tries": 100, "watch.quiet_s": 0.3})
+    path = rig.drop("half.h5", "incomplete")
+    with rig.running():
+        rig.log.wait_for("again_later")
+        assert len(rig.ledger.tries) == 1
+        path.unlink()
+        rig.log.wait_for("vanished")
+    assert rig.ledger.tries == rig.ledger.paths == {}
+
+
+def test_a_begun_file_that_left_while_no_daemon_ran_is_forgotten(tmp_path: Path) -> None:
+    gone, kept = tmp_path / "incoming" / "gone.h5", tmp_path / "elsewhere" / "kept.h5"
+    ledger = MemoryLedger(tries={"1": 1, "2": 1}, paths={(str(gone), 1, 1): "1", (str(kept), 1, 1): "2"})
+    rig = Rig(tmp_path, ledger)
+    with rig.running():
+        pass
+    assert ledger.tries == {"2": 1}
+
+
+def test_a_counted_file_that_is_moved_away_is_forgotten_and_its_count_stays(tmp_path: Path) -> None:
+    forgotten = threading.Event()
+
+    class Listening(MemoryLedger):
+        def gone(self, path: Path) -> None:
+            super().gone(path)
+            forgotten.set()
+
+    rig = Rig(tmp_path, Listening())
+    path = rig.drop("a.h5", "1 cell")
+    with rig.running():
+        rig.log.wait_for("outcome")
+        path.rename(tmp_path / "a.h5")
+        assert forgotten.wait(20)
+    assert rig.ledger.paths == {}
+    assert len(rig.ledger.outcomes) == 1
+
+
+def test_an_absent_folder_is_awaited_with_a_reason(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.incoming.rmdir()
+    with rig.running():
+        state = read_state(rig.config.output.dir)
+        assert (state.state, "incoming is absent" in (state.reason or "")) == ("paused", True)
+        rig.incoming.mkdir()
+        rig.drop("a.h5", "1 cell")
+        rig.log.wait_for("outcome")
+    assert rig.kinds() == {"a.h5": "measured"}
+
+
+def test_only_an_unset_folder_or_a_file_is_a_wrong_value(tmp_path: Path) -> None:
+    absent = quick_config(tmp_path)
+    assert not make_watcher(absent).present
+    (tmp_path / "file").touch()
+    for config, awaited in [
+        (absent, False),
+        (quick_config(tmp_path, **{"watch.dir": tmp_path / "file"}), True),
+        (Config.load(None, {}, {}), True),
+    ]:
+        with pytest.raises(BadValue, match=r"watch\.dir is"):
+            make_watcher(config, awaited=awaited)
+
+
+def test_the_start_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    config = quick_config(tmp_path)
+    left = config.output.dir / "ab" / f"{TEMPORARY}1"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    clean_output(config)
+    assert not left.exists()
+    clean_output(quick_config(tmp_path / "none"))
 
 
 def test_a_backlog_keeps_each_path_once_in_the_order_asked_for() -> None:

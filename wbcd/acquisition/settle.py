@@ -7,7 +7,7 @@ That it is at rest does not mean that it is whole: each reader demands the seman
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -73,6 +73,11 @@ class StabilityTracker:
         """Earliest time at which a waiting path can settle, or None."""
         first = next(iter(self._waiting.values()), None)
         return None if first is None else first + self.quiet_s
+
+    @property
+    def known(self) -> Set[Path]:
+        """What was there at the last look."""
+        return self._sights.keys()
 
     def __len__(self) -> int:
         return len(self._sights)

@@ -179,6 +179,7 @@ class FolderWatcher:
         self.newest_first = newest_first
         self.present = False
         self.unreadable: list[Path] = []
+        self._vanished: set[Path] = set()
         self.scans = 0
         self.last_scan_s: float | None = None
         self._clock = clock
@@ -232,6 +233,11 @@ class FolderWatcher:
         """Give ``path`` out once more after another quiet time."""
         self._tracker.retry(path, self._clock())
 
+    def vanished(self) -> list[Path]:
+        """Candidates that left the folder since the last call and have not come back. An absent folder has lost none."""
+        vanished, self._vanished = self._vanished, set()
+        return sorted(vanished)
+
     def wake(self) -> None:
         """Let a waiting :meth:`poll` look at once (from another thread: stopping, say)."""
         self._hints.wake()
@@ -277,6 +283,8 @@ class FolderWatcher:
         self.scans += 1
         self._name_unreadable(unreadable)
         self.last_scan_s = self._clock()
+        self._vanished.update(self._tracker.known - snapshot.keys())
+        self._vanished.difference_update(snapshot)
         return self._tracker.observe(snapshot, self.last_scan_s)
 
     def _name_unreadable(self, unreadable: list[Path]) -> None:
@@ -291,8 +299,11 @@ class FolderWatcher:
             state = stat_candidate(path) if self._lies_inside(path) else None
             if state is None:
                 self._tracker.forget(path)
+                if self.present:
+                    self._vanished.add(path)
             else:
                 snapshot[path] = state
+                self._vanished.discard(path)
         return self._tracker.observe(snapshot, self._clock(), partial=True)
 
     def _lies_inside(self, path: Path) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import structlog
+
 from wbcd.acquisition import ReadDefaults, identify, read, stat_candidate
 from wbcd.acquisition.isolate import IsolatedReader, IsolationLimits
 from wbcd.classification import Classifier, load_bundle
@@ -16,7 +18,9 @@ from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields
 from wbcd.records import Acquisition, Cell, Payload
 from wbcd.report.figures import thumbnail_png
 from wbcd.store import Ledger
-from wbcd.store.volumes import write_tomogram
+from wbcd.store.volumes import clean_stale, write_tomogram
+
+_log = structlog.get_logger(__name__)
 
 
 def make_stages(config: Config) -> Stages:
@@ -100,6 +104,17 @@ def _keeper(config: Config) -> Callable[[Cell, Acquisition], str | None]:
         return str(write_tomogram(root, cell, acquisition=acquisition, recipe_id=recipe_id))
 
     return keep
+
+
+def clean_output(config: Config) -> None:
+    """Remove the half-written volumes of killed daemons from the output folder; a folder that refuses is left as it is."""
+    try:
+        removed = clean_stale(config.output.dir)
+    except OSError as error:
+        _log.warning("output.not_cleaned", folder=str(config.output.dir), reason=error.strerror)
+        return
+    if removed:
+        _log.info("output.cleaned", folder=str(config.output.dir), removed=removed)
 
 
 def open_ledger(config: Config, stages: Stages) -> Ledger:

@@ -7,7 +7,7 @@ database is away, and resumes by itself. The reason is kept in :class:`Pauses`, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -31,7 +31,9 @@ class LedgerLike(Protocol):
     def commit(self, outcome: Outcome, recipe_id: str, model_id: str) -> None: ...
     def sighted(self, path: Any, size: int, mtime_ns: int, content_id: str) -> None: ...
     def recall(self, path: Any, size: int, mtime_ns: int) -> str | None: ...
+    def unfinished(self) -> Sequence[Any]: ...
     def gone(self, path: Any) -> None: ...
+    def end_pause(self, message: str) -> None: ...
     def event(self, kind: str, message: str, **fields: Any) -> None: ...
     def close(self) -> None: ...
 
@@ -143,6 +145,10 @@ class Desk:
     def tell(self, action: Callable[[LedgerLike], None]) -> None:
         """Do ``action`` in the desk's thread, in order, without waiting for it; its failure stops the line."""
         self._requests.put(_Request(action, Future()))
+
+    def try_tell(self, action: Callable[[LedgerLike], None]) -> bool:
+        """:meth:`tell` if there is room now; False when there is none (the thread that keeps watch must never wait)."""
+        return self._requests.offer(_Request(action, Future()))
 
     def close(self) -> None:
         """Answer what is asked already, then close the ledger."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -223,6 +223,30 @@ class Pipeline:
     def event(self, kind: str, message: str, **fields: Any) -> None:
         """Write an event beside the outcomes."""
         self._desk.tell(lambda ledger: ledger.event(kind, message, **fields))
+
+    def end_pause(self, message: str) -> None:
+        """Write that intake goes on, if the last event says that it is paused: by a daemon that ended so."""
+        self._desk.tell(lambda ledger: ledger.end_pause(message))
+
+    def forget_lost(self, folder: Path) -> None:
+        """Forget what was begun from ``folder`` and left it while no daemon was watching."""
+
+        def work(ledger: LedgerLike) -> None:
+            begun = [Path(one.path) for one in ledger.unfinished()]
+            for path in begun:
+                if path.is_relative_to(folder) and _is_gone(path):
+                    ledger.gone(path)
+
+        self._desk.tell(work)
+
+    def forget(self, paths: Sequence[Path]) -> bool:
+        """These have left the folder; False when the store has no room to hear of it now."""
+
+        def work(ledger: LedgerLike) -> None:
+            for path in paths:
+                ledger.gone(path)
+
+        return self._desk.try_tell(work)
 
     def stop(self, timeout_s: float) -> bool:
         """Finish what is begun and end; False when something was left unfinished (it is taken up at the next start)."""

@@ -29,6 +29,9 @@ from wbcd.daemon.trial import Trial
 from wbcd.errors import StageFailed, WbcdError
 from wbcd.records import Outcome
 
+FORGOTTEN_AT_ONCE = 64
+"""Vanished files told to the ledger in one request: outcomes wait behind it."""
+
 SHOWN_FOLDERS = 10
 """Most folders named in the state file, whose size is fixed; the log names all."""
 
@@ -37,12 +40,15 @@ LOOK_S = 0.5
 
 
 class Watcher(Protocol):
-    """Where settled paths come from. ``unreadable``: subfolders that could not be listed at the last look."""
+    """Where settled paths come from. ``unreadable``: subfolders that could not be listed at the last look; ``present``: the
+    folder itself could."""
 
+    present: bool
     unreadable: list[Path]
 
     def start(self) -> None: ...
     def poll(self, timeout_s: float) -> list[Path]: ...
+    def vanished(self) -> list[Path]: ...
     def close(self) -> None: ...
 
 
@@ -101,10 +107,12 @@ class Service:
         self._trial = trial
         self._stop = threading.Event()
         self._stop_reason = "asked"
+        self._vanished: list[Path] = []
         self._backlog = Backlog(newest_first=config.watch.newest_first)
         self._pauses = Pauses(self._pause_changed)
         self._started_unix_s = time.time()
         self._idle_since_s = float("inf")
+        self._looked = False
         self._note: Callable[[str, str], None] | None = None
         self._seen_beats = self._seen_attempts = -1
 
@@ -160,18 +168,27 @@ class Service:
 
     def _serve(self, pipeline: Pipeline, state: StateFile) -> None:
         self._backlog.add(self._watcher.poll(0.0))  # the first scan comes before READY
+        self._looked = True
         self._ready(pipeline, state)
         next_beat_s = 0.0
         self._idle_since_s = time.monotonic()
         while not self._stop.is_set() and pipeline.failure is None:
             self._backlog.add(pipeline.due(time.monotonic()))
             self._backlog.feed(pipeline.offer)
-            self._backlog.add(self._watcher.poll(0.02 if len(self._backlog) else LOOK_S))
+            self._backlog.add(self._watcher.poll(0.02 if len(self._backlog) or self._vanished else LOOK_S))
+            self._forget_vanished(pipeline)
             if time.monotonic() >= next_beat_s:
                 self._heartbeat(pipeline, state)
                 next_beat_s = time.monotonic() + self._beat_every_s
             if self._stop_when_idle and self._is_finished(pipeline):
                 self.stop("idle")
+
+    def _forget_vanished(self, pipeline: Pipeline) -> None:
+        """Let the ledger know what left the folder, so that it no longer counts as waiting."""
+        self._vanished += self._watcher.vanished()
+        few = self._vanished[:FORGOTTEN_AT_ONCE]
+        if few and pipeline.forget(few):
+            del self._vanished[: len(few)]
 
     def _is_finished(self, pipeline: Pipeline) -> bool:
         """Nothing waits anywhere, and has not for longer than a file that is there needs to settle."""
@@ -186,8 +203,11 @@ class Service:
         return min(self._config.service.heartbeat_s, watchdog_s / 3) if watchdog_s else self._config.service.heartbeat_s
 
     def _ready(self, pipeline: Pipeline, state: StateFile) -> None:
+        if self._config.watch.dir is not None and self._watcher.present:
+            pipeline.forget_lost(self._config.watch.dir.absolute())
+        pipeline.end_pause("The daemon was started again and takes files.")
         self._notifier.send(READY="1", STATUS="Watching.")
-        self._say(state, pipeline, "running")
+        self._say(state, pipeline, "paused" if self._waits_for else "running")
         self._log.info(
             "ready",
             version=__version__,
@@ -198,13 +218,20 @@ class Service:
         )
 
     def _heartbeat(self, pipeline: Pipeline, state: StateFile, *, ready: bool = True) -> None:
-        reason = self._pauses.reason
+        reason = self._waits_for
         sentence = f"Paused: {reason}" if reason else f"{pipeline.totals.sentence()}; {len(self._backlog)} waiting."
         values = {"STATUS": sentence}
         if ready and self._is_well(pipeline):
             values["WATCHDOG"] = "1"
         self._notifier.send(**values)
         self._say(state, pipeline, "paused" if reason else "running" if ready else "starting")
+
+    @property
+    def _waits_for(self) -> str | None:
+        """Why nothing new is taken now: the store, the disk, or the absence of the folder once the line is open."""
+        absent = self._looked and not self._watcher.present
+        folder = f"{self._config.watch.dir} is absent or cannot be listed; it is looked for again." if absent else None
+        return " ".join(filter(None, (self._pauses.reason, folder))) or None
 
     def _is_well(self, pipeline: Pipeline) -> bool:
         moved = pipeline.beats != self._seen_beats or self._pauses.attempts != self._seen_attempts
@@ -249,7 +276,7 @@ class Service:
         state.write(
             {
                 "state": word,
-                "reason": reason or self._pauses.reason,
+                "reason": reason or self._waits_for,
                 "pid": os.getpid(),
                 "version": __version__,
                 "started_unix_s": self._started_unix_s,

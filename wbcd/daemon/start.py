@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+from pathlib import Path
 from typing import cast
 
 from wbcd.acquisition.watch import FolderWatcher, Mode
@@ -14,8 +16,11 @@ from wbcd.errors import BadValue
 
 
 def start(config: Config, *, until_idle: bool = False) -> None:
-    """Run until stopped. Raises BadValue without a watch folder, StageFailed when a stage breaks."""
-    watcher = make_watcher(config)
+    """Run until stopped. Raises BadValue without a watch folder, StageFailed when a stage breaks.
+
+    A folder that is absent now (a share not mounted yet) is awaited, except ``until_idle``: that would end at once.
+    """
+    watcher = make_watcher(config, awaited=not until_idle)
     log = configure_logging(config.service)
     service = Service(
         config,
@@ -28,22 +33,32 @@ def start(config: Config, *, until_idle: bool = False) -> None:
     service.run()
 
 
-def make_watcher(config: Config) -> FolderWatcher:
-    """The watcher of the configured folder. Raises :class:`BadValue` when there is none."""
+def make_watcher(config: Config, *, awaited: bool = True) -> FolderWatcher:
+    """The watcher of the configured folder. Raises :class:`BadValue` when none is set, when it is a file, or, unless it may
+    be ``awaited``, when it is absent."""
     watch = config.watch
     if watch.dir is None:
         raise BadValue(
             "watch.dir is not set; it must be the folder that the microscope writes into.", action="Give --watch-dir."
         )
-    if not watch.dir.is_dir():
+    if _is_no_folder(watch.dir, absent=not awaited):
         raise BadValue(f"watch.dir is {watch.dir}, which is not a folder.", action="Make or mount it, or give another.")
     mode = cast(Mode, watch.mode)  # one of the three: the configuration is checked
     return FolderWatcher(watch.dir, mode=mode, rescan_s=watch.rescan_s, quiet_s=watch.quiet_s, newest_first=watch.newest_first)
 
 
-def _stages(config: Config) -> Stages:
-    from wbcd.daemon.assembly import make_stages
+def _is_no_folder(path: Path, *, absent: bool) -> bool:
+    """True when the path is something else than a folder; ``absent`` when it cannot be examined."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return absent
 
+
+def _stages(config: Config) -> Stages:
+    from wbcd.daemon.assembly import clean_output, make_stages
+
+    clean_output(config)
     return make_stages(config)
 
 

@@ -165,6 +165,19 @@ class Ledger:
         }
         self._write(lambda connection: connection.execute(schema.review.insert(), row) and None)
 
+    def end_pause(self, message: str) -> None:
+        """Journal ``intake_resumed`` when the last word on intake was a pause: the daemon that paused may have ended in it."""
+        now = self._now()
+        kinds = ("intake_paused", "intake_resumed")
+
+        def work(connection: Connection) -> None:
+            events = schema.event
+            last = select(events.c.kind).where(events.c.kind.in_(kinds)).order_by(events.c.id.desc()).limit(1)
+            if connection.execute(last).scalar() == kinds[0]:
+                connection.execute(events.insert(), _event_row(now, kinds[1], message, {}))
+
+        self._write(work)
+
     # --- reading --------------------------------------------------------------------------------------
 
     def known(self, content_id: str, recipe_id: str, model_id: str) -> StoredOutcome | None:
