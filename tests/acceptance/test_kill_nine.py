@@ -15,12 +15,14 @@ from helpers_spheres import cheap_settings, tiny_bundle, write_run
 from helpers_zygote import Zygote
 
 from wbcd.daemon.faults import POINTS
+from wbcd.daemon.state import read_state
 
 ACQUISITIONS = 60
 KILLS = 20
 
+# A batch of another size may change the last digits of a probability; everything else is compared to the last bit.
 OUTCOMES = """
-SELECT a.path, a.content_id, r.outcome, r.reason, c.number, c.volume_fl, c.dry_mass_pg, p.label, p.probability
+SELECT a.path, a.content_id, r.outcome, r.reason, c.number, c.volume_fl, c.dry_mass_pg, p.label, ROUND(p.probability, 6)
 FROM run r JOIN acquisition a ON a.id = r.acquisition_id
 LEFT JOIN cell c ON c.run_id = r.id LEFT JOIN prediction p ON p.cell_id = c.id
 ORDER BY a.content_id, c.number
@@ -37,6 +39,11 @@ def rows(folder: Path, query: str) -> list[tuple]:
 
 def outcome_table(folder: Path) -> list[tuple]:
     return [(Path(row[0]).name, *row[1:]) for row in rows(folder, OUTCOMES)]
+
+
+def differences(found: list[tuple], expected: list[tuple]) -> list[tuple]:
+    """Rows of one table that the other lacks."""
+    return sorted(set(found) ^ set(expected), key=str) + [("rows", len(found))] * (len(found) != len(expected))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +78,7 @@ class Life:
         self.settings = cheap_settings(folder, self.bundle) | {"watch.dir": self.incoming}
 
     def check(self) -> None:
-        assert outcome_table(self.folder) == self.table
+        assert differences(outcome_table(self.folder), self.table) == []
         assert rows(self.folder, "PRAGMA integrity_check") == [("ok",)]
         assert rows(self.folder, "SELECT COUNT(*), COUNT(DISTINCT acquisition_id) FROM run") == [(ACQUISITIONS, ACQUISITIONS)]
         assert rows(self.folder, "SELECT COUNT(*) FROM acquisition WHERE tries > 0") == [(0,)]
@@ -108,7 +115,7 @@ def test_killed_at_each_stage_boundary(tmp_path: Path, zygote: Zygote, whole, po
         assert zygote.run(settings, tmp_path / "log", env=env) == signal.SIGKILL
     assert zygote.run(settings, tmp_path / "log") == 0
     names = {path.name for path in chosen}
-    assert outcome_table(tmp_path) == [row for row in table if row[0] in names]
+    assert differences(outcome_table(tmp_path), [row for row in table if row[0] in names]) == []
     assert rows(tmp_path, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -116,6 +123,9 @@ def test_sigterm_drains_and_ends_with_status_0(tmp_path: Path, zygote: Zygote, w
     life = Life(tmp_path, whole)
     status = zygote.run(life.settings, tmp_path / "log", kill_after_s=0.4 * life.seconds, sign=signal.SIGTERM, until_idle=False)
     assert status == 0, (tmp_path / "log").read_text()[-2000:]
-    assert rows(tmp_path, "SELECT COUNT(*) FROM acquisition WHERE tries > 0") == [(0,)]  # what was begun was finished
+    assert read_state(life.settings["output.dir"]).details["in_hand"] == 0
+    # What was begun was finished; only files that may still grow wait for another look.
+    begun = rows(tmp_path, "SELECT path FROM acquisition WHERE tries > 0")
+    assert [path for (path,) in begun if int(Path(path).stem) % 10 != 6] == []
     assert zygote.run(life.settings, tmp_path / "log") == 0
     life.check()
