@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wbcd.acquisition import identify, read
+from wbcd.errors import InputError
 from wbcd.morphology import find_cells, measure
 from wbcd.quality import judge_cell, judge_fields, judge_fringes, judge_tomogram
 from wbcd.recipe import Recipe
@@ -30,7 +31,7 @@ RIGHT_REASONS: Mapping[str, frozenset[str]] = {
     "debris": frozenset({"volume_low", "empty_field", "mean_ri_low"}),
     "doublet": frozenset({"lobes", "solidity", "volume_high"}),
     "defocus": frozenset({"focus_shift_um"}),
-    "lost_frames": frozenset({"lost_frames", "kept_frames"}),
+    "lost_frames": frozenset({"lost_frames", "kept_frames", "input.corrupt"}),
     "repeated_frames": frozenset({"frame_residual", "frame_shift_um", "residual", "repeated_frames"}),
 }
 
@@ -66,7 +67,10 @@ def judged(folder: Path, cells: int, defects: float, seed: int, *, start: int = 
 
 def judge_file(path: Path, recipe: Recipe) -> tuple[str | None, Verdict]:
     """The reason (None when accepted) and all checks of one hologram file."""
-    _, payload = read(identify(path))
+    try:
+        _, payload = read(identify(path))
+    except InputError as error:
+        return error.code, Verdict()  # the line sets it aside with this code
     assert isinstance(payload, HologramStack)
     return judge_stack(payload, recipe)
 
