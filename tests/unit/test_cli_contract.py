@@ -76,7 +76,7 @@ def test_wrong_configuration_is_status_78_and_names_the_key(tmp_path: Path) -> N
     assert "watch.quiet_s" in result.output
     assert run("run", "--config", str(tmp_path / "absent.toml")).exit_code == 78
     assert run("run").exit_code == 78  # no watch folder
-    assert run("run", "--watch-dir", str(tmp_path / "absent")).exit_code == 78
+    assert run("run", "--watch-dir", str(tmp_path / "absent"), "--until-idle").exit_code == 78
     assert run("status", "--db", "mysql://x/y").exit_code == 78
     assert run("status", env={"WBCD_DATABSE_URL": "x"}).exit_code == 78
 
