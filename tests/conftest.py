@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 from helpers_postgres import own_postgres, postgres_server, postgres_url  # noqa: F401 - fixtures
 from helpers_store import any_ledger, any_url, postgres_cleaned, sqlite_ledger, sqlite_template  # noqa: F401 - fixtures
+from hypothesis import settings
+
+# The same examples at every run: a gate must not fail by luck. WBCD_RANDOM_EXAMPLES=1 hunts for new ones.
+settings.register_profile("steady", derandomize=True, deadline=None)
+if not os.environ.get("WBCD_RANDOM_EXAMPLES"):
+    settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,16 @@ def test_preallocated_and_cut_short_with_zeros(whole, tmp_path, share):
     same_as(stack, holograms(reference=True))
 
 
+def test_a_blank_heap_is_refused_and_not_read_for_ever(whole, tmp_path):
+    """libhdf5 2.0 never returns from a global heap whose tail is zeros; found by the property above."""
+    content = whole["h5"].read_bytes()
+    heap = content.index(b"GCOL")
+    path = tmp_path / "a.h5"
+    path.write_bytes(content[: heap + 64].ljust(len(content), b"\0"))
+    with pytest.raises(InputError, match=r"a\.h5"):
+        load(path)
+
+
 @few
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_a_hologram_file_is_never_a_wrong_frame(whole, tmp_path, place, bit):

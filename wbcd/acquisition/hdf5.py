@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import math
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ MAX_ATTRIBUTE_BYTES = 64 * 1024
 MAX_CHUNKS = 1_000_000
 FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32", 32000: "lzf"}
 _HEAD_BYTES = 64
+_HEAP_SIGNATURE = b"GCOL"
 _ATTRIBUTE_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM)
 _BUSY = (errno.EAGAIN, errno.EACCES)
 # What h5py raises when the structure of a file makes no sense; anything else is a fault of ours and must show as one.
@@ -80,6 +82,7 @@ def open_hdf5(
     with open_regular(path, dir_fd=dir_fd, label=shown) as handle, translated(shown):
         state = os.fstat(handle)
         _examine_head(os.pread(handle, _HEAD_BYTES, 0), state.st_size, shown)
+        _refuse_endless_heaps(handle, state.st_size, shown)
         file = _open_locked(f"/proc/self/fd/{handle}", shown)
         try:
             yield file, state
@@ -112,6 +115,42 @@ def declared_end(head: bytes) -> int | None:
         return None
     field = head[at : at + width]
     return int.from_bytes(field, "little") if width in (4, 8) and len(field) == width else None
+
+
+def _refuse_endless_heaps(handle: int, size: int, path: Path) -> None:
+    """Refuse a file whose global heaps (where texts lie) HDF5 would never finish reading.
+
+    A free-space entry of 0 bytes, which a zeroed tail leaves, keeps libhdf5 2.0 in H5HG__cache_heap_deserialize for ever; no
+    error comes and no signal handler runs. The isolated reader's time limit would end it, minutes later.
+    """
+    if size == 0:
+        return
+    with mmap.mmap(handle, 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(_HEAP_SIGNATURE)
+        while at >= 0:
+            if is_endless_heap(data, at):
+                raise CorruptContent(f"{path} is damaged: the heap of its texts at byte {at} is blank; it must be filled.")
+            at = data.find(_HEAP_SIGNATURE, at + len(_HEAP_SIGNATURE))
+
+
+def is_endless_heap(data: bytes | mmap.mmap, at: int) -> bool:
+    """True where the global heap collection at byte ``at`` has a free-space entry of 0 bytes (HDF5 file format, III.E).
+
+    What only looks like a heap (pixels may spell its signature) is none: version, reserved bytes and length must fit.
+    """
+    if data[at + 4 : at + 8] != b"\x01\0\0\0":
+        return False
+    end = at + int.from_bytes(data[at + 8 : at + 16], "little")
+    if end > len(data):
+        return False
+    cursor = at + 16
+    while cursor + 16 <= end:
+        index = int.from_bytes(data[cursor : cursor + 2], "little")
+        length = int.from_bytes(data[cursor + 8 : cursor + 16], "little")
+        if index == 0 and length == 0:
+            return True
+        cursor += length if index == 0 else 16 + -(-length // 8) * 8
+    return False
 
 
 def _open_locked(name: str, path: Path) -> h5py.File:
