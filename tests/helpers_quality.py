@@ -77,9 +77,10 @@ def judge_file(path: Path, recipe: Recipe) -> tuple[str | None, Verdict]:
 
 def judge_stack(stack: HologramStack, recipe: Recipe) -> tuple[str | None, Verdict]:
     """The same for holograms in memory; the order is the line's."""
-    verdict = judge_fringes(measure_fringes(stack), recipe)
+    fringes = measure_fringes(stack)
+    verdict = judge_fringes(fringes, recipe)
     if verdict.accepted:
-        fields = retrieve_fields(stack, recipe)
+        fields = retrieve_fields(stack, recipe, fringes=fringes)
         verdict += judge_fields(fields, recipe)
         if verdict.accepted:
             return _judge_tomograms(reconstruct(fields, recipe), verdict, recipe)

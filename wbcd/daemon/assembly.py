@@ -48,7 +48,7 @@ def make_stages(config: Config) -> Stages:
         read=lambda acquisition: read_file(acquisition, defaults=defaults),
         measure_fringes=measure_fringes,
         judge_fringes=judge_fringes,
-        retrieve_fields=lambda stack, recipe: retrieve_fields(stack, recipe, device=device),
+        retrieve_fields=lambda stack, fringes, recipe: retrieve_fields(stack, recipe, fringes=fringes, device=device),
         judge_fields=judge_fields,
         reconstruct=lambda fields, recipe: reconstruct(fields, recipe, device=device),
         judge_tomogram=judge_tomogram,

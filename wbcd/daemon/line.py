@@ -184,7 +184,7 @@ def _tomograms(payload: Payload, stages: Stages, recipe: Recipe, timing: Timing,
     timing.done("fringes")
     if not summary.judged_early(stages.judge_fringes(fringes, recipe)):
         return
-    fields = stages.retrieve_fields(payload, recipe)
+    fields = stages.retrieve_fields(payload, fringes, recipe)
     timing.done("fields")
     if not summary.judged_early(stages.judge_fields(fields, recipe)):
         return

@@ -44,7 +44,7 @@ class Stages:
     read: Callable[[Acquisition], tuple[Acquisition, Payload]]
     measure_fringes: Callable[[HologramStack], FringeReport]
     judge_fringes: Callable[[FringeReport, Recipe], Verdict]
-    retrieve_fields: Callable[[HologramStack, Recipe], FieldStack]
+    retrieve_fields: Callable[[HologramStack, FringeReport, Recipe], FieldStack]
     judge_fields: Callable[[FieldStack, Recipe], Verdict]
     reconstruct: Callable[[FieldStack, Recipe], Iterable[Tomogram]]
     judge_tomogram: Callable[[Tomogram, Recipe], Verdict]

@@ -164,13 +164,17 @@ def measure_illumination(
     return carrier, k_in
 
 
-def retrieve_fields(stack: HologramStack, recipe: Recipe, *, device: str = "cpu") -> FieldStack:
+def retrieve_fields(
+    stack: HologramStack, recipe: Recipe, *, fringes: FringeReport | None = None, device: str = "cpu"
+) -> FieldStack:
     """Complex fields w = u / u_illumination of a hologram stack at the recipe's lateral pitch.
+
+    ``fringes``: what :func:`measure_fringes` said of the same stack, where it was asked before; else it is asked here.
 
     Frames without signal (lost, all of one value) are dropped and named by ``kept``; whether enough remain is the verdict's
     to say. Raises ReconstructionError when the normal frame is lost, BadField when the pixels would not be square.
     """
-    fringes = measure_fringes(stack)
+    fringes = fringes or measure_fringes(stack)
     kept = np.flatnonzero((fringes.contrast > 1e-3) & ~_constant(stack.holograms))
     if stack.normal_frame not in kept:
         raise ReconstructionError(
