@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -533,15 +533,3 @@ def outcome_fields(outcome: Outcome, seconds: dict[str, float]) -> dict[str, Any
     else:
         fields |= {"reason": outcome.error.code, "message": outcome.error.sentence()}
     return fields
-
-
-def paths_by_age(paths: Iterable[Path], *, newest_first: bool) -> list[Path]:
-    """A backlog in the order in which it is worked through; a file that vanished counts as oldest."""
-
-    def mtime_ns(path: Path) -> int:
-        try:
-            return path.lstat().st_mtime_ns
-        except OSError:
-            return 0
-
-    return sorted(paths, key=lambda path: (mtime_ns(path), path.name), reverse=newest_first)
