@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two workers, one thread each: a file of tests stays with one worker, so that its fixtures are made once.
+WORKERS := -n 2 --dist loadfile
 
 .PHONY: help setup demo test test-all lint bench docs clean
 .DEFAULT_GOAL := help
@@ -21,10 +23,10 @@ demo: $(STAMP) ## the main job on this machine: simulated microscope, daemon, li
 	$(BIN)/wbcd demo
 
 test: $(STAMP) ## the tests (under 12 minutes on 2 cores)
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q $(WORKERS)
 
 test-all: $(STAMP) ## the tests and the slow rest
-	$(BIN)/pytest -q -m "not benchmark and not gpu"
+	$(BIN)/pytest -q $(WORKERS) -m "not benchmark and not gpu"
 
 lint: $(STAMP) ## format, lint, types, architecture
 	$(BIN)/ruff format --check wbcd tests docs alembic
