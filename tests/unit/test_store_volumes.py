@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import zarr
 from wbcd.errors import CorruptContent, NoSpace, StoreError
 from wbcd.records import Cell
 from wbcd.store import volumes
-from wbcd.store.volumes import clean_stale, read_tomogram, write_tomogram
+from wbcd.store.volumes import clean_stale, discard_tomograms, read_tomogram, write_tomogram
 from wbcd.testing import make_acquisition
 
 VOXEL_UM = (0.2, 0.1, 0.1)
@@ -191,10 +192,35 @@ def test_a_killed_writer_leaves_only_what_the_next_start_removes(tmp_path: Path)
     assert died.returncode == -signal.SIGKILL
     assert list(tmp_path.rglob("*.ome.zarr")) == []
     (part,) = (path for path in parts(tmp_path) if path.is_dir())
-    assert clean_stale(tmp_path) == 0  # too young: it could be another process's
-    assert clean_stale(tmp_path, now_s=part.stat().st_mtime + 4000) == 1
+    living = os.open(part, os.O_RDONLY)
+    fcntl.flock(living, fcntl.LOCK_EX)
+    assert clean_stale(tmp_path, now_s=part.stat().st_mtime + 4000) == 0  # another process still writes there
+    os.close(living)
+    assert clean_stale(tmp_path) == 1
     assert parts(tmp_path) == []
     read_tomogram(written(tmp_path))
+
+
+def test_where_folders_cannot_be_locked_age_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # what NFS says of a folder
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    read_tomogram(written(tmp_path / "root"))
+    part = tmp_path / "ab" / f"{volumes.TEMPORARY}x"
+    part.mkdir(parents=True)
+    assert clean_stale(tmp_path) == 0
+    assert clean_stale(tmp_path, now_s=part.stat().st_mtime + 4000) == 1
+
+
+def test_discarding_removes_the_images_of_one_content_and_recipe(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    content_id, recipe_id, _ = path.name.split("-")
+    assert discard_tomograms(tmp_path, content_id=content_id, recipe_id="another") == 0
+    assert discard_tomograms(tmp_path, content_id=content_id[:-1] + "x", recipe_id=recipe_id) == 0
+    read_tomogram(path)
+    assert discard_tomograms(tmp_path, content_id=content_id, recipe_id=recipe_id) == 1
+    assert list(path.parent.iterdir()) == []
 
 
 def test_cleaning_touches_nothing_else(tmp_path: Path) -> None:

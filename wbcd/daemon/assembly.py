@@ -18,7 +18,7 @@ from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields
 from wbcd.records import Acquisition, Cell, Payload
 from wbcd.report.figures import thumbnail_png
 from wbcd.store import Ledger
-from wbcd.store.volumes import clean_stale, write_tomogram
+from wbcd.store.volumes import clean_stale, discard_tomograms, write_tomogram
 
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +60,7 @@ def make_stages(config: Config) -> Stages:
         keep=_keeper(config),
         model_id=bundle.model_id,
         model_card=dict(bundle.card),
+        discard=_discarder(config),
         close=readers.close if readers else lambda: None,
     )
 
@@ -104,6 +105,13 @@ def _keeper(config: Config) -> Callable[[Cell, Acquisition], str | None]:
         return str(write_tomogram(root, cell, acquisition=acquisition, recipe_id=recipe_id))
 
     return keep
+
+
+def _discarder(config: Config) -> Callable[[str], object]:
+    root, recipe_id = config.output.dir, config.recipe.recipe_id
+    if not config.output.keep_tomograms:
+        return lambda content_id: None
+    return lambda content_id: discard_tomograms(root, content_id=content_id, recipe_id=recipe_id)
 
 
 def clean_output(config: Config) -> None:

@@ -233,20 +233,27 @@ class Pipeline:
 
         def work(ledger: LedgerLike) -> None:
             begun = [Path(one.path) for one in ledger.unfinished()]
-            for path in begun:
-                if path.is_relative_to(folder) and _is_gone(path):
-                    ledger.gone(path)
+            self._forget(ledger, [path for path in begun if path.is_relative_to(folder) and _is_gone(path)])
 
         self._desk.tell(work)
 
     def forget(self, paths: Sequence[Path]) -> bool:
         """These have left the folder; False when the store has no room to hear of it now."""
+        return self._desk.try_tell(lambda ledger: self._forget(ledger, paths))
 
-        def work(ledger: LedgerLike) -> None:
-            for path in paths:
-                ledger.gone(path)
+    def _forget(self, ledger: LedgerLike, paths: Sequence[Path]) -> None:
+        """What was begun from them and lies nowhere else will have no outcome: no row will name the volumes kept of it."""
+        begun = {one.content_id for one in ledger.unfinished()}
+        for path in paths:
+            ledger.gone(path)
+        for content_id in begun.difference(one.content_id for one in ledger.unfinished()):
+            if self._in_hand.get(content_id) is None:
+                self._discard(ledger, content_id)
 
-        return self._desk.try_tell(work)
+    def _discard(self, ledger: LedgerLike, content_id: str) -> None:
+        """Remove the volumes of a content, unless an outcome names them (another daemon's, of the same folders)."""
+        if ledger.known(content_id, self._recipe.recipe_id, self._stages.model_id) is None:
+            self._stages.discard(content_id)
 
     def stop(self, timeout_s: float) -> bool:
         """Finish what is begun and end; False when something was left unfinished (it is taken up at the next start)."""
@@ -489,6 +496,8 @@ class Pipeline:
 
     def _commit(self, ledger: LedgerLike, job: Job, outcome: Outcome) -> None:
         self._faults.passing("before_commit")
+        if isinstance(outcome, SetAside):
+            self._discard(ledger, outcome.acquisition.content_id)
         started = time.monotonic()
         ledger.commit(outcome, self._recipe.recipe_id, self._stages.model_id)
         job.timing.seconds["commit"] = time.monotonic() - started

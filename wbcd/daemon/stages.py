@@ -37,7 +37,8 @@ class Stat(Protocol):
 @dataclass(frozen=True, slots=True)
 class Stages:
     """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is
-    kept; ``close`` ends what the stages hold (reader processes)."""
+    kept; ``discard`` removes the volumes of a content that no row will name; ``close`` ends what the stages hold (reader
+    processes)."""
 
     look: Callable[[Path], Stat | None]
     identify: Callable[[Path], Acquisition]
@@ -56,4 +57,5 @@ class Stages:
     keep: Callable[[Cell, Acquisition], str | None]
     model_id: str
     model_card: dict[str, object]
+    discard: Callable[[str], object] = lambda content_id: None
     close: Callable[[], None] = lambda: None

@@ -13,6 +13,7 @@ read as NaN, not as zero.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import math
 import os
@@ -48,8 +49,9 @@ CHUNK_Z: Final = 25
 """Slabs of 25 planes: four files of about 2 MB at full size, and a plane costs one of them."""
 
 STALE_AFTER_S: Final = 3600.0
-"""A temporary folder that nobody has touched for so long is what a killed process left."""
+"""Where folders cannot be locked (NFS): a temporary folder that nobody has touched for so long is what a killed process left."""
 
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _COMPRESSION_LEVEL: Final = 1  # noise does not compress: 3 gives 1 % less for twice the time
 
 
@@ -70,14 +72,26 @@ def write_tomogram(root: Path, cell: Cell, *, acquisition: Acquisition, recipe_i
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         _sync_folder(root)
-        part = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
-        try:
+        with _temporary(path.parent) as part:
             _write_image(part / "image", cell, _provenance(cell, acquisition, recipe_id))
             _verify(part / "image", cell.ri)
             _publish(part / "image", path, part)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     return path
+
+
+def discard_tomograms(root: Path, *, content_id: str, recipe_id: str) -> int:
+    """Remove the images of an acquisition that ended without cells, or left before its end: no row will ever name them.
+
+    Gives how many. A removal that a crash cuts short leaves a temporary, which the next start removes.
+    Raises :class:`wbcd.errors.StoreError` when the folder refuses.
+    """
+    images = list((root / content_id[:2]).glob(f"{content_id}-{recipe_id}-*{SUFFIX}"))
+    for image in images:
+        with _store_errors(image):
+            part = image.with_name(f"{TEMPORARY}{image.name}")
+            image.rename(part)
+            shutil.rmtree(part)
+    return len(images)
 
 
 def read_tomogram(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -94,18 +108,32 @@ def read_tomogram(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
 
 
 def clean_stale(root: Path, *, older_than_s: float = STALE_AFTER_S, now_s: float | None = None) -> int:
-    """Remove what killed writers left under ``root``; gives how many. ``older_than_s`` 0 when no other process writes there."""
+    """Remove what killed writers left under ``root``; gives how many. What a living writer holds is left alone.
+
+    ``older_than_s`` and ``now_s`` (wall time) matter only where folders cannot be locked.
+    """
     limit = (time.time() if now_s is None else now_s) - older_than_s
     removed = 0
     for part in root.glob(f"??/{TEMPORARY}*"):
+        if part.is_symlink():
+            continue
         try:
-            if part.is_symlink() or part.stat().st_mtime > limit:
-                continue
+            removed += _clean_one(part, limit)
         except FileNotFoundError:  # its writer has just finished
             continue
-        shutil.rmtree(part, ignore_errors=True)
-        removed += 1
     return removed
+
+
+def _clean_one(part: Path, limit: float) -> bool:
+    handle = os.open(part, _FOLDER)
+    try:
+        locked = _lock(handle)
+        if locked is False or (locked is None and part.stat().st_mtime > limit):
+            return False
+        shutil.rmtree(part, ignore_errors=True)
+        return True
+    finally:
+        os.close(handle)
 
 
 # --- content ------------------------------------------------------------------------------------------
@@ -245,6 +273,40 @@ def _publish(image: Path, path: Path, part: Path) -> None:
         path.rename(part / "damaged")  # a folder cannot be renamed over one that is not empty
     image.rename(path)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    """A folder for one image in the making, locked while its writer lives: so a dead writer's is told from a living one's."""
+    part, handle = _locked_folder(folder)
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(handle)
+
+
+def _locked_folder(folder: Path) -> tuple[Path, int]:
+    while True:
+        part = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+        try:
+            handle = os.open(part, _FOLDER)
+        except FileNotFoundError:  # another process cleaned it away before it was locked
+            continue
+        if _lock(handle) is not False and os.fstat(handle).st_nlink > 0:
+            return part, handle
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool | None:
+    """True when the lock is ours now, False when another process holds it, None where folders cannot be locked."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _sync_file(path: Path) -> None:
