@@ -1,6 +1,7 @@
 """Daemons that start at once: one process imports the heavy rooms and forks a daemon for each line it reads.
 
-A forked daemon is a process like any other: it is killed with SIGKILL and leaves nothing behind but its files.
+A forked daemon is a process like any other: it is killed with SIGKILL and leaves nothing behind but its files. With
+``own_mounts`` the daemons see file systems of their own (small disks), which the test reaches under :meth:`Zygote.seen`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-FINISHED, FAILED = 0, 1
+import psutil
+
+FINISHED = 0
 
 
 def serve() -> None:
@@ -27,6 +31,9 @@ def serve() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        if "command" in request:
+            print(subprocess.run(request["command"], check=False, stdout=2, stderr=2).returncode, flush=True)
+            continue
         pid = os.fork()
         if pid == 0:
             _be_a_daemon(request)
@@ -35,28 +42,67 @@ def serve() -> None:
 
 
 def _be_a_daemon(request: dict[str, Any]) -> None:
+    from helpers_faults import install
+
+    from wbcd.cli.common import exit_status
     from wbcd.config import Config
     from wbcd.daemon.start import start
+    from wbcd.errors import WbcdError
 
     os.environ.update(request["env"])
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 2)
     os.dup2(log, 1)
     try:
+        install(request["faults"])
         start(Config.load(None, {}, request["config"]), until_idle=request["until_idle"])
+    except WbcdError as error:  # as `wbcd run` ends
+        os.write(2, f"wbcd: {error.sentence()}\n".encode(errors="replace"))
+        os._exit(exit_status(error))
     except BaseException as error:  # noqa: BLE001 - the child must not return into the zygote's loop
         os.write(2, f"failed: {type(error).__name__}: {error}\n".encode())
-        os._exit(FAILED)
+        os._exit(1)
     os._exit(FINISHED)
+
+
+class Daemon:
+    """One that runs now. :meth:`wait` must be called before the zygote can begin another."""
+
+    def __init__(self, pid: int, zygote: Zygote) -> None:
+        self.pid = pid
+        self.process = psutil.Process(pid)
+        self._zygote = zygote
+        self._status: int | None = None
+
+    def send(self, sign: int) -> None:
+        """A signal, if it still lives."""
+        _kill(self.pid, sign)
+
+    def wait(self) -> int:
+        """The wait status: a signal's number, or the exit status shifted by 8 bits (``os.waitstatus_to_exitcode``)."""
+        if self._status is None:
+            self._status = int(self._zygote._read())
+        return self._status
+
+    @property
+    def ended(self) -> bool:
+        """True when it has died, whether or not that was waited for."""
+        if self._status is not None:
+            return True
+        try:
+            return self.process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
 
 
 class Zygote:
     """The parent's side: one daemon at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, own_mounts: bool = False) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WBCD_")}
+        namespace = ["unshare", "-m" if os.geteuid() == 0 else "-Urm"] if own_mounts else []
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [*namespace, sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -67,6 +113,33 @@ class Zygote:
     def _read(self) -> str:
         return self._process.stdout.readline().strip()  # type: ignore[union-attr]
 
+    def _write(self, request: dict[str, Any]) -> None:
+        self._process.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
+        self._process.stdin.flush()  # type: ignore[union-attr]
+
+    def command(self, *words: object) -> int:
+        """Run a program among the daemons' file systems; its exit status."""
+        self._write({"command": [str(word) for word in words]})
+        return int(self._read())
+
+    def seen(self, path: Path) -> Path:
+        """A path as the daemons see it, reached from here."""
+        return Path(f"/proc/{self._process.pid}/root{path}")
+
+    def begin(
+        self,
+        config: dict[str, Any],
+        log: Path,
+        *,
+        env: dict[str, str] | None = None,
+        until_idle: bool = False,
+        faults: list[dict[str, Any]] | None = None,
+    ) -> Daemon:
+        """Start a daemon and go on."""
+        plain = {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}
+        self._write({"config": plain, "env": env or {}, "log": str(log), "until_idle": until_idle, "faults": faults or []})
+        return Daemon(int(self._read()), self)
+
     def run(
         self,
         config: dict[str, Any],
@@ -76,17 +149,14 @@ class Zygote:
         sign: int = signal.SIGKILL,
         env: dict[str, str] | None = None,
         until_idle: bool = True,
+        faults: list[dict[str, Any]] | None = None,
     ) -> int:
         """One daemon from start to end, or to its kill; returns the wait status (a signal's number, or 0)."""
-        plain = {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}
-        request = {"config": plain, "env": env or {}, "log": str(log), "until_idle": until_idle}
-        self._process.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
-        self._process.stdin.flush()  # type: ignore[union-attr]
-        pid = int(self._read())
-        timer = threading.Timer(kill_after_s, _kill, (pid, sign)) if kill_after_s is not None else None
+        daemon = self.begin(config, log, env=env, until_idle=until_idle, faults=faults)
+        timer = threading.Timer(kill_after_s, daemon.send, (sign,)) if kill_after_s is not None else None
         if timer:
             timer.start()
-        status = int(self._read())
+        status = daemon.wait()
         if timer:
             timer.cancel()
         return status
@@ -95,6 +165,16 @@ class Zygote:
         self._process.stdin.close()  # type: ignore[union-attr]
         self._process.wait(20)
         self._process.stdout.close()  # type: ignore[union-attr]
+
+
+def wait_until(condition: Any, timeout_s: float = 60.0, what: str = "") -> Any:
+    """The first true value of ``condition()``; TimeoutError after ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what or condition}: not within {timeout_s:g} s")
+        threading.Event().wait(0.02)
+    return found
 
 
 def _kill(pid: int, sign: int) -> None:

@@ -1,49 +1,83 @@
-"""kill -9 at random moments and at every stage boundary: the outcomes are those of a run that nobody killed."""
+"""kill -9 at every named boundary and at random moments: the outcomes are those of a run that nobody killed.
+
+`make test` kills at each boundary at least once and at random; `make test-all` kills more than a thousand times
+(``test_killed_a_thousand_times``; WBCD_KILLS sets another number, WBCD_SEED another order).
+"""
 
 from __future__ import annotations
 
+import os
 import random
-import shutil
 import signal
-import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from helpers_spheres import cheap_settings, tiny_bundle, write_run
+from helpers_faults import Fault, kill_in
+from helpers_ledger import Whole, check_against, make_whole
+from helpers_spheres import cheap_settings
 from helpers_zygote import Zygote
 
 from wbcd.daemon.faults import POINTS
 from wbcd.daemon.state import read_state
 
 ACQUISITIONS = 60
-KILLS = 20
+RANDOM_KILLS = 20
 
-# A batch of another size may change the last digits of a probability; everything else is compared to the last bit.
-OUTCOMES = """
-SELECT a.path, a.content_id, r.outcome, r.reason, c.number, c.volume_fl, c.dry_mass_pg, p.label, ROUND(p.probability, 6)
-FROM run r JOIN acquisition a ON a.id = r.acquisition_id
-LEFT JOIN cell c ON c.run_id = r.id LEFT JOIN prediction p ON p.cell_id = c.id
-ORDER BY a.content_id, c.number
-"""
+# Inside the rooms below the line: between the statements of a transaction, around the rename of a volume.
+INSIDE: Sequence[tuple[str, str]] = (
+    ("wbcd.store.volumes:_write_image", "before"),  # the temporary is made
+    ("wbcd.store.volumes:_write_image", "after"),  # it is written, not verified
+    ("wbcd.store.volumes:_publish", "before"),  # verified, not on disk for certain
+    ("wbcd.store.volumes:_sync_folder", "before"),  # between the files of the image, before and after the rename
+    ("wbcd.store.volumes:_publish", "after"),  # renamed; no row names it yet
+    ("wbcd.store.ledger:_remember_file", "after"),  # the sighting is written, not committed
+    ("wbcd.store.ledger:_count_try", "after"),  # the try is counted, not committed
+    ("wbcd.store.ledger:_close_acquisition", "after"),  # inside the outcome's transaction
+    ("wbcd.store.ledger:_store_cell", "before"),
+    ("wbcd.store.ledger:_store_cell", "after"),
+    ("wbcd.store.ledger:_store_outcome", "after"),  # everything is written, not committed
+)
+AT_THE_START: Sequence[tuple[str, str]] = (
+    ("wbcd.store.migrate:upgrade_connection", "before"),
+    ("wbcd.store.migrate:upgrade_connection", "after"),  # the schema is made, not committed
+    ("wbcd.store.ledger:Ledger.register", "after"),
+    ("wbcd.daemon.service:Service._ready", "before"),
+)
 
 
-def rows(folder: Path, query: str) -> list[tuple]:
-    connection = sqlite3.connect(folder / "wbcd.db")
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
+@dataclass(frozen=True)
+class Death:
+    """Where and when one daemon is to die: at a point, inside a function, or after so many seconds."""
+
+    point: str | None = None
+    place: tuple[str, str] | None = None
+    after_s: float | None = None
+    passage: int = 1
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"WBCD_TESTING": "1", "WBCD_FAULT_POINT": f"{self.point}:{self.passage}"} if self.point else {}
+
+    @property
+    def faults(self) -> list[Fault]:
+        return [kill_in(self.place[0], when=self.place[1], passage=self.passage)] if self.place else []
 
 
-def outcome_table(folder: Path) -> list[tuple]:
-    return [(Path(row[0]).name, *row[1:]) for row in rows(folder, OUTCOMES)]
+@dataclass
+class Tally:
+    """What was done, for the report of the long form."""
 
+    kills: int = 0
+    lives: int = 0
+    by_place: dict[str, int] = field(default_factory=dict)
 
-def differences(found: list[tuple], expected: list[tuple]) -> list[tuple]:
-    """Rows of one table that the other lacks."""
-    return sorted(set(found) ^ set(expected), key=str) + [("rows", len(found))] * (len(found) != len(expected))
+    def add(self, death: Death) -> None:
+        self.kills += 1
+        name = death.point or (f"{death.place[0]} {death.place[1]}" if death.place else "random")
+        self.by_place[name] = self.by_place.get(name, 0) + 1
 
 
 @pytest.fixture(scope="module")
@@ -54,78 +88,114 @@ def zygote() -> Iterator[Zygote]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> tuple[Path, Path, list[tuple], float]:
+def whole(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Whole:
     """The acquisitions, the model, and what a run that nobody killed makes of them, with its duration."""
-    folder = tmp_path_factory.mktemp("whole")
-    bundle = tiny_bundle(folder / "bundle")
-    write_run(folder / "incoming", ACQUISITIONS)
-    started = time.monotonic()
-    assert zygote.run(cheap_settings(folder, bundle), folder / "log") == 0, (folder / "log").read_text()[-2000:]
-    seconds = time.monotonic() - started
-    table = outcome_table(folder)
-    assert len({row[1] for row in table}) == ACQUISITIONS
-    assert {row[2] for row in table} == {"measured", "rejected", "set_aside"}
-    return folder / "incoming", bundle, table, seconds
+    return make_whole(tmp_path_factory.mktemp("whole"), zygote, ACQUISITIONS)
 
 
 class Life:
-    """A fresh database over the same acquisitions."""
+    """A fresh database over the same acquisitions, killed until it is done."""
 
-    def __init__(self, folder: Path, whole: tuple[Path, Path, list[tuple], float]) -> None:
+    def __init__(self, folder: Path, whole: Whole, zygote: Zygote, **settings: object) -> None:
         self.folder = folder
-        self.incoming, self.bundle, self.table, self.seconds = whole
+        self.whole = whole
+        self.zygote = zygote
+        self.log = folder / "log"
+        self.deaths: list[Death] = []
         folder.mkdir(exist_ok=True)
-        self.settings = cheap_settings(folder, self.bundle) | {"watch.dir": self.incoming}
+        own = {"watch.dir": whole.incoming, "output.keep_tomograms": True}
+        self.settings = cheap_settings(folder, whole.bundle, **(own | settings))
 
-    def check(self) -> None:
-        assert differences(outcome_table(self.folder), self.table) == []
-        assert rows(self.folder, "PRAGMA integrity_check") == [("ok",)]
-        assert rows(self.folder, "SELECT COUNT(*), COUNT(DISTINCT acquisition_id) FROM run") == [(ACQUISITIONS, ACQUISITIONS)]
-        assert rows(self.folder, "SELECT COUNT(*) FROM acquisition WHERE tries > 0") == [(0,)]
+    def die(self, death: Death, tally: Tally) -> bool:
+        """False when everything was done before the daemon came to the place."""
+        status = self.zygote.run(self.settings, self.log, kill_after_s=death.after_s, env=death.env, faults=death.faults)
+        self.deaths.append(death)
+        if status == 0:
+            return False
+        assert status == signal.SIGKILL, self.story()
+        tally.add(death)
+        return True
+
+    def finish(self, tally: Tally) -> None:
+        """Once without a fault, then everything must hold."""
+        assert self.zygote.run(self.settings, self.log) == 0, self.story()
+        tally.lives += 1
+        wrong = check_against(self.whole, self.folder)
+        assert wrong == [], self.story()
+
+    def story(self) -> str:
+        return f"{self.deaths}\n{self.log.read_text()[-6000:]}"
 
 
-def test_killed_twenty_times_at_random(tmp_path: Path, zygote: Zygote, whole) -> None:
+def live_through(deaths: Iterator[Death], folder: Path, whole: Whole, zygote: Zygote, tally: Tally, **settings: object) -> None:
+    """Each death in turn, with a new life whenever all is done (a death that nothing could reach any more comes again)."""
+    life = Life(folder / f"life-{tally.lives}", whole, zygote, **settings)
+    for death in deaths:
+        while not life.die(death, tally):
+            life.finish(tally)
+            life = Life(folder / f"life-{tally.lives}", whole, zygote, **settings)
+    life.finish(tally)
+
+
+PATIENT = {"limits.max_tries": 100}  # the trial of what was begun too often has its own tests; here it would only cost time
+
+
+def test_killed_at_each_boundary(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
+    chance = random.Random(20261)
+    deaths = [Death(point=point, passage=chance.randint(1, 4)) for point in POINTS]
+    deaths += [Death(place=place, passage=chance.randint(1, 4)) for place in INSIDE]
+    chance.shuffle(deaths)
+    tally = Tally()
+    live_through(iter([*(Death(place=place) for place in AT_THE_START), *deaths]), tmp_path, whole, zygote, tally, **PATIENT)
+    assert tally.kills == len(POINTS) + len(INSIDE) + len(AT_THE_START)
+    assert len(tally.by_place) == tally.kills
+
+
+def test_killed_twenty_times_at_random(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
     chance = random.Random(20260)
-    kills = runs = 0
-    while kills < KILLS:
-        life = Life(tmp_path / f"run-{runs}", whole)
-        while kills < KILLS:
-            status = zygote.run(life.settings, tmp_path / "log", kill_after_s=chance.uniform(0.02, 0.25) * life.seconds)
-            if status == 0:
-                break
-            assert status == signal.SIGKILL
-            kills += 1
-        assert zygote.run(life.settings, tmp_path / "log") == 0
-        life.check()
-        runs += 1
-    assert "input.poison" not in str(whole[2])
+    tally = Tally()
+    deaths = (Death(after_s=chance.uniform(0.02, 0.25) * whole.seconds) for _ in range(RANDOM_KILLS))
+    live_through(deaths, tmp_path, whole, zygote, tally)
+    assert tally.kills == RANDOM_KILLS
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_at_each_stage_boundary(tmp_path: Path, zygote: Zygote, whole, point: str) -> None:
-    incoming, bundle, table, _ = whole
-    few = tmp_path / "incoming"
-    few.mkdir()
-    chosen = sorted(incoming.iterdir())[:10]
-    for path in chosen:
-        shutil.copy2(path, few / path.name)
-    settings = cheap_settings(tmp_path, bundle)
-    for passage in (1, 3):
-        env = {"WBCD_TESTING": "1", "WBCD_FAULT_POINT": f"{point}:{passage}"}
-        assert zygote.run(settings, tmp_path / "log", env=env) == signal.SIGKILL
-    assert zygote.run(settings, tmp_path / "log") == 0
-    names = {path.name for path in chosen}
-    assert differences(outcome_table(tmp_path), [row for row in table if row[0] in names]) == []
-    assert rows(tmp_path, "PRAGMA integrity_check") == [("ok",)]
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+def test_killed_a_thousand_times(tmp_path: Path, zygote: Zygote, whole: Whole, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = int(os.environ.get("WBCD_KILLS", "1000"))
+    chance = random.Random(int(os.environ.get("WBCD_SEED", "20262")))
+    tally, started = Tally(), time.monotonic()
+    while tally.kills < wanted:
+        settings = PATIENT if chance.random() < 0.9 else {}
+        few = min(chance.randint(8, 40), wanted - tally.kills)
+        live_through((_any_death(chance, whole) for _ in range(few)), tmp_path, whole, zygote, tally, **settings)
+        with capsys.disabled():
+            minutes = (time.monotonic() - started) / 60
+            print(f"\r{tally.kills} kills in {tally.lives} lives of {ACQUISITIONS} acquisitions, {minutes:.1f} min", end="")
+    with capsys.disabled():
+        print(f"\nby place: {dict(sorted(tally.by_place.items()))}")
+    assert tally.kills >= wanted
 
 
-def test_sigterm_drains_and_ends_with_status_0(tmp_path: Path, zygote: Zygote, whole) -> None:
-    life = Life(tmp_path, whole)
-    status = zygote.run(life.settings, tmp_path / "log", kill_after_s=0.4 * life.seconds, sign=signal.SIGTERM, until_idle=False)
-    assert status == 0, (tmp_path / "log").read_text()[-2000:]
+def _any_death(chance: random.Random, whole: Whole) -> Death:
+    kind = chance.random()
+    if kind < 0.4:
+        return Death(after_s=chance.uniform(0.0, 0.3) * whole.seconds)
+    if kind < 0.45:
+        return Death(place=chance.choice([AT_THE_START[2], AT_THE_START[3]]))
+    if kind < 0.7:
+        return Death(point=chance.choice(POINTS), passage=chance.randint(1, 5))
+    return Death(place=chance.choice(INSIDE), passage=chance.randint(1, 5))
+
+
+def test_sigterm_drains_and_ends_with_status_0(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
+    life = Life(tmp_path, whole, zygote)
+    status = zygote.run(life.settings, life.log, kill_after_s=0.4 * whole.seconds, sign=signal.SIGTERM, until_idle=False)
+    assert status == 0, life.story()
     assert read_state(life.settings["output.dir"]).details["in_hand"] == 0
     # What was begun was finished; only files that may still grow wait for another look.
+    from helpers_ledger import rows
+
     begun = rows(tmp_path, "SELECT path FROM acquisition WHERE tries > 0")
     assert [path for (path,) in begun if int(Path(path).stem) % 10 != 6] == []
-    assert zygote.run(life.settings, tmp_path / "log") == 0
-    life.check()
+    life.finish(Tally())

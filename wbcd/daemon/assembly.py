@@ -110,7 +110,7 @@ def _keeper(config: Config) -> Callable[[Cell, Acquisition], str | None]:
 def _discarder(config: Config) -> Callable[[str], object]:
     root, recipe_id = config.output.dir, config.recipe.recipe_id
     if not config.output.keep_tomograms:
-        return lambda content_id: None
+        return lambda _: None
     return lambda content_id: discard_tomograms(root, content_id=content_id, recipe_id=recipe_id)
 
 

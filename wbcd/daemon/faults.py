@@ -16,10 +16,12 @@ from wbcd.errors import BadValue
 
 POINTS: Final = (
     "after_identify",
+    "after_sighted",
     "after_begin",
     "after_read",
     "after_examine",
     "after_classify",
+    "after_keep",
     "before_commit",
     "after_commit",
 )

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -242,10 +243,20 @@ class Pipeline:
         return self._desk.try_tell(lambda ledger: self._forget(ledger, paths))
 
     def _forget(self, ledger: LedgerLike, paths: Sequence[Path]) -> None:
-        """What was begun from them and lies nowhere else will have no outcome: no row will name the volumes kept of it."""
+        with self._abandoned_discarded(ledger):
+            for path in paths:
+                ledger.gone(path)
+
+    def _sight(self, ledger: LedgerLike, acquisition: Acquisition) -> None:
+        with self._abandoned_discarded(ledger):
+            ledger.sighted(acquisition.path, acquisition.size_bytes, acquisition.mtime_ns, acquisition.content_id)
+        self._faults.passing("after_sighted")
+
+    @contextmanager
+    def _abandoned_discarded(self, ledger: LedgerLike) -> Iterator[None]:
+        """What was begun and lies nowhere any more will have no outcome: no row will name the volumes kept of it."""
         begun = {one.content_id for one in ledger.unfinished()}
-        for path in paths:
-            ledger.gone(path)
+        yield
         for content_id in begun.difference(one.content_id for one in ledger.unfinished()):
             if self._in_hand.get(content_id) is None:
                 self._discard(ledger, content_id)
@@ -315,9 +326,7 @@ class Pipeline:
         if self._in_hand.get(acquisition.content_id) is not None:
             self._look_again(path, DUPLICATE_IN_HAND_RETRY_S)  # a copy of what is in work: a duplicate once that is stored
             return None
-        self._desk.tell(
-            lambda ledger: ledger.sighted(path, acquisition.size_bytes, acquisition.mtime_ns, acquisition.content_id)
-        )
+        self._desk.tell(lambda ledger: self._sight(ledger, acquisition))
         if self._known(acquisition.content_id) is not None:
             self._note_duplicate(acquisition)
             return None
@@ -448,6 +457,7 @@ class Pipeline:
             return
         try:
             cell = self._patience("output", lambda: finish(part, prediction, self._stages))
+            self._faults.passing("after_keep")
             job.cells.append(cell)
         except GaveUp:
             raise

@@ -57,5 +57,5 @@ class Stages:
     keep: Callable[[Cell, Acquisition], str | None]
     model_id: str
     model_card: dict[str, object]
-    discard: Callable[[str], object] = lambda content_id: None
+    discard: Callable[[str], object] = lambda _: None
     close: Callable[[], None] = lambda: None

@@ -49,7 +49,7 @@ CHUNK_Z: Final = 25
 """Slabs of 25 planes: four files of about 2 MB at full size, and a plane costs one of them."""
 
 STALE_AFTER_S: Final = 3600.0
-"""Where folders cannot be locked (NFS): a temporary folder that nobody has touched for so long is what a killed process left."""
+"""Where folders cannot be locked (NFS): a temporary that nobody has touched for so long is what a killed process left."""
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _COMPRESSION_LEVEL: Final = 1  # noise does not compress: 3 gives 1 % less for twice the time

@@ -1,0 +1,183 @@
+"""Faults put into a forked daemon before it starts: a kill inside any function, a hang, an error, a clock that jumps.
+
+Each is a dictionary, so that it crosses the pipe to the zygote; :func:`install` is called in the child, whose modules are
+its own. Nothing of this is in wbcd: a daemon that was not forked by a test cannot be told to fail.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import importlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+Fault = dict[str, Any]
+
+
+def kill_in(place: str, *, when: str = "before", passage: int = 1) -> Fault:
+    """SIGKILL at the n-th call of ``module:function`` (or ``module:Class.method``), before it or after it has returned."""
+    return {"fault": "kill", "place": place, "when": when, "passage": passage}
+
+
+def hang_in(place: str, *, passage: int = 1, once: Path | None = None) -> Fault:
+    """The n-th call never returns; with ``once`` only in the first process that comes there (a file is left)."""
+    return {"fault": "hang", "place": place, "passage": passage, "once": None if once is None else str(once)}
+
+
+def raise_in(place: str, error: str, text: str, *, passages: int = 1, once: Path | None = None) -> Fault:
+    """The first calls raise ``error`` (``module:Class``) with ``text``."""
+    return {
+        "fault": "raise",
+        "place": place,
+        "error": error,
+        "text": text,
+        "passages": passages,
+        "once": None if once is None else str(once),
+    }
+
+
+def too_many_cells_at_once(limit: int, note: Path) -> Fault:
+    """The network has memory for ``limit`` cells; the size of each batch that it is given goes into the file ``note``."""
+    return {"fault": "memory", "limit": limit, "note": str(note)}
+
+
+def clock_shifted_by(file: Path) -> Fault:
+    """The wall clock is off by as many seconds as ``file`` says at the moment (none while it is absent)."""
+    return {"fault": "clock", "file": str(file)}
+
+
+def install(faults: list[Fault]) -> None:
+    """In the child: put each fault in its place."""
+    for fault in faults:
+        {"kill": _kill, "hang": _hang, "raise": _raise, "memory": _memory, "clock": _clock}[fault["fault"]](fault)
+
+
+def _replace(place: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    module_name, _, names = place.partition(":")
+    owner: Any = importlib.import_module(module_name)
+    *holders, last = names.split(".")
+    for name in holders:
+        owner = getattr(owner, name)
+    before = getattr(owner, last)
+    after = functools.wraps(before)(wrap(before))
+    setattr(owner, last, after)
+    if not holders:  # modules that took the function by name keep the old one: `from wbcd.store.volumes import write_tomogram`
+        import sys
+
+        for other in list(sys.modules.values()):
+            if getattr(other, "__name__", "").startswith("wbcd.") and getattr(other, last, None) is before:
+                setattr(other, last, after)
+
+
+class _Count:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def __call__(self) -> int:
+        with self._lock:
+            self._count += 1
+            return self._count
+
+
+def _kill(fault: Fault) -> None:
+    count = _Count()
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def killing(*args: Any, **kwargs: Any) -> Any:
+            mine = count() == fault["passage"]
+            if mine and fault["when"] == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **kwargs)
+            if mine:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return killing
+
+    _replace(fault["place"], wrap)
+
+
+def _first_process(fault: Fault) -> bool:
+    if fault["once"] is None:
+        return True
+    try:
+        Path(fault["once"]).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _hang(fault: Fault) -> None:
+    count = _Count()
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def hanging(*args: Any, **kwargs: Any) -> Any:
+            if count() == fault["passage"] and _first_process(fault):
+                threading.Event().wait()  # as a kernel that never ends
+            return function(*args, **kwargs)
+
+        return hanging
+
+    _replace(fault["place"], wrap)
+
+
+def _raise(fault: Fault) -> None:
+    count = _Count()
+    module, _, name = fault["error"].partition(":")
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def raising(*args: Any, **kwargs: Any) -> Any:
+            if count() <= fault["passages"] and _first_process(fault):
+                raise getattr(importlib.import_module(module), name)(fault["text"])
+            return function(*args, **kwargs)
+
+        return raising
+
+    _replace(fault["place"], wrap)
+
+
+def _memory(fault: Fault) -> None:
+    import torch
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def limited(self: Any, deltas: Any) -> Any:
+            with Path(fault["note"]).open("a") as note:
+                note.write(f"{len(deltas)}\n")
+            if len(deltas) > fault["limit"]:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+            return function(self, deltas)
+
+        return limited
+
+    _replace("wbcd.classification.classifier:Classifier._forward", wrap)
+
+
+def _clock(fault: Fault) -> None:
+    real_time, real_time_ns = time.time, time.time_ns
+    file = Path(fault["file"])
+
+    def shift_s() -> float:
+        try:
+            return float(file.read_text() or 0.0)
+        except FileNotFoundError:
+            return 0.0
+
+    class Shifted(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:
+            return dt.datetime.fromtimestamp(real_time() + shift_s(), tz)
+
+    time.time = lambda: real_time() + shift_s()
+    time.time_ns = lambda: real_time_ns() + int(shift_s() * 1e9)
+    import wbcd.store.ledger
+
+    # utc_now() is where every label of the database comes from; datetime itself is C and cannot be changed.
+    wbcd.store.ledger.dt = SimpleNamespace(datetime=Shifted, UTC=dt.UTC, timedelta=dt.timedelta)  # type: ignore[attr-defined]
