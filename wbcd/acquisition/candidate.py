@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from wbcd.errors import Incomplete, NotARegularFile, NotReadable, TooLarge
+from wbcd.acquisition.beneath import OPEN, parent_of, parts_of, subfolder
+from wbcd.errors import Incomplete, InputError, NotARegularFile, NotReadable, TooLarge
 from wbcd.records import Acquisition
 
 FILE_SUFFIXES = frozenset({".h5", ".hdf5", ".tcf"})
@@ -21,7 +22,6 @@ FOLDER_SUFFIX = ".zarr"
 UNFINISHED_SUFFIXES = (".part", ".tmp")
 MAX_FOLDER_FILES = 1_000_000
 _BLOCK = 1 << 20
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,33 +59,42 @@ def stat_candidate(path: Path) -> FileStat | None:
     if not (stat.S_ISDIR(found.st_mode) and path.suffix.lower() == FOLDER_SUFFIX):
         return FileStat(found.st_size, found.st_mtime_ns)
     try:
-        return _stat_folder(path, found.st_mtime_ns)
+        with open_folder(path) as folder:
+            return _stat_folder(folder, path, found.st_mtime_ns)
     except FileNotFoundError:  # a part of it was renamed between listing and looking: it is being written
         return None
-    except OSError:
+    except (OSError, InputError):
         return FileStat(found.st_size, found.st_mtime_ns, 0)
 
 
-def _stat_folder(path: Path, mtime_ns: int) -> FileStat:
+def _stat_folder(folder: int, path: Path, mtime_ns: int) -> FileStat:
+    """State of an open folder. One of more than MAX_FOLDER_FILES entries is not counted to its end: it is refused anyway."""
     size, entries = 0, 1
-    for entry in _entries(path):
+    for _, entry in _entries(folder, path):
         found = entry.stat(follow_symlinks=False)
         mtime_ns = max(mtime_ns, found.st_mtime_ns)
         entries += 1
         if not entry.is_dir(follow_symlinks=False):
             size += found.st_size
+        if entries > MAX_FOLDER_FILES:
+            break
     return FileStat(size, mtime_ns, entries)
 
 
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Everything below ``folder``, symbolic links named but not followed."""
-    waiting = [str(folder)]
+def _entries(folder: int, path: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Everything below the open ``folder`` with its relative name, symbolic links named but not followed.
+
+    Every subfolder is opened below the descriptor: one that is swapped for a link meanwhile raises NotARegularFile.
+    """
+    waiting = [""]
     while waiting:
-        with os.scandir(waiting.pop()) as listing:
+        at = waiting.pop()
+        with subfolder(folder, at, path) as here, os.scandir(here) as listing:
             for entry in listing:
-                yield entry
+                name = f"{at}/{entry.name}" if at else entry.name
+                yield name, entry
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+                    waiting.append(name)
 
 
 # --- opening -------------------------------------------------------------------------------------
@@ -100,18 +109,19 @@ def open_regular(path: Path, *, dir_fd: int | None = None, label: Path | None = 
     shown = label or path
     try:
         found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
-        _demand_regular(found.st_mode, shown)  # before opening: opening a device can have effects
-        handle = os.open(path, _OPEN, dir_fd=dir_fd)
+        demand_regular(found.st_mode, shown)  # before opening: opening a device can have effects
+        handle = os.open(path, OPEN, dir_fd=dir_fd)
     except OSError as error:
         raise NotReadable(f"{shown} cannot be opened: {error.strerror}.") from error
     try:
-        _demand_regular(os.fstat(handle).st_mode, shown)
+        demand_regular(os.fstat(handle).st_mode, shown)
         yield handle
     finally:
         os.close(handle)
 
 
-def _demand_regular(mode: int, shown: Path) -> None:
+def demand_regular(mode: int, shown: Path) -> None:
+    """Raise NotARegularFile, saying what the mode is of instead."""
     if not stat.S_ISREG(mode):
         raise NotARegularFile(f"{shown} is {_kind(mode)}, not a regular file.")
 
@@ -129,14 +139,15 @@ def _kind(mode: int) -> str:
 
 
 @contextmanager
-def open_folder(path: Path) -> Iterator[int]:
-    """Descriptor of a real directory (no symbolic link); raises NotARegularFile or NotReadable."""
+def open_folder(path: Path, *, dir_fd: int | None = None, label: Path | None = None) -> Iterator[int]:
+    """Descriptor of a real directory (no symbolic link); raises NotARegularFile or NotReadable, naming ``label``."""
+    shown = label or path
     try:
-        handle = os.open(path, _OPEN | os.O_DIRECTORY)
+        handle = os.open(path, OPEN | os.O_DIRECTORY, dir_fd=dir_fd)
     except NotADirectoryError as error:
-        raise NotARegularFile(f"{path} is not a directory, or is a symbolic link.") from error
+        raise NotARegularFile(f"{shown} is not a directory, or is a symbolic link.") from error
     except OSError as error:
-        raise NotReadable(f"{path} cannot be opened: {error.strerror}.") from error
+        raise NotReadable(f"{shown} cannot be opened: {error.strerror}.") from error
     try:
         yield handle
     finally:
@@ -149,28 +160,16 @@ def open_beneath(folder: int, name: str, *, label: Path) -> Iterator[int]:
 
     Raises FileNotFoundError when a component is absent.
     """
-    parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts):
-        raise NotARegularFile(f"{label} names {name!r}, which leaves its folder.")
-    held: list[int] = []
-    try:
-        at = folder
-        for part in parts[:-1]:
-            at = _step(part, at, label)
-            held.append(at)
-        os.stat(parts[-1], dir_fd=at, follow_symlinks=False)
-        with open_regular(Path(parts[-1]), dir_fd=at, label=label / name) as handle:
+    *above, last = parts_of(name, label)
+    with subfolder(folder, "/".join(above), label) as at:
+        try:
+            os.stat(last, dir_fd=at, follow_symlinks=False)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise NotReadable(f"{label / name} cannot be examined: {error.strerror}.") from error
+        with open_regular(Path(last), dir_fd=at, label=label / name) as handle:
             yield handle
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
-
-
-def _step(part: str, at: int, label: Path) -> int:
-    try:
-        return os.open(part, _OPEN | os.O_DIRECTORY, dir_fd=at)
-    except NotADirectoryError as error:
-        raise NotARegularFile(f"{label}: {part!r} is not a directory, or is a symbolic link.") from error
 
 
 def read_whole(handle: int, limit: int, shown: Path) -> bytes:
@@ -188,24 +187,26 @@ def read_whole(handle: int, limit: int, shown: Path) -> bytes:
 # --- identity ------------------------------------------------------------------------------------
 
 
-def identify(path: Path) -> Acquisition:
+def identify(path: Path, *, root: Path | None = None) -> Acquisition:
     """The ticket of one file: content id (BLAKE2b-160 of the bytes), size, mtime; nothing of the content is interpreted.
 
-    A ``.zarr`` folder is identified by the sorted relative names and bytes of its files. Raises NotReadable,
-    NotARegularFile, or Incomplete when the file changed while its bytes were read.
+    A ``.zarr`` folder is identified by the sorted relative names and bytes of its files. No component of the path below
+    ``root`` (the watch folder; by default the path's parent) may be a symbolic link. Raises NotReadable, NotARegularFile, or
+    Incomplete when the file changed while its bytes were read.
     """
-    try:
-        mode = path.lstat().st_mode
-    except OSError as error:
-        raise NotReadable(f"{path} cannot be examined: {error.strerror}.") from error
-    if stat.S_ISDIR(mode) and path.suffix.lower() == FOLDER_SUFFIX:
-        return _identify_folder(path)
-    return _identify_file(path)
+    with parent_of(path, root) as parent:
+        try:
+            mode = os.stat(path.name, dir_fd=parent, follow_symlinks=False).st_mode
+        except OSError as error:
+            raise NotReadable(f"{path} cannot be examined: {error.strerror}.") from error
+        if stat.S_ISDIR(mode) and path.suffix.lower() == FOLDER_SUFFIX:
+            return _identify_folder(path, parent)
+        return _identify_file(path, parent)
 
 
-def _identify_file(path: Path) -> Acquisition:
+def _identify_file(path: Path, parent: int) -> Acquisition:
     digest = hashlib.blake2b(digest_size=20)
-    with open_regular(path) as handle:
+    with open_regular(Path(path.name), dir_fd=parent, label=path) as handle:
         before = os.fstat(handle)
         _hash_into(digest, handle, path)
         after = os.fstat(handle)
@@ -224,21 +225,30 @@ def _hash_into(digest: hashlib.blake2b, handle: int, shown: Path) -> None:
         raise NotReadable(f"{shown} cannot be read: {error.strerror}.") from error
 
 
-def _identify_folder(path: Path) -> Acquisition:
+def _identify_folder(path: Path, parent: int) -> Acquisition:
     digest = hashlib.blake2b(digest_size=20)
-    before = stat_candidate(path)
-    with open_folder(path) as folder:
-        for name in folder_files(path):
+    with open_folder(Path(path.name), dir_fd=parent, label=path) as folder:
+        before = folder_state(folder, path)
+        for name in folder_files(path, folder):
             # Length first, so that no two folders give the same stream of bytes.
             encoded = os.fsencode(name)
             with _present(folder, name, path) as handle:
                 digest.update(len(encoded).to_bytes(8, "little") + encoded)
                 digest.update(os.fstat(handle).st_size.to_bytes(8, "little"))
                 _hash_into(digest, handle, path / name)
-    after = stat_candidate(path)
-    if before is None or before != after:
-        raise Incomplete(f"{path} changed while it was read.")
+        if before != folder_state(folder, path):
+            raise Incomplete(f"{path} changed while it was read.")
     return Acquisition(digest.hexdigest(), path, before.size, before.mtime_ns)
+
+
+def folder_state(folder: int, path: Path) -> FileStat:
+    """State of the open folder; raises NotReadable or Incomplete (it is being written)."""
+    try:
+        return _stat_folder(folder, path, os.fstat(folder).st_mtime_ns)
+    except FileNotFoundError as error:
+        raise Incomplete(f"{path} changed while it was listed.") from error
+    except OSError as error:
+        raise NotReadable(f"{path} cannot be listed: {error.strerror}.") from error
 
 
 @contextmanager
@@ -250,17 +260,19 @@ def _present(folder: int, name: str, path: Path) -> Iterator[int]:
         raise Incomplete(f"{path / name} vanished while the folder was read.") from error
 
 
-def folder_files(path: Path) -> list[str]:
-    """Sorted relative names of all files of a folder; raises NotARegularFile at a link, TooLarge at too many."""
+def folder_files(path: Path, folder: int) -> list[str]:
+    """Sorted relative names of all files of the open folder; raises NotARegularFile at a link, TooLarge at too many."""
     names: list[str] = []
     try:
-        for entry in _entries(path):
+        for name, entry in _entries(folder, path):
             if entry.is_dir(follow_symlinks=False):
                 continue
-            _demand_regular(entry.stat(follow_symlinks=False).st_mode, Path(entry.path))
-            names.append(os.path.relpath(entry.path, path))
+            demand_regular(entry.stat(follow_symlinks=False).st_mode, path / name)
+            names.append(name)
             if len(names) > MAX_FOLDER_FILES:
                 raise TooLarge(f"{path} holds more than {MAX_FOLDER_FILES} files.", action="Write it with larger chunks.")
+    except FileNotFoundError as error:
+        raise Incomplete(f"{path} changed while it was listed.") from error
     except OSError as error:
         raise NotReadable(f"{path} cannot be listed: {error.strerror}.") from error
     return sorted(names)

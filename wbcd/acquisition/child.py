@@ -6,62 +6,105 @@ Answers packets on the inherited socket until it is closed. Started by :class:`w
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from wbcd.acquisition import wire
+import wbcd
+from wbcd.acquisition import sandbox, wire
 from wbcd.acquisition.limits import ReadDefaults
 from wbcd.acquisition.reading import read
-from wbcd.errors import InputError, TooLarge
+from wbcd.acquisition.source import Held
+from wbcd.errors import CorruptContent, InputError, TooLarge
 from wbcd.records import HologramStack, Tomogram
 
 
 class Reader:
-    """One request at a time; keeps the series of the last file open for the next volume."""
+    """One request at a time; keeps the series of the last file, and its descriptors, for the next volume."""
 
-    def __init__(self, channel: socket.socket, cpu_s: float) -> None:
+    def __init__(self, channel: socket.socket, cpu_s: float, guards: list[str]) -> None:
         self._channel = channel
         self._cpu_s = cpu_s
+        self._guards = guards
+        self._settled = False
+        self._held: tuple[int, ...] = ()
         self._volumes: Iterator[Tomogram] = iter(())
 
     def serve(self) -> None:
         """Answer until the other side closes."""
-        while (packet := wire.receive(self._channel)) is not None:
+        while (packet := wire.receive_request(self._channel)) is not None:
             allow_cpu(self._cpu_s)
-            try:
-                self._answer(packet[0])
-            except InputError as error:
+            error = self._tried(*packet)
+            if error is not None:
                 self._volumes = iter(())
                 wire.send(self._channel, wire.pack_error(error))
-            except MemoryError:
-                self._volumes = iter(())
-                wire.send(
-                    self._channel, wire.pack_error(TooLarge("The file needs more memory than the isolated reader may use."))
-                )
 
-    def _answer(self, request: wire.Message) -> None:
+    def _tried(self, request: wire.Message, handles: tuple[int, ...]) -> InputError | None:
+        try:
+            self._answer(request, handles)
+        except InputError as error:
+            return error
+        except MemoryError:
+            return TooLarge("The file needs more memory than the isolated reader may use.")
+        except Exception as error:  # noqa: BLE001 - damage has no end of forms; a dead reader would cost a start for each
+            what = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            return CorruptContent(f"{os.fsdecode(self._path(request))} makes no sense to the reader: {what}.")
+        return None
+
+    @staticmethod
+    def _path(request: wire.Message) -> str:
+        return str(request.get("acquisition", {}).get("path", "the file"))
+
+    def _answer(self, request: wire.Message, handles: tuple[int, ...]) -> None:
         if request["ask"] == "volume":
             self._send_volume()
         elif request["ask"] == "read":
-            self._read(request)
+            self._read(request, handles)
         else:
-            wire.send(self._channel, {"answer": "ready"})
+            wire.send(self._channel, {"answer": "ready", "guards": self._guards})
 
-    def _read(self, request: wire.Message) -> None:
+    def _read(self, request: wire.Message, handles: tuple[int, ...]) -> None:
         self._volumes = iter(())
+        self._hold(handles)
+        if not self._settled_on(str(request["ground"]), handles):
+            wire.send(self._channel, {"answer": "elsewhere"})
+            return
         ticket, payload = read(
             wire.unpack_acquisition(request["acquisition"]),
             defaults=ReadDefaults(**request["defaults"]),
+            held=Held(*handles),
         )
-        answer: wire.Message = {"acquisition": wire.pack_acquisition(ticket)}
+        answer: wire.Message = {"acquisition": wire.pack_acquisition(ticket), "guards": self._guards}
         if isinstance(payload, HologramStack):
             head, arrays = wire.pack_stack(payload)
             wire.send(self._channel, {"answer": "stack", "head": head, **answer}, arrays)
         else:
             self._volumes = iter(payload)
             wire.send(self._channel, {"answer": "series", "count": payload.count, **answer})
+
+    def _hold(self, handles: tuple[int, ...]) -> None:
+        for handle in self._held:
+            os.close(handle)
+        self._held = handles
+
+    def _settled_on(self, ground: str, handles: tuple[int, ...]) -> bool:
+        """Before the first byte of a file is read: from now on nothing is opened but below ``ground``.
+
+        False when that was another folder, or one since unmounted and mounted again: the daemon then starts another child.
+        """
+        if not self._settled:
+            self._settled = True
+            allowed = [Path(ground), *sandbox.program_folders(Path(wbcd.__file__).parent)]
+            if sandbox.allow_reading_only(allowed):
+                self._guards.append(sandbox.LANDLOCK)
+        try:
+            os.close(os.open(f"/proc/self/fd/{handles[0]}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except PermissionError:
+            return False
+        return True
 
     def _send_volume(self) -> None:
         tomogram = next(self._volumes, None)
@@ -79,7 +122,11 @@ def allow_cpu(seconds: float) -> None:
 
 
 def confine(limits: Mapping[str, float]) -> None:
-    """Take on the hard limits of address space, file size and descriptors; no core dump."""
+    """Take on the hard limits of address space, file size and descriptors; no core dump.
+
+    RLIMIT_NPROC is left alone: it counts all threads of the user on the whole machine, not those of this process. New processes
+    are denied by the filter of :mod:`wbcd.acquisition.sandbox`.
+    """
     for kind, name in (
         (resource.RLIMIT_AS, "address_space_bytes"),
         (resource.RLIMIT_FSIZE, "array_bytes"),
@@ -93,8 +140,9 @@ def main(arguments: list[str]) -> int:
     """Entry point; the exit status is only for the log."""
     descriptor, limits = int(arguments[0]), json.loads(arguments[1])
     confine(limits)
+    guards = [sandbox.SECCOMP] if sandbox.deny_system_calls() else []
     with socket.socket(fileno=descriptor) as channel:
-        Reader(channel, limits["cpu_s"]).serve()
+        Reader(channel, limits["cpu_s"], guards).serve()
     return 0
 
 

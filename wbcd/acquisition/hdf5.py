@@ -79,7 +79,14 @@ def open_hdf5(
     between changes nothing. Raises NotReadable, NotARegularFile, UnknownFormat, Truncated, Incomplete, CorruptContent.
     """
     shown = label or path
-    with open_regular(path, dir_fd=dir_fd, label=shown) as handle, translated(shown):
+    with open_regular(path, dir_fd=dir_fd, label=shown) as handle, hdf5_of(handle, shown) as opened:
+        yield opened
+
+
+@contextmanager
+def hdf5_of(handle: int, shown: Path) -> Iterator[tuple[h5py.File, os.stat_result]]:
+    """As :func:`open_hdf5`, for the open descriptor ``handle``; ``shown`` names the file in messages."""
+    with translated(shown):
         state = os.fstat(handle)
         _examine_head(os.pread(handle, _HEAD_BYTES, 0), state.st_size, shown)
         _refuse_endless_heaps(handle, state.st_size, shown)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wbcd.acquisition.candidate import open_folder
 from wbcd.acquisition.hdf5 import Node, open_hdf5, read_array
 from wbcd.acquisition.limits import ANGLES, FRAME_PIXELS, MEDIUM_RI, NUMERICAL_APERTURE, PIXEL_UM, WAVELENGTH_UM, ReadDefaults
+from wbcd.acquisition.source import Source
 from wbcd.errors import BadField, CorruptContent, Incomplete, NotReadable
 from wbcd.records import Acquisition, HologramStack, Optics, SourceFormat
 
@@ -28,7 +28,7 @@ MAX_EXTRA_ZERO_ROWS = 1 / 32
 Frames = NDArray[np.uint8] | NDArray[np.uint16]
 
 
-def read_holograms(root: Node, acquisition: Acquisition, defaults: ReadDefaults) -> tuple[Acquisition, HologramStack]:
+def read_holograms(root: Node, source: Source, defaults: ReadDefaults) -> tuple[Acquisition, HologramStack]:
     """Read and validate the whole file; the ticket comes back completed.
 
     Raises Incomplete without `complete`, MissingField, BadField, CorruptContent, Forbidden, TooLarge.
@@ -40,12 +40,12 @@ def read_holograms(root: Node, acquisition: Acquisition, defaults: ReadDefaults)
     holograms = _frames(root.child("holograms"))
     stack = HologramStack(
         holograms=holograms,
-        reference=_reference(root, acquisition.path, holograms, defaults),
+        reference=_reference(root, source, holograms, defaults),
         illumination_rad_um=_illumination(root, len(holograms), optics),
         normal_frame=root.required_count("normal_frame", (0, len(holograms) - 1)),
         optics=optics,
     )
-    return _ticket(root, acquisition, optics, defaults), stack
+    return _ticket(root, source.acquisition, optics, defaults), stack
 
 
 def _demand_version(root: Node) -> None:
@@ -154,20 +154,21 @@ def _illumination(root: Node, angles: int, optics: Optics) -> NDArray[np.float64
 # --- the reference -------------------------------------------------------------------------------
 
 
-def _reference(root: Node, path: Path, holograms: Frames, defaults: ReadDefaults) -> Frames | None:
+def _reference(root: Node, source: Source, holograms: Frames, defaults: ReadDefaults) -> Frames | None:
     if root.has("reference"):
         return _matching(_frames(root.child("reference")), holograms, root.where("reference"))
     name = root.text("reference_file")
-    return None if name is None else _shared_reference(path, name, holograms, defaults)
+    return None if name is None else _shared_reference(source, name, holograms, defaults)
 
 
-def _shared_reference(path: Path, name: str, holograms: Frames, defaults: ReadDefaults) -> Frames:
+def _shared_reference(source: Source, name: str, holograms: Frames, defaults: ReadDefaults) -> Frames:
+    path = source.path
     if not name or name in (".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
         raise BadField(
             f"attribute {path}: `reference_file` is {name!r}; allowed is the plain name of a file in the same folder."
         )
     shown = path.parent / name
-    with open_folder(path.parent) as folder:
+    with source.parent() as folder:
         try:
             os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError as error:

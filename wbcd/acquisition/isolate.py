@@ -13,23 +13,29 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import structlog
 from numpy.typing import NDArray
 
 import wbcd
-from wbcd.acquisition import wire
+from wbcd.acquisition import sandbox, wire
+from wbcd.acquisition.beneath import ground_of
 from wbcd.acquisition.limits import GIB, ReadDefaults
+from wbcd.acquisition.source import Source
 from wbcd.errors import ReaderDied
 from wbcd.records import Acquisition, Payload, RiSeries, Tomogram
 
 _KILL_WAIT_S = 10.0
+_PROGRAM = ("-m", "wbcd.acquisition.child")
+_GUARDS = (sandbox.SECCOMP, sandbox.LANDLOCK)
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,18 @@ class IsolatedReader:
 
     A series of volumes is served one volume at a time, as it is iterated; asking for another file ends it (iterating on then
     raises ReaderDied). :attr:`busy` says that one is open: until its last volume, a failure, or ``close()`` of its iterator.
+
+    Files are opened here, no link followed below ``root`` (the watch folder; by default each file's own folder), and are
+    handed over as descriptors. The child can open files below that folder only, where the kernel has Landlock: for a file
+    elsewhere it is replaced. :attr:`guards` names what the kernel took away from it; :attr:`restarts` counts its deaths.
     """
 
-    def __init__(self, limits: IsolationLimits | None = None) -> None:
+    def __init__(self, limits: IsolationLimits | None = None, *, root: Path | None = None) -> None:
         self.limits = limits or IsolationLimits()
+        self.root = None if root is None else root.absolute()
         self.restarts = -1
+        self.guards: frozenset[str] = frozenset()
+        self._told = False
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
@@ -82,8 +95,11 @@ class IsolatedReader:
 
     def read(self, acquisition: Acquisition, defaults: ReadDefaults | None = None) -> tuple[Acquisition, Payload]:
         """Same as :func:`wbcd.acquisition.read`; raises ReaderDied when the child crashed, hung or ran out of a limit."""
+        source = Source(acquisition, self.root)
+        ground = ground_of(acquisition.path, self.root)
         request = {
             "ask": "read",
+            "ground": os.fsdecode(ground),
             "acquisition": wire.pack_acquisition(acquisition),
             "defaults": wire.pack_defaults(defaults or ReadDefaults()),
         }
@@ -91,8 +107,14 @@ class IsolatedReader:
             self._series += 1
             self._open.clear()
             series = self._series
-            answer, arrays = self._ask(request, acquisition.path)
+            with source.parent() as parent, source.opened() as item:
+                answer, arrays = self._ask(request, acquisition.path, (parent, item))
+                if answer.get("answer") == "elsewhere":
+                    self._stop()
+                    self.restarts -= 1  # replaced, not dead
+                    answer, arrays = self._ask(request, acquisition.path, (parent, item))
             with _believed(acquisition.path):
+                self._note_guards(answer["guards"])
                 ticket = wire.unpack_acquisition(answer["acquisition"])
                 if answer["answer"] == "stack":
                     return ticket, wire.unpack_stack(answer["head"], arrays)
@@ -115,12 +137,22 @@ class IsolatedReader:
 
     # --- the child -------------------------------------------------------------------------------
 
-    def _ask(self, request: wire.Message, path: Path | None) -> tuple[wire.Message, dict[str, NDArray[Any]]]:
+    def _note_guards(self, guards: object) -> None:
+        found = frozenset(guard for guard in _GUARDS if isinstance(guards, list) and guard in guards)
+        missing = [guard for guard in _GUARDS if guard not in found]
+        if missing and (found != self.guards or not self._told):
+            self._told = True
+            _log.warning("reader.unguarded", missing=missing, action="Use a kernel with seccomp and Landlock (5.13 or later).")
+        self.guards = found
+
+    def _ask(
+        self, request: wire.Message, path: Path | None, handles: Sequence[int] = ()
+    ) -> tuple[wire.Message, dict[str, NDArray[Any]]]:
         if self._child is None or self._child.poll() is not None or self._channel is None:
             self._stop()
             self._channel = self._spawn()
         try:
-            wire.send(self._channel, request)
+            wire.send_request(self._channel, request, handles)
             packet = wire.receive(self._channel)
         except TimeoutError as error:
             self._stop()
@@ -138,14 +170,7 @@ class IsolatedReader:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(self.limits.timeout_s)
         with theirs:
-            command = [
-                sys.executable,
-                "-P",
-                "-m",
-                "wbcd.acquisition.child",
-                str(theirs.fileno()),
-                json.dumps(asdict(self.limits)),
-            ]
+            command = [sys.executable, "-P", *_PROGRAM, str(theirs.fileno()), json.dumps(asdict(self.limits))]
             self._child = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -234,4 +259,5 @@ def _environment() -> dict[str, str]:
         "HDF5_PLUGIN_PRELOAD": "::",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wbcd.acquisition.candidate import demand_unchanged, folder_files, open_beneath, open_folder, read_whole, stat_candidate
+from wbcd.acquisition.candidate import demand_unchanged, folder_files, folder_state, open_beneath, read_whole
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, VOXEL_UM, WAVELENGTH_UM, ReadDefaults, within
+from wbcd.acquisition.source import Source
 from wbcd.acquisition.volume import assemble, decode, demand_loadable, slabs
 from wbcd.errors import (
     BadField,
@@ -28,7 +29,6 @@ from wbcd.errors import (
     Incomplete,
     InputError,
     MissingField,
-    NotReadable,
     TooLarge,
     UnknownFormat,
 )
@@ -73,30 +73,30 @@ class ZarrHeader:
 # --- header --------------------------------------------------------------------------------------
 
 
-def read_zarr_header(acquisition: Acquisition, defaults: ReadDefaults) -> tuple[Acquisition, ZarrHeader]:
+def read_zarr_header(source: Source, defaults: ReadDefaults) -> tuple[Acquisition, ZarrHeader]:
     """Validate metadata and the presence of every chunk; the ticket comes back completed.
 
     Raises UnknownFormat, MissingField, BadField, Forbidden, TooLarge, Incomplete (chunks missing), NotARegularFile.
     """
-    path = acquisition.path
-    with open_folder(path) as folder:
-        names = set(folder_files(path))
-        demand_unchanged_folder(acquisition)
+    path = source.path
+    with source.opened() as folder:
+        names = set(folder_files(path, folder))
+        demand_unchanged_folder(source)
         version, group = _group(folder, names, path)
         image = _multiscale(group, path)
         dataset = _first_dataset(image, path)
         meta = _json(folder, f"{dataset}/{'zarr.json' if version == 3 else '.zarray'}", path)
     header = _header(version, group, image, dataset, meta, path, defaults)
     _demand_chunks(header, meta, names, path)
-    return _ticket(acquisition, group, header, defaults), header
+    return _ticket(source.acquisition, group, header, defaults), header
 
 
-def demand_unchanged_folder(acquisition: Acquisition) -> None:
+def demand_unchanged_folder(source: Source) -> None:
     """Raise Incomplete when the folder is not as it was when it was identified."""
-    now = stat_candidate(acquisition.path)
-    if now is None:
-        raise NotReadable(f"{acquisition.path} vanished.")
-    demand_unchanged(acquisition, now.size, now.mtime_ns)
+    source.stat()  # the name is still there
+    with source.opened() as folder:
+        now = folder_state(folder, source.path)
+    demand_unchanged(source.acquisition, now.size, now.mtime_ns)
 
 
 def _json(folder: int, name: str, path: Path) -> Json:
@@ -345,10 +345,11 @@ def _ticket(acquisition: Acquisition, group: Json, header: ZarrHeader, defaults:
 # --- volumes -------------------------------------------------------------------------------------
 
 
-def read_zarr_volume(path: Path, header: ZarrHeader, index: int) -> Tomogram:
+def read_zarr_volume(source: Source, header: ZarrHeader, index: int) -> Tomogram:
     """Load one time point as float32 RI [z, y, x]; raises CorruptContent or BadField."""
     place = [int(at) for at in np.unravel_index(index, header.leading)] if header.leading else []
-    with _opened(path, header) as array:
+    path = source.path
+    with _opened(source, header) as array:
 
         def load(out: NDArray[np.float32]) -> None:
             for planes in slabs(header.shape, header.chunks[-3]):
@@ -367,12 +368,13 @@ def read_zarr_volume(path: Path, header: ZarrHeader, index: int) -> Tomogram:
 
 
 @contextmanager
-def _opened(path: Path, header: ZarrHeader) -> Iterator[Any]:
+def _opened(source: Source, header: ZarrHeader) -> Iterator[Any]:
     import zarr  # half a second: only when an OME-Zarr is met
 
     from wbcd.acquisition.zarrstore import PlainStore
 
-    with open_folder(path) as folder:
+    path = source.path
+    with source.opened() as folder:
         try:
             yield zarr.open_array(PlainStore(path, folder), path=header.array, mode="r", zarr_format=header.zarr_format)
         except InputError:
@@ -384,7 +386,7 @@ def _opened(path: Path, header: ZarrHeader) -> Iterator[Any]:
             raise CorruptContent(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}.") from error
 
 
-def zarr_volumes(path: Path, header: ZarrHeader) -> Iterator[Tomogram]:
+def zarr_volumes(source: Source, header: ZarrHeader) -> Iterator[Tomogram]:
     """Every time point, each loaded when it is asked for."""
     for index in range(header.time_points):
-        yield read_zarr_volume(path, header, index)
+        yield read_zarr_volume(source, header, index)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from wbcd.acquisition.candidate import open_beneath, open_folder, read_whole
+from wbcd.acquisition.candidate import open_beneath, read_whole
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, WAVELENGTH_UM, within
+from wbcd.acquisition.source import Source
 
 CONFIG_NAME = "config.dat"
 MAX_CONFIG_BYTES = 256 * 1024
@@ -60,15 +60,14 @@ def vendor_config(raw: bytes, where: str) -> VendorConfig:
     )
 
 
-def session_config(path: Path) -> VendorConfig:
+def session_config(source: Source) -> VendorConfig:
     """The ``config.dat`` beside a TCF in its own session folder (folder and file of one name), or an empty one."""
-    if path.parent.name != path.stem:
+    folder = source.path.parent
+    if folder.name != source.path.stem:
         return VendorConfig()
-    with open_folder(path.parent) as folder:
+    with source.parent() as parent:
         try:
-            with open_beneath(folder, CONFIG_NAME, label=path.parent) as handle:
-                return vendor_config(
-                    read_whole(handle, MAX_CONFIG_BYTES, path.parent / CONFIG_NAME), str(path.parent / CONFIG_NAME)
-                )
+            with open_beneath(parent, CONFIG_NAME, label=folder) as handle:
+                return vendor_config(read_whole(handle, MAX_CONFIG_BYTES, folder / CONFIG_NAME), str(folder / CONFIG_NAME))
         except FileNotFoundError:
             return VendorConfig()

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from wbcd.acquisition.hdf5 import Node, read_array
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, PHYSICAL_RI, VOXEL_UM, WAVELENGTH_UM, ReadDefaults, within
 from wbcd.acquisition.sidecar import MAX_CONFIG_BYTES, VendorConfig, session_config, vendor_config
+from wbcd.acquisition.source import Source
 from wbcd.acquisition.volume import Load, assemble, decode, demand_loadable, slabs
 from wbcd.errors import BadField, Incomplete, MissingField, TooLarge
 from wbcd.records import Acquisition, Shape3, SourceFormat, Tomogram, Triple
@@ -71,7 +71,7 @@ def looks_like_tcf(root: Node) -> bool:
 # --- header --------------------------------------------------------------------------------------
 
 
-def read_tcf_header(root: Node, acquisition: Acquisition, defaults: ReadDefaults) -> tuple[Acquisition, TcfHeader]:
+def read_tcf_header(root: Node, source: Source, defaults: ReadDefaults) -> tuple[Acquisition, TcfHeader]:
     """Validate everything but the voxels, for every time point; the ticket comes back completed.
 
     Raises MissingField, BadField, Incomplete (fewer time points than announced, chunks missing), Forbidden, TooLarge.
@@ -79,7 +79,7 @@ def read_tcf_header(root: Node, acquisition: Acquisition, defaults: ReadDefaults
     version = parse_version(_version_text(root), f"attribute {root.where('FormatVersion')}")
     group = root.child("Data/3D")
     device = root.child("Info/Device") if root.has("Info") and root.child("Info").has("Device") else None
-    config = _config(root, acquisition.path)
+    config = _config(root, source)
     header = TcfHeader(
         version=version,
         shape=_shape(group, "Size"),
@@ -92,7 +92,7 @@ def read_tcf_header(root: Node, acquisition: Acquisition, defaults: ReadDefaults
     demand_loadable(header.shape, defaults, group.where("SizeZ"))
     for name in header.names:
         _examine(group.child(name), header)
-    return _ticket(root, acquisition, header, defaults), header
+    return _ticket(root, source.acquisition, header, defaults), header
 
 
 def _version_text(root: Node) -> str:
@@ -120,15 +120,15 @@ def _time_points(group: Node) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _config(root: Node, path: Path) -> VendorConfig:
+def _config(root: Node, source: Source) -> VendorConfig:
     """The embedded ``config.dat`` of HT-X, else that of the session folder of HT-1 and HT-2."""
     node = root
     for part in _CONFIG_PATH.split("/"):
         if not node.has(part):
-            return session_config(path)
+            return session_config(source)
         node = node.child(part)
     raw = _raw_bytes(node, "Config")
-    return session_config(path) if raw is None else vendor_config(raw, node.where("Config"))
+    return session_config(source) if raw is None else vendor_config(raw, node.where("Config"))
 
 
 def _raw_bytes(node: Node, name: str) -> bytes | None:

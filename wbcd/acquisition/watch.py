@@ -24,9 +24,11 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.polling import PollingObserver
 
+from wbcd.acquisition.beneath import subfolder
 from wbcd.acquisition.candidate import FOLDER_SUFFIX, FileStat, is_candidate, stat_candidate
 from wbcd.acquisition.mounts import lies_on_network
 from wbcd.acquisition.settle import StabilityTracker
+from wbcd.errors import InputError
 
 Mode = Literal["auto", "inotify", "polling"]
 MAX_HINTS = 10_000
@@ -118,28 +120,33 @@ def scan(folder: Path) -> tuple[dict[Path, FileStat], list[Path]]:
     """
     found: dict[Path, FileStat] = {}
     unreadable: list[Path] = []
-    waiting = [folder]
-    while waiting:
-        at = waiting.pop()
-        try:
-            with os.scandir(at) as listing:
-                for entry in listing:
-                    _sort_entry(entry, found, waiting)
-        except OSError:
-            if at == folder:
-                raise
-            unreadable.append(at)
+    waiting = [""]
+    base = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while waiting:
+            name = waiting.pop()
+            at = folder / name
+            try:
+                # Below the descriptor: a subfolder swapped for a link since it was listed is not entered.
+                with subfolder(base, name, folder) as here, os.scandir(here) as listing:
+                    for entry in listing:
+                        _sort_entry(entry, at / entry.name, found, waiting, folder)
+            except (OSError, InputError):
+                if not name:
+                    raise
+                unreadable.append(at)
+    finally:
+        os.close(base)
     return found, unreadable
 
 
-def _sort_entry(entry: os.DirEntry[str], found: dict[Path, FileStat], waiting: list[Path]) -> None:
-    path = Path(entry.path)
+def _sort_entry(entry: os.DirEntry[str], path: Path, found: dict[Path, FileStat], waiting: list[str], folder: Path) -> None:
     if is_candidate(path):
         state = _state(entry, path)
         if state is not None:
             found[path] = state
     elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-        waiting.append(path)
+        waiting.append(str(path.relative_to(folder)))
 
 
 def _state(entry: os.DirEntry[str], path: Path) -> FileStat | None:

@@ -66,6 +66,18 @@ def _memory_file(values: NDArray[Any]) -> int:
     return handle
 
 
+def send_request(channel: socket.socket, message: Message, handles: Sequence[int] = ()) -> None:
+    """Send one packet to the reader, with open descriptors for it to read from."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", handles))] if handles else []
+    channel.sendmsg([json.dumps(message).encode()], rights)
+
+
+def receive_request(channel: socket.socket) -> tuple[Message, tuple[int, ...]] | None:
+    """The reader's side of :func:`send_request`: the next packet and its descriptors, or None when the daemon has closed."""
+    packet, handles, _, _ = socket.recv_fds(channel, MAX_PACKET, MAX_ARRAYS, socket.MSG_CMSG_CLOEXEC)
+    return (json.loads(packet), tuple(handles)) if packet else None
+
+
 def receive(channel: socket.socket) -> tuple[Message, dict[str, NDArray[Any]]] | None:
     """The next packet and its arrays (writable, private to this process), or None when the other side has closed.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import structlog
 
@@ -40,11 +42,13 @@ def make_stages(config: Config) -> Stages:
         sample_id=config.defaults.sample_id,
         max_logical_bytes=config.limits.max_logical_bytes,
     )
-    readers = ReaderPool(config.limits) if config.limits.isolate else None
-    read_file = readers.read if readers else read
+    # Below the watch folder no link is followed: what is swapped in after the scan is refused.
+    root = config.watch.dir.absolute() if config.watch.dir else None
+    readers = ReaderPool(config.limits, root) if config.limits.isolate else None
+    read_file = readers.read if readers else partial(read, root=root)
     return Stages(
         look=stat_candidate,
-        identify=identify,
+        identify=partial(identify, root=root),
         read=lambda acquisition: read_file(acquisition, defaults=defaults),
         measure_fringes=measure_fringes,
         judge_fringes=judge_fringes,
@@ -72,7 +76,8 @@ class ReaderPool:
     and a payload of holograms needs its reader no longer once it is handed over; so there are seldom more than two.
     """
 
-    def __init__(self, limits: LimitSettings) -> None:
+    def __init__(self, limits: LimitSettings, root: Path | None = None) -> None:
+        self._root = root
         array_bytes = limits.max_logical_bytes
         self._bounds = IsolationLimits(address_space_bytes=array_bytes + 4 * 2**30, array_bytes=array_bytes)
         self._readers: list[IsolatedReader] = []
@@ -86,7 +91,7 @@ class ReaderPool:
     def _free(self) -> IsolatedReader:
         free = next((reader for reader in self._readers if not reader.busy), None)
         if free is None:
-            free = IsolatedReader(self._bounds)
+            free = IsolatedReader(self._bounds, root=self._root)
             self._readers.append(free)
         return free
 
