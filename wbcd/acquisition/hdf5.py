@@ -13,16 +13,17 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5l, h5s, h5t, h5z
+from h5py import h5d, h5l, h5o, h5s, h5t, h5z
 from numpy.typing import DTypeLike, NDArray
 
 from wbcd.acquisition.candidate import open_regular
-from wbcd.acquisition.limits import within
+from wbcd.acquisition.limits import plain_text, within
 from wbcd.errors import (
     BadField,
     CorruptContent,
@@ -40,7 +41,11 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_ATTRIBUTE_BYTES = 64 * 1024
 MAX_CHUNKS = 1_000_000
 FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32", 32000: "lzf"}
+_CHECKING = (h5z.FILTER_FLETCHER32, h5z.FILTER_DEFLATE)
+MAX_FILTER_OVERHEAD = 1024
+"""Bytes that filters may add to incompressible data, beside one in a hundred."""
 _HEAD_BYTES = 64
+_MATLAB, _MATLAB_BLOCK = b"MATLAB", 512
 _HEAP_SIGNATURE = b"GCOL"
 _ATTRIBUTE_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM)
 _BUSY = (errno.EAGAIN, errno.EACCES)
@@ -88,13 +93,24 @@ def hdf5_of(handle: int, shown: Path) -> Iterator[tuple[h5py.File, os.stat_resul
     """As :func:`open_hdf5`, for the open descriptor ``handle``; ``shown`` names the file in messages."""
     with translated(shown):
         state = os.fstat(handle)
-        _examine_head(os.pread(handle, _HEAD_BYTES, 0), state.st_size, shown)
+        _examine_head(os.pread(handle, _HEAD_BYTES, _user_block(handle, shown)), state.st_size, shown)
         _refuse_endless_heaps(handle, state.st_size, shown)
         file = _open_locked(f"/proc/self/fd/{handle}", shown)
         try:
             yield file, state
         finally:
             file.close()
+
+
+def _user_block(handle: int, path: Path) -> int:
+    """Bytes before the HDF5 signature: MATLAB v7.3 puts a text of 512 bytes there. Raises UnknownFormat for older ones."""
+    head = os.pread(handle, len(_MATLAB) + 4, 0)
+    if not head.startswith(_MATLAB):
+        return 0
+    if head[len(_MATLAB) :] != b" 7.3":
+        version = head[len(_MATLAB) :].decode("ascii", "replace").strip()
+        raise UnknownFormat(f"{path} is a MATLAB file of version {version}; only 7.3 is HDF5.", action="Save it with -v7.3.")
+    return _MATLAB_BLOCK
 
 
 def _examine_head(head: bytes, size: int, path: Path) -> None:
@@ -253,7 +269,11 @@ class Node:
             raise BadField(f"attribute {self.where(name)} has {value.size} values; one is expected.")
         item = value.reshape(-1)[0]
         item = item.item() if isinstance(item, np.generic) else item
-        return item.decode("utf-8", "replace").rstrip("\0 ") if isinstance(item, bytes) else item
+        if isinstance(item, bytes):
+            item = item.decode("utf-8", "replace")
+        if isinstance(item, str):
+            return plain_text(item.rstrip("\0 "), where=f"attribute {self.where(name)}")
+        return item
 
     def text(self, name: str) -> str | None:
         """Text of an attribute, or None when absent; raises BadField when it is a number."""
@@ -334,22 +354,72 @@ def _demand_bounded(data: h5py.Dataset, here: str, max_bytes: int) -> None:
         chunk = math.prod(data.chunks) * data.dtype.itemsize
         if chunk > max_bytes:
             raise TooLarge(f"{here} has chunks of {chunk} bytes; the limit is {max_bytes}.")
-        if _chunk_count(data) > MAX_CHUNKS:
-            raise TooLarge(f"{here} has {_chunk_count(data)} chunks; the limit is {MAX_CHUNKS}.", action="")
+        if chunk_count(data.shape, data.chunks) > MAX_CHUNKS:
+            found = chunk_count(data.shape, data.chunks)
+            raise TooLarge(f"{here} has {found} chunks; the limit is {MAX_CHUNKS}.", action="")
 
 
-def _chunk_count(data: h5py.Dataset) -> int:
-    return math.prod(-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
+def chunk_count(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
+    """Number of chunks that cover ``shape``."""
+    return math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
 
 
 def _demand_written(data: h5py.Dataset, here: str) -> None:
     """Unwritten parts would be read as zeros without a word."""
     if data.chunks is not None:
-        written, expected = data.id.get_num_chunks(), _chunk_count(data)
-        if written < expected:
-            raise Incomplete(f"{here} holds {written} of {expected} chunks.")
+        _demand_sound_chunks(data, here)
     elif data.id.get_space_status() != h5d.SPACE_STATUS_ALLOCATED:
         raise Incomplete(f"{here} was declared and never written.")
+
+
+def _demand_sound_chunks(data: h5py.Dataset, here: str) -> None:
+    """Every chunk in its own place of the array and of the file, no filter skipped, none larger than it can be.
+
+    A checksum covers a chunk's bytes, not the index that says which chunk they are: one flipped bit there shows a chunk twice,
+    at another place, or unfiltered. The size bounds what a deflate bomb can unpack to (1,032 times its bytes).
+    """
+    expected = chunk_count(data.shape, data.chunks)
+    places: set[tuple[int, ...]] = set()
+    extents: list[tuple[int, int]] = []
+    most = math.prod(data.chunks) * data.dtype.itemsize * 1.01 + MAX_FILTER_OVERHEAD
+    skipped = over = 0
+
+    def note(chunk: Any) -> None:
+        nonlocal skipped, over
+        skipped += chunk.filter_mask != 0
+        over += chunk.size > most
+        if all(
+            at % step == 0 and at < size for at, step, size in zip(chunk.chunk_offset, data.chunks, data.shape, strict=True)
+        ):
+            places.add(tuple(chunk.chunk_offset))
+            extents.append((chunk.byte_offset, chunk.size))
+
+    data.id.chunk_iter(note)
+    if len(places) < expected:
+        raise Incomplete(f"{here} holds {len(places)} of {expected} chunks.")
+    extents.sort()
+    shared = sum(begin + size > following for (begin, size), (following, _) in pairwise(extents))
+    if shared or skipped or over or len(extents) > expected:
+        raise CorruptContent(
+            f"{here} has a damaged chunk index: {shared} chunks overlap, {skipped} skip their filters, {over} are larger than"
+            f" their data, {len(extents) - expected} are double; allowed are 0."
+        )
+
+
+# --- protection ----------------------------------------------------------------------------------
+
+
+def header_is_checked(node: h5py.Group | h5py.Dataset) -> bool:
+    """True when the node's attributes, shape and type are covered by a checksum (object header version 2, HDF5 1.8 on)."""
+    return bool(h5o.get_info(node.id).hdr.version >= 2)
+
+
+def values_are_checked(data: h5py.Dataset) -> bool:
+    """True when the data set's values are covered by a checksum: Fletcher-32, Adler-32 (deflate), or the header's own."""
+    plan = data.id.get_create_plist()
+    if plan.get_layout() == h5d.COMPACT:
+        return header_is_checked(data)
+    return any(plan.get_filter(index)[0] in _CHECKING for index in range(plan.get_nfilters()))
 
 
 def read_array(data: h5py.Dataset, region: tuple[slice, ...], path: Path) -> NDArray[Any]:
