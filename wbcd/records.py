@@ -33,6 +33,8 @@ class SourceFormat(StrEnum):
     HOLOGRAMS = "wbcd-h5"
     TCF = "tcf"
     OME_ZARR = "ome-zarr"
+    TIFF_PAIR = "tiff-pair"
+    MATLAB = "mat-v7.3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class Acquisition:
     """A ticket: identifies one file of the instrument; carries no arrays.
 
     ``content_id`` is the BLAKE2b-160 of the bytes (40 hex digits): the identity under which the result is counted,
-    whatever the file is called. A path that could not be read has an id that starts with ``unread-``.
+    whatever the file is called. A path that could not be read has an id that starts with ``unread-``. ``unprotected``: what
+    the file keeps without a checksum, "values" (pixels, voxels) or "scale" (shape, pitch, medium): damage there can go unseen.
     """
 
     content_id: str
@@ -57,6 +60,7 @@ class Acquisition:
     objective_na: float | None = None
     pixel_size_um: float | None = None
     time_points: int = 1
+    unprotected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +270,8 @@ class Cell:
 class Morphology:
     """The six parameters of Ryu et al. 2021, section 4.3, and those kept beside them.
 
-    The ``half_contrast`` columns are taken at the surface half-way between the medium and the cell's core.
+    The ``half_contrast`` columns are taken at the surface half-way between the medium and the cell's core. The
+    ``uncertainty`` columns are standard uncertainties (one sigma); NaN where they were not measured.
     """
 
     volume_fl: float
@@ -279,6 +284,9 @@ class Morphology:
     volume_half_contrast_fl: float
     dry_mass_half_contrast_pg: float
     dry_mass_total_pg: float
+    mean_ri_uncertainty: float = math.nan
+    volume_uncertainty_fl: float = math.nan
+    dry_mass_uncertainty_pg: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

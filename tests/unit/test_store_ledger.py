@@ -16,8 +16,9 @@ from helpers_store import KEY, MODEL_ID, RECIPE, RECIPE_ID, opened
 from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError, Truncated
 from wbcd.records import Acquisition, SetAside
 from wbcd.report.counts import read_differential, read_status
-from wbcd.store import Ledger
+from wbcd.store import CellLabel, Ledger
 from wbcd.store.engine import Retry, WriterLock
+from wbcd.store.schema import SCHEMA_REVISION
 from wbcd.store.urls import parse_url
 from wbcd.testing import FakeClock, make_acquisition, make_cell, make_measured, make_rejected, memory_ledger
 
@@ -209,13 +210,59 @@ def test_a_rewrite_after_the_count_is_an_event(any_ledger: Ledger, any_url: str)
     assert read_differential(any_url)[0].n == 1
 
 
-@pytest.mark.parametrize("table", ["event", "review"])
+def test_uncertainties_are_stored_when_they_were_measured(any_ledger: Ledger) -> None:
+    cell = make_cell()
+    known = dataclasses.replace(cell.morphology, mean_ri_uncertainty=1e-3, volume_uncertainty_fl=2.5)
+    any_ledger.commit(make_measured("a", dataclasses.replace(cell, morphology=known), make_cell(number=2)), *KEY)
+    first, second = any_ledger.cells()
+    assert (first.morphology.mean_ri_uncertainty, first.morphology.volume_uncertainty_fl) == (1e-3, 2.5)
+    assert math.isnan(first.morphology.dry_mass_uncertainty_pg)
+    assert math.isnan(second.morphology.mean_ri_uncertainty)
+
+
+def test_the_label_that_holds_of_a_cell(any_ledger: Ledger) -> None:
+    any_ledger.commit(make_measured("a", make_cell(), make_cell(number=2), make_cell(number=3, accepted=False)), *KEY)
+    any_ledger.commit(make_measured("b", sample="S2"), *KEY)
+    first, second = (cell.cell_id for cell in any_ledger.cells(sample="S1"))
+    assert any_ledger.cell_labels() == {}
+    any_ledger.label_sample("S1", "monocyte", by="R")
+    any_ledger.label_sample("S1", "b_lymphocyte", purity=0.9, by="R", note="sorted by CD19")
+    any_ledger.review(first, "R", "monocyte")
+    any_ledger.review(first, "S", "neutrophil")
+    labels = any_ledger.cell_labels()
+    assert labels == {
+        first: CellLabel(first, "neutrophil", "review", None),
+        second: CellLabel(second, "b_lymphocyte", "sample", 0.9),
+    }
+    assert any_ledger.cell_labels("S1") == labels
+    assert any_ledger.cell_labels("S2") == {}
+    assert [(x.sample, x.label, x.purity, x.labelled_by, x.note) for x in any_ledger.sample_labels("S1")] == [
+        ("S1", "monocyte", None, "R", None),
+        ("S1", "b_lymphocyte", 0.9, "R", "sorted by CD19"),
+    ]
+    assert any_ledger.sample_labels("S2") == []
+
+
+@pytest.mark.parametrize("purity", [0.0, 1.5, -0.1, math.nan])
+def test_a_purity_is_a_fraction(any_ledger: Ledger, purity: float) -> None:
+    any_ledger.commit(make_measured("a"), *KEY)
+    with pytest.raises(StoreError, match="purity of sample 'S1'"):
+        any_ledger.label_sample("S1", "monocyte", purity=purity, by="R")
+
+
+def test_an_unknown_sample_has_no_label(any_ledger: Ledger) -> None:
+    with pytest.raises(StoreError, match="no sample 'S9'"):
+        any_ledger.label_sample("S9", "monocyte", by="R")
+
+
+@pytest.mark.parametrize("table", ["event", "review", "sample_label"])
 @pytest.mark.parametrize("verb", ["UPDATE {} SET id = id + 100", "DELETE FROM {}"])
 def test_events_and_reviews_are_append_only(any_ledger: Ledger, table: str, verb: str) -> None:
     any_ledger.commit(make_measured("a"), *KEY)
     any_ledger.event("started", "The daemon started.", version="0.1.0")
     (cell,) = any_ledger.cells()
     any_ledger.review(cell.cell_id, "Dr. R.", "monocyte", "kidney-shaped nucleus")
+    any_ledger.label_sample("S1", "monocyte", by="R")
     with pytest.raises(StoreError, match="append-only"):
         any_ledger._write(lambda connection: connection.exec_driver_sql(verb.format(table)) and None)
 
@@ -283,7 +330,7 @@ def test_sqlite_is_durable_and_bounded(sqlite_ledger: Ledger) -> None:
 
 def test_health(any_ledger: Ledger) -> None:
     health = any_ledger.check(deep=True)
-    assert health.revision == "0001"
+    assert health.revision == SCHEMA_REVISION
     assert health.server.startswith(("SQLite", "PostgreSQL"))
 
 
@@ -322,7 +369,7 @@ def test_a_newer_schema_is_refused(any_url: str) -> None:
         one._write(lambda connection: connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'") and None)
         with pytest.raises(SchemaMismatch, match="9999"):
             one.check()
-    with pytest.raises(SchemaMismatch, match=r"9999.*0001") as caught:
+    with pytest.raises(SchemaMismatch, match=rf"9999.*{SCHEMA_REVISION}") as caught:
         Ledger.open(any_url)
     assert "wbcd db upgrade" in caught.value.sentence()
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wbcd.store.ledger import Ledger
     from wbcd.store.migrate import current_revision, downgrade, upgrade
-    from wbcd.store.rows import Health, StoredCell, StoredOutcome, Unfinished
+    from wbcd.store.rows import CellLabel, Health, SampleLabel, StoredCell, StoredOutcome, Unfinished
     from wbcd.store.volumes import clean_stale, read_tomogram, write_tomogram
 
 __all__ = [
+    "CellLabel",
     "Health",
     "Ledger",
+    "SampleLabel",
     "StoredCell",
     "StoredOutcome",
     "Unfinished",
@@ -29,8 +31,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CellLabel": "rows",
     "Health": "rows",
     "Ledger": "ledger",
+    "SampleLabel": "rows",
     "StoredCell": "rows",
     "StoredOutcome": "rows",
     "Unfinished": "rows",

@@ -28,10 +28,10 @@ from wbcd import __version__
 from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError
 from wbcd.recipe import Recipe
 from wbcd.records import Acquisition, MeasuredCell, Outcome
-from wbcd.store import queries, rows, schema
+from wbcd.store import chain, queries, rows, schema
 from wbcd.store.engine import READ_ONLY, Retry, WriterLock, make_engine
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
-from wbcd.store.rows import Health, StoredCell, StoredOutcome, Unfinished
+from wbcd.store.rows import CellLabel, Health, SampleLabel, StoredCell, StoredOutcome, Unfinished
 from wbcd.store.urls import Target, parse_url
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ class Ledger:
         """Append to the journal. ``fields``: ``code`` has its own column, the rest goes into ``details``."""
         code = fields.pop("code", None)
         row = _event_row(self._now(), kind, message, fields, code=None if code is None else str(code))
-        self._write(lambda connection: connection.execute(schema.event.insert(), row) and None)
+        self._write(lambda connection: chain.append(connection, schema.event, row))
 
     def review(self, cell_id: int, reviewer: str, label: str, note: str | None = None) -> None:
         """Append a person's reading of one cell. Raises :class:`StoreError` when there is no such cell."""
@@ -163,7 +163,24 @@ class Ledger:
             "note": rows.clean_optional(note),
             "at": self._now(),
         }
-        self._write(lambda connection: connection.execute(schema.review.insert(), row) and None)
+        self._write(lambda connection: chain.append(connection, schema.review, row))
+
+    def label_sample(self, name: str, label: str, *, purity: float | None = None, by: str, note: str | None = None) -> None:
+        """Append what is known of a whole sample: its cells are ``label``, but for a fraction 1 - ``purity`` of them.
+
+        The newest label holds, and a review of a single cell goes before it (the view ``cell_label``).
+        Raises :class:`StoreError` when no acquisition of that sample has been seen, or ``purity`` is not in (0, 1].
+        """
+        if purity is not None and not 0.0 < purity <= 1.0:  # not a number fails too
+            raise StoreError(f"The purity of sample {name!r} is {purity}.", action="Give a fraction above 0 and at most 1.")
+        row = {
+            "label": rows.clean_text(label),
+            "purity": purity,
+            "labelled_by": rows.clean_text(by),
+            "note": rows.clean_optional(note),
+            "at": self._now(),
+        }
+        self._write(lambda connection: _label_sample(connection, rows.clean_text(name), row))
 
     def end_pause(self, message: str) -> None:
         """Journal ``intake_resumed`` when the last word on intake was a pause: the daemon that paused may have ended in it."""
@@ -174,7 +191,7 @@ class Ledger:
             events = schema.event
             last = select(events.c.kind).where(events.c.kind.in_(kinds)).order_by(events.c.id.desc()).limit(1)
             if connection.execute(last).scalar() == kinds[0]:
-                connection.execute(events.insert(), _event_row(now, kinds[1], message, {}))
+                chain.append(connection, events, _event_row(now, kinds[1], message, {}))
 
         self._write(work)
 
@@ -247,6 +264,22 @@ class Ledger:
             )
 
         return _pages(page)
+
+    def sample_labels(self, sample: str | None = None) -> list[SampleLabel]:
+        """Every label ever given to one sample or to all, oldest first; the newest of a sample holds."""
+        table, name = schema.sample_label.c, schema.sample.c.name
+        query = (
+            select(table.id, name, table.label, table.purity, table.labelled_by, table.note, table.at)
+            .join(schema.sample, schema.sample.c.id == table.sample_id)
+            .order_by(table.id)
+        )
+        query = query if sample is None else query.where(name == rows.clean_text(sample))
+        return self._read(lambda connection: [SampleLabel(*row) for row in connection.execute(query)])
+
+    def cell_labels(self, sample: str | None = None) -> dict[int, CellLabel]:
+        """The label that holds of each accepted cell that has one, by cell id, of one sample or of all (one dictionary)."""
+        query = queries.cell_labels(None if sample is None else rows.clean_text(sample))
+        return self._read(lambda connection: {row[0]: CellLabel(*row) for row in connection.execute(query)})
 
     def check(self, *, deep: bool = False) -> Health:
         """Ask the database for a sign of life; ``deep`` reads all of an SQLite file for damage (seconds to minutes).
@@ -479,7 +512,7 @@ def _journal_change(connection: Connection, row: Mapping[str, Any], before: str)
     message = f"{row['path']} was rewritten after it had been counted; the count of its earlier content stands."
     details = {"path": row["path"], "content_id": row["content_id"], "counted_content_id": before}
     values = _event_row(row["seen_at"], CHANGED_AFTER_COUNT, message, details, code="input.changed_after_count")
-    connection.execute(schema.event.insert(), values)
+    chain.append(connection, schema.event, values)
 
 
 def _event_row(
@@ -492,6 +525,13 @@ def _event_row(
         "message": rows.clean_text(message),
         "details": rows.clean_json(details),
     }
+
+
+def _label_sample(connection: Connection, name: str, row: Mapping[str, Any]) -> None:
+    sample_id = connection.execute(select(schema.sample.c.id).where(schema.sample.c.name == name)).scalar()
+    if sample_id is None:
+        raise StoreError(f"There is no sample {name!r}.", action="Name a sample of `wbcd counts`; its files name it.")
+    chain.append(connection, schema.sample_label, {"sample_id": sample_id, **row})
 
 
 def _with_cells(connection: Connection, row: Any) -> StoredOutcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, column, select, table
 
 from wbcd.store import schema
 
@@ -70,3 +70,19 @@ def cells(*, with_thumbnails: bool = False) -> Select[Any]:
 def cells_of_run(run_id: int) -> Select[Any]:
     """Cells of one outcome."""
     return cells().where(schema.cell.c.run_id == run_id)
+
+
+def cell_labels(sample: str | None = None) -> Select[Any]:
+    """Rows of the view ``cell_label``, of one sample or of all."""
+    view = table("cell_label", column("cell_id"), column("label"), column("source"), column("purity"))
+    query = select(view.c.cell_id, view.c.label, view.c.source, view.c.purity).order_by(view.c.cell_id)
+    if sample is None:
+        return query
+    cell, run, acquisition = schema.cell, schema.run, schema.acquisition
+    return (
+        query.join(cell, cell.c.id == view.c.cell_id)
+        .join(run, run.c.id == cell.c.run_id)
+        .join(acquisition, acquisition.c.id == run.c.acquisition_id)
+        .join(schema.sample, schema.sample.c.id == acquisition.c.sample_id)
+        .where(schema.sample.c.name == sample)
+    )

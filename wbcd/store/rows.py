@@ -78,6 +78,29 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleLabel:
+    """One row of ``sample_label``: the cells of ``sample`` are ``label``, ``purity`` (0..1] of them, or None if unknown."""
+
+    label_id: int
+    sample: str
+    label: str
+    purity: float | None
+    labelled_by: str
+    note: str | None
+    at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CellLabel:
+    """One row of ``cell_label``. ``source``: "review" (a person read this cell) or "sample" (the whole sample is so)."""
+
+    cell_id: int
+    label: str
+    source: str
+    purity: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """Answer of :meth:`Ledger.check`: what answered, and what a person should know."""
 

@@ -1,8 +1,10 @@
 """The tables, the same on SQLite and on PostgreSQL 15 or later; the views are in :mod:`wbcd.store.views`.
 
     sample <- acquisition <- run (one per acquisition x recipe x model) <- cell <- prediction
-                              |-> recipe, model                              `-- review (append-only)
-    source_file (path, size, mtime -> content id)      event (append-only)
+      `-- sample_label (append-only)    |-> recipe, model                     `-- review (append-only)
+    source_file (path, size, mtime -> content id)      event (append-only)      audit_head (end of each hash chain)
+
+The append-only tables are hash chains: see :mod:`wbcd.store.chain`.
 
 Units are in the column names (um, um2, fL, pg, g/dL, s); refractive indices have none. Times are UTC: ISO 8601 text on
 SQLite, ``timestamptz`` on PostgreSQL. A number that is not finite is stored as NULL.
@@ -38,7 +40,7 @@ from sqlalchemy.types import TypeEngine
 
 from wbcd.store.views import UTC_TEXT
 
-SCHEMA_REVISION: Final = "0001"
+SCHEMA_REVISION: Final = "0002"
 """Head of the migrations that this version of wbcd writes to."""
 
 OUTCOMES: Final = ("measured", "rejected", "set_aside")
@@ -89,6 +91,11 @@ def _id() -> Column[int]:
 
 def _link(table: str, column: str | None = None, kind: Any = ROW_ID) -> Column[Any]:
     return Column(column or f"{table}_id", kind, ForeignKey(f"{table}.id"), nullable=False)
+
+
+def _chained() -> tuple[Column[str], Column[str]]:
+    """Hashes of the predecessor and of the row. Nullable for the database's sake only: triggers see to them."""
+    return Column("previous_hash", Text), Column("row_hash", Text)
 
 
 sample = Table(
@@ -193,6 +200,9 @@ cell = Table(
     Column("reason", Text),
     Column("checks", ANY_JSON, nullable=False),
     Column("tomogram_path", Text),
+    Column("mean_ri_uncertainty", Double),  # standard uncertainties (one sigma) of the columns above
+    Column("volume_uncertainty_fl", Double),
+    Column("dry_mass_uncertainty_pg", Double),
     Column("thumbnail_png", LargeBinary),  # last: SQLite need not walk the picture to reach the numbers
     UniqueConstraint("run_id", "number", name="uq_cell_run_number"),
     CheckConstraint("accepted OR reason IS NOT NULL", name="reason"),
@@ -233,7 +243,23 @@ review = Table(
     Column("label", Text, nullable=False),
     Column("note", Text),
     Column("at", UtcTime, nullable=False),
+    *_chained(),
     Index("ix_review_cell_id", "cell_id"),
+)
+
+sample_label = Table(
+    "sample_label",
+    metadata,
+    _id(),
+    _link("sample"),
+    Column("label", Text, nullable=False),
+    Column("purity", Double),  # the fraction of the sample's cells that the label holds for, where it was measured
+    Column("labelled_by", Text, nullable=False),
+    Column("note", Text),
+    Column("at", UtcTime, nullable=False),
+    *_chained(),
+    CheckConstraint("purity > 0 AND purity <= 1", name="purity"),
+    Index("ix_sample_label_sample_id", "sample_id"),
 )
 
 event = Table(
@@ -245,7 +271,16 @@ event = Table(
     Column("code", Text),
     Column("message", Text, nullable=False),
     Column("details", ANY_JSON, nullable=False),
+    *_chained(),
     Index("ix_event_kind", "kind", "id"),
+)
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("name", Text, primary_key=True),  # of the chained table
+    Column("last_id", BigInteger, nullable=False),
+    Column("row_hash", Text, nullable=False),
 )
 
 source_file = Table(
@@ -270,4 +305,7 @@ MORPHOLOGY_COLUMNS: Final = (
     "volume_half_contrast_fl",
     "dry_mass_half_contrast_pg",
     "dry_mass_total_pg",
+    "mean_ri_uncertainty",
+    "volume_uncertainty_fl",
+    "dry_mass_uncertainty_pg",
 )

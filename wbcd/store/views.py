@@ -1,4 +1,4 @@
-"""The views and the append-only triggers, as text: one wording of each view for SQLite and PostgreSQL alike.
+"""The views and the triggers, as text: one wording of each view for SQLite and PostgreSQL alike.
 
 The limits are Wilson's (J. Am. Stat. Assoc. 22:209, 1927; Newcombe 1998, method 3) at 95 %: with k of N and z = 1.95996
 
@@ -13,6 +13,7 @@ Of a time lapse only the first time point is counted: the same cell at fifty mom
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 Z_95: Final = 1.959963984540054
@@ -94,14 +95,32 @@ SELECT 'retried', COUNT(*), MIN(acquisition.begun_at), COALESCE(MAX(acquisition.
 FROM acquisition WHERE acquisition.tries > 0 AND acquisition.tries > 1
 """
 
+CELL_LABEL: Final = """
+CREATE VIEW cell_label AS
+SELECT cell.id AS cell_id, review.label AS label, 'review' AS source, CAST(NULL AS DOUBLE PRECISION) AS purity
+FROM (SELECT MAX(id) AS id FROM review GROUP BY cell_id) AS newest
+JOIN review ON review.id = newest.id
+JOIN cell ON cell.id = review.cell_id AND cell.accepted
+UNION ALL
+SELECT cell.id, sample_label.label, 'sample', sample_label.purity
+FROM (SELECT MAX(id) AS id FROM sample_label GROUP BY sample_id) AS newest
+JOIN sample_label ON sample_label.id = newest.id
+JOIN acquisition ON acquisition.sample_id = sample_label.sample_id
+JOIN run ON run.acquisition_id = acquisition.id
+JOIN cell ON cell.run_id = run.id AND cell.accepted
+WHERE NOT EXISTS (SELECT 1 FROM review WHERE review.cell_id = cell.id)
+"""
+"""The label that holds of each accepted cell that has one: a person's newest reading of it, else its sample's newest label."""
+
 VIEWS: Final = {
     "differential_count": DIFFERENTIAL_COUNT,
     "rejection_count": REJECTION_COUNT,
     "cell_rejection_count": CELL_REJECTION_COUNT,
     "backlog": BACKLOG,
+    "cell_label": CELL_LABEL,
 }
 
-APPEND_ONLY: Final = ("event", "review")
+APPEND_ONLY: Final = ("event", "review", "sample_label")
 """Tables whose rows are never changed or removed; the database itself refuses."""
 
 POSTGRES_GUARD: Final = """
@@ -124,3 +143,61 @@ def append_only_triggers(dialect: str) -> list[str]:
         for table in APPEND_ONLY
         for verb in ("UPDATE", "DELETE")
     ]
+
+
+_SQLITE_CHAIN: Final = (
+    """
+CREATE TRIGGER {table}_chained BEFORE INSERT ON {table}
+WHEN NEW.row_hash IS NULL
+  OR NEW.id IS NOT (SELECT last_id + 1 FROM audit_head WHERE name = '{table}')
+  OR NEW.previous_hash IS NOT (SELECT row_hash FROM audit_head WHERE name = '{table}')
+BEGIN SELECT RAISE(ABORT, '{table} is a hash chain: rows are added by wbcd only'); END
+""",
+    """
+CREATE TRIGGER {table}_head AFTER INSERT ON {table}
+BEGIN UPDATE audit_head SET last_id = NEW.id, row_hash = NEW.row_hash WHERE name = '{table}'; END
+""",
+)
+
+_POSTGRES_CHAIN: Final = (
+    """
+CREATE FUNCTION wbcd_chain_{table}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = "{schema}", pg_temp AS
+$$
+BEGIN
+  UPDATE audit_head SET last_id = last_id + 1 WHERE name = '{table}' RETURNING last_id, row_hash INTO NEW.id, NEW.previous_hash;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'audit_head has no row for {table}';
+  END IF;
+  NEW.at := COALESCE(NEW.at, clock_timestamp());
+  NEW.row_hash := encode(sha256(convert_to(CAST(
+    jsonb_build_array('{table}', CAST(NEW.id AS TEXT), NEW.previous_hash, {values}) AS TEXT), 'UTF8')), 'hex');
+  UPDATE audit_head SET row_hash = NEW.row_hash WHERE name = '{table}';
+  RETURN NEW;
+END
+$$
+""",
+    """
+CREATE TRIGGER {table}_chained BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION wbcd_chain_{table}()
+""",
+)
+
+_POSTGRES_VALUES: Final = {
+    "text": "NEW.{column}",
+    "number": "CAST(NEW.{column} AS TEXT)",
+    "double": "encode(float8send(NEW.{column}), 'hex')",
+    "time": "to_char(NEW.{column} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+    "json": "CAST(NEW.{column} AS TEXT)",
+}
+
+
+def chain_triggers(dialect: str, table: str, columns: Mapping[str, str], schema: str = "public") -> list[str]:
+    """Statements that make ``table`` a hash chain (:mod:`wbcd.store.chain`); ``columns``: name -> kind.
+
+    On PostgreSQL the function runs with its owner's rights, for whoever may insert must not be able to move the head; the row
+    of ``audit_head`` that it updates stays locked until the end of the transaction, which makes the order of the ids the order
+    of the chain.
+    """
+    if dialect == "sqlite":
+        return [statement.format(table=table) for statement in _SQLITE_CHAIN]
+    values = ", ".join(_POSTGRES_VALUES[kind].format(column=column) for column, kind in columns.items())
+    return [statement.format(table=table, values=values, schema=schema) for statement in _POSTGRES_CHAIN]
