@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from wbcd.records import Acquisition
 
 FILE_SUFFIXES = frozenset({".h5", ".hdf5", ".tcf"})
 FOLDER_SUFFIX = ".zarr"
+# Samples of rigs' own layouts; the backgrounds and notes beside them are read with them, never counted.
+RIG_SAMPLE = re.compile(r".+_sp\.tiff?|(?!bg).*_tomog\.mat")
 UNFINISHED_SUFFIXES = (".part", ".tmp")
 MAX_FOLDER_FILES = 1_000_000
 _BLOCK = 1 << 20
@@ -34,14 +37,17 @@ class FileStat:
 
 
 def is_candidate(path: Path) -> bool:
-    """True for names of acquisitions: ``*.h5``, ``*.hdf5``, ``*.tcf``, ``*.zarr`` in any case; hidden and unfinished are not.
+    """True for names of acquisitions: ``*.h5``, ``*.hdf5``, ``*.tcf``, ``*.zarr``, ``*_sp.tif``, ``*_Tomog.mat`` (not ``bg*``).
+
+    Letters in any case; hidden and unfinished names are not.
 
     Only the name is judged, so that a directory or FIFO called ``x.h5`` is met, refused and recorded rather than passed over.
     """
     name = path.name.lower()
     if name.startswith(".") or name.endswith(UNFINISHED_SUFFIXES):
         return False
-    return path.suffix.lower() in FILE_SUFFIXES or path.suffix.lower() == FOLDER_SUFFIX
+    suffix = path.suffix.lower()
+    return suffix in FILE_SUFFIXES or suffix == FOLDER_SUFFIX or RIG_SAMPLE.fullmatch(name) is not None
 
 
 def stat_candidate(path: Path) -> FileStat | None:

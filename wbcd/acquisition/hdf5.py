@@ -11,7 +11,7 @@ import errno
 import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ from h5py import h5d, h5l, h5o, h5s, h5t, h5z
 from numpy.typing import DTypeLike, NDArray
 
 from wbcd.acquisition.candidate import open_regular
-from wbcd.acquisition.limits import plain_text, within
+from wbcd.acquisition.limits import SCALE, VALUES, plain_text, within
 from wbcd.errors import (
     BadField,
     CorruptContent,
@@ -41,7 +41,8 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_ATTRIBUTE_BYTES = 64 * 1024
 MAX_CHUNKS = 1_000_000
 FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32", 32000: "lzf"}
-_CHECKING = (h5z.FILTER_FLETCHER32, h5z.FILTER_DEFLATE)
+_PACKING = (h5z.FILTER_DEFLATE, 32000)
+_FLETCHER_BYTES = 4
 MAX_FILTER_OVERHEAD = 1024
 """Bytes that filters may add to incompressible data, beside one in a hundred."""
 _HEAD_BYTES = 64
@@ -359,6 +360,12 @@ def _demand_bounded(data: h5py.Dataset, here: str, max_bytes: int) -> None:
             raise TooLarge(f"{here} has {found} chunks; the limit is {MAX_CHUNKS}.", action="")
 
 
+def _skippable(data: h5py.Dataset) -> int:
+    """Filter mask of the compressors: a writer leaves them out where a chunk does not shrink, and its size then shows it."""
+    plan = data.id.get_create_plist()
+    return sum(1 << index for index in range(plan.get_nfilters()) if plan.get_filter(index)[0] in _PACKING)
+
+
 def chunk_count(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
     """Number of chunks that cover ``shape``."""
     return math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
@@ -379,14 +386,17 @@ def _demand_sound_chunks(data: h5py.Dataset, here: str) -> None:
     at another place, or unfiltered. The size bounds what a deflate bomb can unpack to (1,032 times its bytes).
     """
     expected = chunk_count(data.shape, data.chunks)
+    packed = _skippable(data)
+    plain = math.prod(data.chunks) * data.dtype.itemsize
+    unpacked = (plain, plain + _FLETCHER_BYTES)
     places: set[tuple[int, ...]] = set()
     extents: list[tuple[int, int]] = []
-    most = math.prod(data.chunks) * data.dtype.itemsize * 1.01 + MAX_FILTER_OVERHEAD
+    most = plain * 1.01 + MAX_FILTER_OVERHEAD
     skipped = over = 0
 
     def note(chunk: Any) -> None:
         nonlocal skipped, over
-        skipped += chunk.filter_mask != 0
+        skipped += bool(chunk.filter_mask & ~packed or (chunk.filter_mask and chunk.size not in unpacked))
         over += chunk.size > most
         if all(
             at % step == 0 and at < size for at, step, size in zip(chunk.chunk_offset, data.chunks, data.shape, strict=True)
@@ -419,7 +429,19 @@ def values_are_checked(data: h5py.Dataset) -> bool:
     plan = data.id.get_create_plist()
     if plan.get_layout() == h5d.COMPACT:
         return header_is_checked(data)
-    return any(plan.get_filter(index)[0] in _CHECKING for index in range(plan.get_nfilters()))
+    codes = {plan.get_filter(index)[0] for index in range(plan.get_nfilters())}
+    if h5z.FILTER_FLETCHER32 in codes:
+        return True
+    masks: set[int] = set()
+    if h5z.FILTER_DEFLATE in codes:
+        data.id.chunk_iter(lambda chunk: masks.add(chunk.filter_mask))
+    return masks == {0}
+
+
+def unchecked_parts(scale: Iterable[h5py.Group | h5py.Dataset], values: Sequence[h5py.Dataset]) -> tuple[str, ...]:
+    """What has no checksum: "scale" where a header of either list has none, "values" where a data set's values have none."""
+    parts = {SCALE: all(map(header_is_checked, (*scale, *values))), VALUES: all(map(values_are_checked, values))}
+    return tuple(part for part, checked in parts.items() if not checked)
 
 
 def read_array(data: h5py.Dataset, region: tuple[slice, ...], path: Path) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wbcd.acquisition.hdf5 import Node, open_hdf5, read_array
+from wbcd.acquisition.hdf5 import Node, open_hdf5, read_array, unchecked_parts
 from wbcd.acquisition.limits import ANGLES, FRAME_PIXELS, MEDIUM_RI, NUMERICAL_APERTURE, PIXEL_UM, WAVELENGTH_UM, ReadDefaults
 from wbcd.acquisition.source import Source
 from wbcd.errors import BadField, CorruptContent, Incomplete, NotReadable
@@ -21,9 +21,11 @@ FORMAT = "wbcd-acquisition"
 VERSION = 1
 MARKS = ("holograms", "acquisition_id", "wavelength_um", "complete")
 """Names that tell a wbcd file whose `format` is missing from a foreign HDF5 file."""
+_ARRAYS = ("holograms", "reference", "illumination")
 _FRAMES = "uint8 or uint16 [angle, y, x]"
 _IN_UM = "The unit is um; a value in nm is a thousand times too large."
 MAX_EXTRA_ZERO_ROWS = 1 / 32
+MAX_DARK_SHARE = 0.1
 
 Frames = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -82,6 +84,7 @@ def _ticket(root: Node, acquisition: Acquisition, optics: Optics, defaults: Read
         wavelength_um=optics.wavelength_um,
         objective_na=optics.objective_na,
         pixel_size_um=optics.pixel_size_um,
+        unprotected=unchecked_parts([root.group], [root.group[name] for name in _ARRAYS if root.has(name)]),
     )
 
 
@@ -99,37 +102,45 @@ def _moment(root: Node) -> str:
 def _frames(node: Node) -> Frames:
     data = node.array(dtypes=(np.uint8, np.uint16), ndim=3, limits=_FRAMES)
     here = node.where("")
-    _demand_shape(data.shape, here)
+    demand_shape(data.shape, here)
     frames: Frames = read_array(data, (slice(None),) * 3, node.path)
-    _demand_light(frames, here)
+    demand_light(frames, here)
     return frames
 
 
-def _demand_shape(shape: tuple[int, ...], here: str) -> None:
+def demand_shape(shape: tuple[int, ...], here: str) -> None:
+    """Raise BadField unless [angle, y, x] lies within the limits; ``here`` names the array."""
     limits = (ANGLES, FRAME_PIXELS, FRAME_PIXELS)
     for axis, size, (low, high) in zip(("angle", "y", "x"), shape, limits, strict=True):
         if not low <= size <= high:
             raise BadField(f"{here} has shape {shape}; allowed along {axis} is {low} to {high}.")
 
 
-def _demand_light(frames: Frames, here: str) -> None:
-    """No frame and no part of one may be missing: preallocated and never written, it reads as zeros."""
+def demand_light(frames: Frames, here: str) -> None:
+    """No part of a frame may be missing, nor the last one, nor many: preallocated and never written, it reads as zeros.
+
+    A few dark frames before the last are what a camera or a shutter lost; they are dropped and counted further on.
+    Raises CorruptContent.
+    """
     row_maximum = frames.max(axis=2)
     zero_rows = np.count_nonzero(row_maximum == 0, axis=1)
     rows = frames.shape[1]
     dark = np.flatnonzero(zero_rows == rows)
-    if dark.size:
+    if dark.size > MAX_DARK_SHARE * len(frames) or (dark.size and dark[-1] == len(frames) - 1):
         raise CorruptContent(
-            f"{here} has {dark.size} frames of nothing but zeros, the first at index {dark[0]}; allowed are 0."
+            f"{here} has {dark.size} frames of nothing but zeros, the first at index {dark[0]};"
+            f" allowed are {int(MAX_DARK_SHARE * len(frames))}, not the last."
         )
     # A vignetted field has zero rows in every frame; missing data only in some.
-    excess = zero_rows - np.median(zero_rows)
+    excess = np.where(zero_rows == rows, 0, zero_rows - np.median(zero_rows))
     worst = int(np.argmax(excess))
     if excess[worst] > rows * MAX_EXTRA_ZERO_ROWS:
         raise CorruptContent(
             f"{here} has {zero_rows[worst]} rows of zeros in frame {worst}, {excess[worst]:.0f} more than the other frames;"
             f" allowed are {rows * MAX_EXTRA_ZERO_ROWS:.0f} more."
         )
+    if row_maximum[-1, -1] == 0 and not (row_maximum[:-1, -1] == 0).any():
+        raise CorruptContent(f"{here} ends in zeros: the last row of its last frame, and of no other, was never written.")
 
 
 def _illumination(root: Node, angles: int, optics: Optics) -> NDArray[np.float64] | None:
@@ -156,7 +167,7 @@ def _illumination(root: Node, angles: int, optics: Optics) -> NDArray[np.float64
 
 def _reference(root: Node, source: Source, holograms: Frames, defaults: ReadDefaults) -> Frames | None:
     if root.has("reference"):
-        return _matching(_frames(root.child("reference")), holograms, root.where("reference"))
+        return matching(_frames(root.child("reference")), holograms, root.where("reference"))
     name = root.text("reference_file")
     return None if name is None else _shared_reference(source, name, holograms, defaults)
 
@@ -181,10 +192,11 @@ def _shared_reference(source: Source, name: str, holograms: Frames, defaults: Re
             root = Node(file, shown, defaults.max_logical_bytes)
             if root.attribute("complete") is False:
                 raise Incomplete(f"attribute {root.where('complete')} is False; the writer sets it to True last.")
-            return _matching(_frames(root.child("reference")), holograms, root.where("reference"))
+            return matching(_frames(root.child("reference")), holograms, root.where("reference"))
 
 
-def _matching(reference: Frames, holograms: Frames, where: str) -> Frames:
+def matching(reference: Frames, holograms: Frames, where: str) -> Frames:
+    """The reference, of the holograms' shape and type; raises BadField otherwise. ``where`` names it."""
     if (reference.shape, reference.dtype) != (holograms.shape, holograms.dtype):
         raise BadField(
             f"{where} is {reference.dtype} {reference.shape}; the holograms demand {holograms.dtype} {holograms.shape}."

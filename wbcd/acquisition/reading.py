@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from wbcd.acquisition import tiffpair
 from wbcd.acquisition.candidate import demand_unchanged
 from wbcd.acquisition.hdf5 import Node, hdf5_of
 from wbcd.acquisition.holograms import looks_like_holograms, read_holograms
 from wbcd.acquisition.limits import ReadDefaults
+from wbcd.acquisition.matfile import looks_like_mat, read_mat
 from wbcd.acquisition.omezarr import demand_unchanged_folder, read_zarr_header, zarr_volumes
 from wbcd.acquisition.source import Held, Source
 from wbcd.acquisition.tcf import TcfHeader, looks_like_tcf, read_tcf_header, tcf_volumes
 from wbcd.errors import Incomplete, UnknownFormat
-from wbcd.records import Acquisition, Payload, RiSeries, Tomogram
+from wbcd.records import Acquisition, HologramStack, Payload, RiSeries, Tomogram
 
 DEFAULTS = ReadDefaults()
 
@@ -33,7 +35,14 @@ def read(
     source = Source(acquisition, root, held)
     if source.is_folder:
         return _read_zarr(source, defaults)
+    if source.path.suffix.lower() in tiffpair.SUFFIXES:
+        return _read_still(source, tiffpair.read_tiff_pair(source, defaults))
     return _read_hdf5(source, defaults)
+
+
+def _read_still(source: Source, found: tuple[Acquisition, HologramStack]) -> tuple[Acquisition, Payload]:
+    _demand_still(source)
+    return found
 
 
 def _read_zarr(source: Source, defaults: ReadDefaults) -> tuple[Acquisition, Payload]:
@@ -56,12 +65,16 @@ def _read_hdf5(source: Source, defaults: ReadDefaults) -> tuple[Acquisition, Pay
             ticket, holograms = read_holograms(root, source, defaults)
             _demand_still(source)
             return ticket, holograms
+        if looks_like_mat(root):
+            return _read_still(source, read_mat(root, source, defaults))
         if looks_like_tcf(root) or acquisition.path.suffix.lower() == ".tcf":
             ticket, header = read_tcf_header(root, source, defaults)
             return ticket, RiSeries(len(header.names), _tcf_series(source, header, defaults))
         if not root.names() and not len(root.group.attrs):
             raise Incomplete(f"{acquisition.path} is an HDF5 file without content.")
-        raise UnknownFormat(f"{acquisition.path} is an HDF5 file, but neither a wbcd acquisition nor a TCF.")
+        raise UnknownFormat(
+            f"{acquisition.path} is an HDF5 file, but neither a wbcd acquisition, nor a TCF, nor a `tomogMap` stack."
+        )
 
 
 def _open(stack: ExitStack, source: Source, defaults: ReadDefaults) -> Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import click
 
@@ -15,7 +15,7 @@ from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY
 @click.option("--cells", type=click.IntRange(1), default=20, show_default=True, help="Cells, one an acquisition.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Acquisitions a second; as fast as it goes by default.")
-@click.option("--format", "form", type=click.Choice(["hologram", "tcf"]), default="hologram", show_default=True)
+@click.option("--format", "form", type=click.Choice(["hologram", "tcf", "tiff", "mat"]), default="hologram", show_default=True)
 @click.option("--defects", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Fraction of bad acquisitions.")
 @click.option("--sample", default="simulated", show_default=True, help="Sample name in the files.")
 @click.option(
@@ -37,7 +37,8 @@ def simulate(
 ) -> None:
     """Write acquisitions of simulated cells into OUT.
 
-    `hologram`: raw off-axis holograms through a multi-slice model; `tcf`: RI volumes through fast optics.
+    `hologram`: raw off-axis holograms through a multi-slice model; `tiff`, `mat`: the same in rigs' own layouts (TIFF pairs
+    with notes, MATLAB v7.3 sessions); `tcf`: RI volumes through fast optics.
     """
     if truth is not None and truth.absolute().parent == out.absolute():
         raise click.UsageError(f"--truth {truth} lies in the folder OUT, which only the instrument writes; put it elsewhere")
@@ -46,7 +47,7 @@ def simulate(
 
     from wbcd.simulation.microscope import simulate as run
 
-    kind: Literal["hologram", "tcf"] = "tcf" if form == "tcf" else "hologram"
+    kind = cast(Literal["hologram", "tcf", "tiff", "mat"], form)  # click has checked it
 
     console = Console(stderr=True)
     with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as bar:

@@ -1,4 +1,4 @@
-"""Writers of the files that instruments make: wbcd holograms, Tomocube TCF, OME-Zarr of refractive index.
+"""Writers of the files that instruments make: wbcd holograms, rigs' TIFF pairs and MATLAB files, Tomocube TCF, OME-Zarr.
 
 Every writer makes the file under a hidden temporary name in the same folder, syncs it and renames it, so that a folder
 watcher never meets half a file under its final name. The TCF writer mimics the vendor: 1-element array attributes,
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbcd.errors import BadValue
-from wbcd.records import HologramStack, Triple
+from wbcd.records import HologramStack, Optics, Triple
 
 FORMAT = "wbcd-acquisition"
 FORMAT_VERSION = 1
@@ -89,6 +89,76 @@ def write_reference(path: Path, frames: NDArray[np.unsignedinteger[Any]]) -> Pat
 
 def _write_frames(file: h5py.File, name: str, frames: NDArray[np.unsignedinteger[Any]]) -> None:
     file.create_dataset(name, data=frames, chunks=(1, *frames.shape[1:]), fletcher32=True)
+
+
+# --- rigs' own layouts -----------------------------------------------------------------------------
+
+
+def write_tiff_stack(path: Path, frames: NDArray[np.unsignedinteger[Any]], *, compression: str | None = None) -> Path:
+    """Write frames [angle, y, x] as one page each, the way a camera's software does; returns ``path``.
+
+    BigTIFF from 4 GiB on. ``compression``: a name that tifffile knows ("zlib"), or None.
+    """
+    import tifffile
+
+    with renamed(path) as hidden:
+        tifffile.imwrite(hidden, frames, photometric="minisblack", metadata=None, compression=compression, rowsperstrip=64)
+    return path
+
+
+def write_tiff_pair(folder: Path, name: str, stack: HologramStack, *, own_background: bool = True, **notes: Any) -> Path:
+    """Write ``NAME.json``, ``NAME_bg.tif`` (``own_background``; else the session's ``bg.tif``, once) and last ``NAME_sp.tif``.
+
+    ``notes``: more keys for the JSON (``sample_id``, say). Without a reference the notes say that there is none.
+    Returns the path of the sample.
+    """
+    optics = stack.optics
+    written = {
+        "wavelength_um": optics.wavelength_um,
+        "objective_na": optics.objective_na,
+        "medium_ri": optics.medium_ri,
+        "pixel_size_um": optics.pixel_size_um,
+        "normal_frame": stack.normal_frame,
+        "frames": len(stack.holograms),
+        **({"background": "none"} if stack.reference is None else {}),
+        **notes,
+    }
+    if stack.illumination_rad_um is not None:
+        written["illumination_rad_um"] = np.asarray(stack.illumination_rad_um, float).tolist()
+    write_json(folder / f"{name}.json", written)
+    if stack.reference is not None:
+        background = folder / (f"{name}_bg.tif" if own_background else "bg.tif")
+        if own_background or not background.exists():
+            write_tiff_stack(background, stack.reference)
+    return write_tiff_stack(folder / f"{name}_sp.tif", stack.holograms)
+
+
+MAT_NORMAL = 48
+"""Where such a session's scan has its normal frame: the 49th."""
+_MAT_HEAD = b"MATLAB 7.3 MAT-file, Platform: PCWIN64, Created on: Mon Jan 01 08:00:00 2024 HDF5 schema 1.00 ."
+
+
+def write_mat(
+    path: Path, frames: NDArray[np.unsignedinteger[Any]], optics: Optics, *, acquired_at: str = "2024-01-01 08:00:00"
+) -> Path:
+    """Write frames [angle, y, x] as MATLAB's ``save -v7.3`` does: 512 bytes of text, then HDF5 with axes reversed.
+
+    ``tomogMap`` (y, x, angle), ``res``, ``NA``, ``lambda``, ``dateTimeVal``. Medium and normal frame are not in such files.
+    """
+    with renamed(path) as hidden:
+        with h5py.File(hidden, "x", locking=False, userblock_size=512) as file:
+            stored = np.ascontiguousarray(frames.transpose(0, 2, 1))
+            data = file.create_dataset("tomogMap", data=stored, chunks=(1, *stored.shape[1:]), compression="gzip")
+            data.attrs["MATLAB_class"] = np.bytes_(str(frames.dtype))
+            numbers = {"res": optics.pixel_size_um, "NA": optics.objective_na, "lambda": optics.wavelength_um}
+            for name, value in numbers.items():
+                file.create_dataset(name, data=np.array([[value]])).attrs["MATLAB_class"] = np.bytes_("double")
+            letters = np.frombuffer(acquired_at.encode("utf-16-le"), np.uint16)[:, None]
+            text = file.create_dataset("dateTimeVal", data=letters)
+            text.attrs["MATLAB_class"], text.attrs["MATLAB_int_decode"] = np.bytes_("char"), np.int32(2)
+        with hidden.open("r+b") as raw:
+            raw.write(_MAT_HEAD.ljust(116, b" ") + bytes(8) + b"\x00\x02IM")
+    return path
 
 
 # --- Tomocube TCF --------------------------------------------------------------------------------

@@ -26,7 +26,15 @@ from wbcd.errors import BadValue
 from wbcd.records import HologramStack, Optics, Shape3, Triple
 from wbcd.simulation.cells import CLASSES, Phantom, canonical_shape, measure_truth, render, sample_phantom
 from wbcd.simulation.defects import Defect, draw_defect, planned_defect
-from wbcd.simulation.files import REFERENCE_SUFFIX, write_acquisition, write_reference, write_tcf
+from wbcd.simulation.files import (
+    MAT_NORMAL,
+    REFERENCE_SUFFIX,
+    write_acquisition,
+    write_mat,
+    write_reference,
+    write_tcf,
+    write_tiff_pair,
+)
 from wbcd.simulation.optics import CAMERA, INSTRUMENT, illumination, record, scatter
 
 RENDER_UM: Triple = (0.1, 0.1, 0.1)
@@ -35,11 +43,13 @@ EPOCH = datetime(2024, 1, 1, 8, 0, tzinfo=UTC)
 INTERVAL_S = 5.0
 TCF_SHAPE: Shape3 = (100, 150, 150)
 TCF_WIDE: Shape3 = (100, 240, 240)
+_SUFFIXES: Mapping[str, str] = {"hologram": ".h5", "tcf": ".TCF", "tiff": "_sp.tif", "mat": "_Tomog.mat"}
 EQUAL_MIX: Mapping[str, float] = dict.fromkeys(CLASSES, 0.25)
 _SESSION, _REFERENCE = 7_001, 7_002
 
 Bits = Literal[8, 12]
-Format = Literal["hologram", "tcf"]
+Format = Literal["hologram", "tcf", "tiff", "mat"]
+FORMATS: tuple[Format, ...] = ("hologram", "tcf", "tiff", "mat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +269,7 @@ def plan(order: Order, index: int, rng: np.random.Generator, optics: Optics = IN
     if defect is not None and defect.replaces is not None:
         kind = defect.replaces
     phantom = sample_phantom(kind, rng, medium_ri=optics.medium_ri)
-    holograms = order.format == "hologram"
+    holograms = order.format != "tcf"
     # A reconstructed volume is cut around its cell; in the hologram's field a cell lies where it lies.
     y, x = (float(v) for v in rng.uniform(-1, 1, 2) * (2.5 if holograms else 0.3))
     place: Triple = (float(np.clip(rng.normal(0, 0.8), -2, 2)) if holograms else 0.0, y, x)
@@ -299,8 +309,8 @@ def simulate(
 
 
 def _check(order: Order, cells: int, rate: float | None, out: Path, sidecar: Path) -> None:
-    if order.format not in ("hologram", "tcf"):
-        raise BadValue(f"format is {order.format!r}; it must be hologram or tcf.")
+    if order.format not in FORMATS:
+        raise BadValue(f"format is {order.format!r}; it must be one of {', '.join(FORMATS)}.")
     if not 0 <= order.defects <= 1:
         raise BadValue(f"defects is {order.defects}; it must lie between 0 and 1.")
     if cells < 0:
@@ -363,8 +373,7 @@ class _Session:
         self._microscope: Microscope | None = None
 
     def path(self, index: int) -> Path:
-        suffix = ".TCF" if self.order.format == "tcf" else ".h5"
-        return self.out / f"{self._name(index)}{suffix}"
+        return self.out / f"{self._name(index)}{_SUFFIXES[self.order.format]}"
 
     def write(self, index: int) -> dict[str, Any]:
         """Make file ``index`` and return its truth."""
@@ -384,9 +393,30 @@ class _Session:
         return self._microscope
 
     def _write_holograms(self, content: Plan, objects: Sequence[_Object], rng: np.random.Generator) -> None:
+        frames = self._frames(content.defect, objects, rng)
+        optics, reference = self.microscope.optics, self.microscope.reference
+        if self.order.format == "tiff":
+            stack = HologramStack(frames, reference, None, 0, optics)
+            write_tiff_pair(
+                self.out,
+                self._name(content.index),
+                stack,
+                own_background=False,
+                sample_id=self.order.sample,
+                instrument_id=INSTRUMENT_ID,
+                acquired_at=self._time(content.index).isoformat(),
+            )
+            return
+        if self.order.format == "mat":
+            background = self.out / "bg001_Tomog.mat"
+            if not background.exists():
+                write_mat(background, _normal_last(reference), optics)
+            acquired_at = self._time(content.index).strftime("%Y-%m-%d %H:%M:%S")
+            write_mat(self.path(content.index), _normal_last(frames), optics, acquired_at=acquired_at)
+            return
         write_acquisition(
             self.path(content.index),
-            HologramStack(self._frames(content.defect, objects, rng), None, None, 0, self.microscope.optics),
+            HologramStack(frames, None, None, 0, optics),
             acquisition_id=self._name(content.index),
             acquired_at=self._time(content.index).isoformat(),
             sample_id=self.order.sample,
@@ -455,6 +485,12 @@ class _Session:
             "strength": content.defect.strength if content.defect else None,
             "cells": [cell for o in objects for cell in o.truth()],
         }
+
+
+def _normal_last(frames: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
+    """The circle first and the normal frame 49th, as such rigs scan."""
+    order = [*range(1, MAT_NORMAL + 1), 0, *range(MAT_NORMAL + 1, len(frames))]
+    return np.ascontiguousarray(frames[order])
 
 
 class _Object:
