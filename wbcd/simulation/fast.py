@@ -50,6 +50,12 @@ class FastOptics:
 
     def phantom(self, phantom: Phantom, rng: np.random.Generator, *, offset_um: Triple = (0.0, 0.0, 0.0)) -> Tomogram:
         """Tomogram of a phantom, rendered at twice the resolution of a coarse grid so that its edges are the optics' own."""
+        return self.phantom_and_phase(phantom, rng, offset_um=offset_um)[0]
+
+    def phantom_and_phase(
+        self, phantom: Phantom, rng: np.random.Generator, *, offset_um: Triple = (0.0, 0.0, 0.0)
+    ) -> tuple[Tomogram, NDArray[np.complex64]]:
+        """As :meth:`phantom`, and the complex phase of the normally lit frame that the same measurement gave."""
         factor = 2 if self.voxel_um[2] > FINE_PITCH_UM else 1
         widening = RYTOV_WIDENING * phantom.density_g_dl / 100 * RI_INCREMENT_ML_G
         dz, dy, dx = (v / factor / (1 + widening) for v in self.voxel_um)
@@ -58,17 +64,24 @@ class FastOptics:
         ri = render(phantom, (dz, dy, dx), (nz, ny, nx), offset_um=(oz, oy, ox))
         medium = np.float32(phantom.medium_ri)
         diluted = medium + (ri - medium) * np.float32(1 - RYTOV_DILUTION * widening)
-        return self.tomogram(diluted, rng)
+        samples = self._samples(diluted, rng)
+        return self._inverted(samples), self._normal_phase(samples)
 
     def tomogram(self, ri: NDArray[np.float32], rng: np.random.Generator) -> Tomogram:
         """Tomogram of an RI volume [z, y, x] on this grid, or on one of twice its resolution."""
-        optics = self.optics
+        return self._inverted(self._samples(ri, rng))
+
+    def _samples(self, ri: NDArray[np.float32], rng: np.random.Generator) -> Tensor:
         operator = _operator(self)
-        potential = ri_to_potential(torch.from_numpy(np.ascontiguousarray(ri)), optics)
+        potential = ri_to_potential(torch.from_numpy(np.ascontiguousarray(ri)), self.optics)
         if tuple(ri.shape) != self.shape:
             potential = _halve(potential, self.shape)
         ideal = operator.predict(potential, torch.arange(len(operator.caps.column)))
-        samples = ideal + self._noise(operator, rng)
+        return ideal + self._noise(operator, rng)
+
+    def _inverted(self, samples: Tensor) -> Tomogram:
+        optics = self.optics
+        operator = _operator(self)
         found = invert(operator.right_hand_side(samples), operator, self.recipe)
         nz, ny, nx = self.shape
         dz, dy, dx = self.voxel_um
@@ -80,6 +93,19 @@ class FastOptics:
             wavelength_um=optics.wavelength_um,
             objective_na=optics.objective_na,
         )
+
+    def _normal_phase(self, samples: Tensor) -> NDArray[np.complex64]:
+        """psi = ln|w| + i arg(w), unwrapped, of frame 0 (lit along the axis), complex64 [y, x], in the plane of the middle.
+
+        The Fourier diffraction theorem read backwards: psi^ = i y dz / (2 k_z).
+        """
+        caps = _operator(self).caps
+        _, ny, nx = self.shape
+        here = caps.frame == 0
+        spectrum = torch.zeros(ny * nx, dtype=torch.complex64)
+        spectrum[caps.column[here]] = 1j * samples[here] * self.voxel_um[0] / (2 * caps.k_z[here])
+        psi: NDArray[np.complex64] = torch.fft.fftshift(torch.fft.ifft2(spectrum.reshape(ny, nx))).numpy()
+        return psi
 
     def _noise(self, operator: EwaldOperator, rng: np.random.Generator) -> Tensor:
         """Noise of the samples: white in the complex phase, plus each frame's offset at K = 0.
