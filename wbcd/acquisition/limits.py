@@ -19,6 +19,8 @@ MAX_NON_PHYSICAL_FRACTION = 0.01
 FRAME_PIXELS = (32, 8192)
 ANGLES = (2, 1024)
 MAX_TEXT_CHARACTERS = 1000
+SCALE, VALUES = "scale", "values"
+"""The parts of a file that can lack a checksum (:attr:`wbcd.records.Acquisition.unprotected`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wbcd.acquisition.candidate import demand_unchanged, folder_files, folder_state, open_beneath, read_whole
-from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, VOXEL_UM, WAVELENGTH_UM, ReadDefaults, within
+from wbcd.acquisition.limits import (
+    MEDIUM_RI,
+    NUMERICAL_APERTURE,
+    SCALE,
+    VALUES,
+    VOXEL_UM,
+    WAVELENGTH_UM,
+    ReadDefaults,
+    plain_text,
+    within,
+)
 from wbcd.acquisition.source import Source
 from wbcd.acquisition.volume import assemble, decode, demand_loadable, slabs
 from wbcd.errors import (
@@ -34,14 +44,21 @@ from wbcd.errors import (
 )
 from wbcd.records import Acquisition, Shape3, SourceFormat, Tomogram, Triple
 
+if TYPE_CHECKING:
+    from wbcd.acquisition.zarrstore import PlainStore
+
 MAX_METADATA_BYTES = 4 * 2**20
 MAX_CHUNKS = 1_000_000
 MAX_TIME_POINTS = 100_000
 RI_SCALE = 1e4
+MAX_NUMBER = 1e300
+CHUNK_OVERHEAD = 65_536
+"""Bytes that a codec may add to a chunk that does not shrink, beside one in a hundred."""
 NAMESPACE = "wbcd"
 CODECS = frozenset(
     {"bytes", "gzip", "zstd", "blosc", "crc32c", "transpose", "sharding_indexed", "zlib", "lz4", "shuffle", "numcodecs.zlib"}
 )
+CHECKING_CODECS = frozenset({"crc32c", "gzip", "zlib", "numcodecs.zlib"})
 DTYPES = {"float32": "<f4", "float64": "<f8", "uint16": "<u2"}
 _UM_PER = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3}
 _MISSING: Any = object()
@@ -63,6 +80,9 @@ class ZarrHeader:
     wavelength_um: float | None
     objective_na: float | None
     zarr_format: Literal[2, 3]
+    values_checked: bool
+    metadata: bytes
+    """The array's own metadata file, as it was judged: zarr gets these bytes and no others."""
 
     @property
     def time_points(self) -> int:
@@ -86,7 +106,10 @@ def read_zarr_header(source: Source, defaults: ReadDefaults) -> tuple[Acquisitio
         image = _multiscale(group, path)
         dataset = _first_dataset(image, path)
         meta = _json(folder, f"{dataset}/{'zarr.json' if version == 3 else '.zarray'}", path)
-    header = _header(version, group, image, dataset, meta, path, defaults)
+    try:
+        header = _header(version, group, image, dataset, meta, path, defaults)
+    except RecursionError as error:
+        raise CorruptContent(f"{path / dataset}: the metadata are nested too deeply.") from error
     _demand_chunks(header, meta, names, path)
     return _ticket(source.acquisition, group, header, defaults), header
 
@@ -170,7 +193,7 @@ def _header(
         array=dataset,
         shape=volume,
         leading=shape[:-3],
-        chunks=_chunks(version, meta, shape, path),
+        chunks=_chunks(version, meta, shape, dtype.itemsize, defaults.max_logical_bytes, path),
         dtype=dtype,
         voxel_um=(voxel[0], voxel[1], voxel[2]),
         origin_um=(origin[0], origin[1], origin[2]),
@@ -178,11 +201,15 @@ def _header(
         wavelength_um=_own(own, "wavelength_um", WAVELENGTH_UM, path),
         objective_na=_own(own, "objective_na", NUMERICAL_APERTURE, path),
         zarr_format=version,
+        values_checked=any(_checks(codec) for codec in _codecs(meta)),
+        metadata=json.dumps(meta).encode(),
     )
 
 
 def _own(own: Json, name: str, bounds: tuple[float, float], path: Path) -> float | None:
     value = _get(own, name, (int, float), path, None)
+    if value is not None and not _is_number(value):
+        raise BadField(f"{path}: `{NAMESPACE}.{name}` is {str(value)[:40]}; a finite number is expected.")
     return None if value is None else within(float(value), bounds, where=f"{path}: `{NAMESPACE}.{name}`")
 
 
@@ -202,7 +229,7 @@ def _dtype(name: str, path: Path) -> np.dtype[Any]:
 
 def _demand_known_codecs(meta: Json, path: Path) -> None:
     for name in _codec_names(meta):
-        if name not in CODECS:
+        if not isinstance(name, str) or name not in CODECS:
             raise Forbidden(
                 f"{path}: codec {str(name)[:60]!r} is not allowed; known are {', '.join(sorted(CODECS))}.",
                 action="Write the image again with a usual compressor.",
@@ -211,18 +238,34 @@ def _demand_known_codecs(meta: Json, path: Path) -> None:
 
 def _codec_names(meta: Json) -> Iterator[Any]:
     """Names of all codecs, those inside shards too."""
-    plain = [meta.get("compressor"), *(meta.get("filters") or []), *meta.get("storage_transformers", [])]
-    for codec in [*plain, *(meta.get("codecs") or [])]:
-        if isinstance(codec, dict):
-            yield codec.get("name", codec.get("id"))
-            inner = codec.get("configuration")
-            if isinstance(inner, dict):
-                yield from _codec_names({"codecs": [*inner.get("codecs", []), *inner.get("index_codecs", [])]})
-        elif codec is not None:
+    for codec in _codecs(meta):
+        yield codec.get("name", codec.get("id")) if isinstance(codec, dict) else codec
+
+
+def _codecs(meta: Json) -> Iterator[Any]:
+    """All codecs as they are written, those inside shards too; raises BadField where lists are none."""
+    listed = [meta.get("compressor")]
+    for key in ("filters", "storage_transformers", "codecs", "index_codecs"):
+        members = meta.get(key) or []
+        if not isinstance(members, list):
+            raise BadField(f"the array's `{key}` is {str(members)[:60]!r}; a list is expected.")
+        listed += members
+    for codec in listed:
+        if codec is not None:
             yield codec
+        if isinstance(codec, dict) and isinstance(codec.get("configuration"), dict):
+            yield from _codecs(codec["configuration"])
 
 
-def _chunks(version: int, meta: Json, shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
+def _checks(codec: Any) -> bool:
+    """True for a codec that notices a flipped bit of the values."""
+    if not isinstance(codec, dict):
+        return bool(codec == "crc32c")
+    name, options = codec.get("name", codec.get("id")), codec.get("configuration", codec)
+    return bool(name in CHECKING_CODECS or (name == "zstd" and isinstance(options, dict) and options.get("checksum") is True))
+
+
+def _chunks(version: int, meta: Json, shape: tuple[int, ...], itemsize: int, max_bytes: int, path: Path) -> tuple[int, ...]:
     if version == 2:
         values = _get(meta, "chunks", list, path)
     else:
@@ -231,6 +274,8 @@ def _chunks(version: int, meta: Json, shape: tuple[int, ...], path: Path) -> tup
     chunks = _sizes(values, "chunk_shape", path)
     if len(chunks) != len(shape):
         raise BadField(f"{path}: `chunk_shape` is {chunks}; the shape {shape} demands {len(shape)} sizes.")
+    if (size := math.prod(chunks) * itemsize) > max_bytes:
+        raise TooLarge(f"{path}: the array has chunks of {size} bytes; the limit is {max_bytes}.")
     return chunks
 
 
@@ -277,9 +322,14 @@ def _transforms(image: Json, count: int, path: Path) -> tuple[list[float], list[
 
 def _floats(step: Json, name: str, count: int, path: Path) -> list[float]:
     values = _get(step, name, list, path)
-    if len(values) != count or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+    if len(values) != count or not all(_is_number(v) for v in values):
         raise BadField(f"{path}: `{name}` is {str(values)[:100]}; {count} numbers are expected.")
     return [float(v) for v in values]
+
+
+def _is_number(value: Any) -> bool:
+    """True for a finite number; an integer beyond the range of floats is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def _demand_chunks(header: ZarrHeader, meta: Json, names: set[str], path: Path) -> None:
@@ -287,14 +337,28 @@ def _demand_chunks(header: ZarrHeader, meta: Json, names: set[str], path: Path) 
     full = (*header.leading, *header.shape)
     counts = [-(-size // chunk) for size, chunk in zip(full, header.chunks, strict=True)]
     expected = math.prod(counts)
-    if expected > MAX_CHUNKS:
-        raise TooLarge(f"{path}: the array has {expected} chunks; the limit is {MAX_CHUNKS}.", action="")
+    inner = expected * math.prod(_inner_counts(meta, header.chunks, path))
+    if inner > MAX_CHUNKS:
+        raise TooLarge(f"{path}: the array has {inner} chunks; the limit is {MAX_CHUNKS}.", action="")
     prefix, separator = _chunk_key(header.zarr_format, meta, path)
     missing = [key for key in _keys(counts, separator) if f"{header.array}/{prefix}{key}" not in names]
     if missing:
         raise Incomplete(
             f"{path / header.array} holds {expected - len(missing)} of {expected} chunks; {missing[0]!r} is absent."
         )
+
+
+def _inner_counts(meta: Json, chunks: tuple[int, ...], path: Path) -> Iterator[int]:
+    """For each nested shard the number of chunks in one of its own."""
+    outer = chunks
+    for codec in _codecs(meta):
+        if isinstance(codec, dict) and codec.get("name") == "sharding_indexed":
+            options = _get(codec, "configuration", dict, path)
+            inner = _sizes(_get(options, "chunk_shape", list, path), "chunk_shape", path)
+            if len(inner) != len(outer):
+                raise BadField(f"{path}: the shards' `chunk_shape` is {inner}; {len(outer)} sizes are expected.")
+            yield math.prod(-(-whole // part) for whole, part in zip(outer, inner, strict=True))
+            outer = inner
 
 
 def _chunk_key(version: int, meta: Json, path: Path) -> tuple[str, str]:
@@ -325,7 +389,9 @@ def _ticket(acquisition: Acquisition, group: Json, header: ZarrHeader, defaults:
 
     def text(name: str) -> str | None:
         value = own.get(name)
-        return value if isinstance(value, str) and value else None
+        if not isinstance(value, str) or not value:
+            return None
+        return plain_text(value, where=f"{acquisition.path}: `{NAMESPACE}.{name}`")
 
     return replace(
         acquisition,
@@ -339,6 +405,8 @@ def _ticket(acquisition: Acquisition, group: Json, header: ZarrHeader, defaults:
         objective_na=header.objective_na,
         pixel_size_um=header.voxel_um[2],
         time_points=header.time_points,
+        # JSON has no checksum; of the codecs only some do.
+        unprotected=(SCALE,) if header.values_checked else (SCALE, VALUES),
     )
 
 
@@ -371,12 +439,10 @@ def read_zarr_volume(source: Source, header: ZarrHeader, index: int) -> Tomogram
 def _opened(source: Source, header: ZarrHeader) -> Iterator[Any]:
     import zarr  # half a second: only when an OME-Zarr is met
 
-    from wbcd.acquisition.zarrstore import PlainStore
-
     path = source.path
     with source.opened() as folder:
         try:
-            yield zarr.open_array(PlainStore(path, folder), path=header.array, mode="r", zarr_format=header.zarr_format)
+            yield zarr.open_array(_store(source, folder, header), path=header.array, mode="r", zarr_format=header.zarr_format)
         except InputError:
             raise
         except MemoryError as error:
@@ -384,6 +450,14 @@ def _opened(source: Source, header: ZarrHeader) -> Iterator[Any]:
         except Exception as error:
             # zarr and its codecs (several C libraries) raise whatever they like on damaged bytes; none of it is our own code.
             raise CorruptContent(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}.") from error
+
+
+def _store(source: Source, folder: int, header: ZarrHeader) -> PlainStore:
+    from wbcd.acquisition.zarrstore import PlainStore
+
+    name = f"{header.array}/{'zarr.json' if header.zarr_format == 3 else '.zarray'}"
+    chunk_bytes = math.prod(header.chunks) * header.dtype.itemsize
+    return PlainStore(source.path, folder, {name: header.metadata}, int(chunk_bytes * 1.01) + CHUNK_OVERHEAD)
 
 
 def zarr_volumes(source: Source, header: ZarrHeader) -> Iterator[Tomogram]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from wbcd.acquisition import tiffpair
 from wbcd.acquisition.candidate import demand_unchanged
 from wbcd.acquisition.hdf5 import Node, hdf5_of
 from wbcd.acquisition.holograms import looks_like_holograms, read_holograms
-from wbcd.acquisition.limits import ReadDefaults
+from wbcd.acquisition.limits import SCALE, VALUES, ReadDefaults
 from wbcd.acquisition.matfile import looks_like_mat, read_mat
 from wbcd.acquisition.omezarr import demand_unchanged_folder, read_zarr_header, zarr_volumes
 from wbcd.acquisition.source import Held, Source
@@ -41,8 +42,10 @@ def read(
 
 
 def _read_still(source: Source, found: tuple[Acquisition, HologramStack]) -> tuple[Acquisition, Payload]:
+    """A rig's stack: neither its notes nor TIFF have checksums, nor have the frames of MATLAB's files that are not packed."""
     _demand_still(source)
-    return found
+    ticket, stack = found
+    return replace(ticket, unprotected=(SCALE, VALUES)), stack
 
 
 def _read_zarr(source: Source, defaults: ReadDefaults) -> tuple[Acquisition, Payload]:

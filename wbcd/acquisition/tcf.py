@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wbcd.acquisition.hdf5 import Node, read_array
+from wbcd.acquisition.hdf5 import Node, read_array, unchecked_parts
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, PHYSICAL_RI, VOXEL_UM, WAVELENGTH_UM, ReadDefaults, within
 from wbcd.acquisition.sidecar import MAX_CONFIG_BYTES, VendorConfig, session_config, vendor_config
 from wbcd.acquisition.source import Source
@@ -184,7 +184,17 @@ def _ticket(root: Node, acquisition: Acquisition, header: TcfHeader, defaults: R
         objective_na=header.objective_na,
         pixel_size_um=header.voxel_um[2],
         time_points=len(header.names),
+        unprotected=_unprotected(root, header),
     )
+
+
+def _unprotected(root: Node, header: TcfHeader) -> tuple[str, ...]:
+    group = root.child("Data/3D")
+    held = [root.group, group.group, *(group.child(name).group for name in header.names)]
+    if root.has("Info") and root.child("Info").has("Device"):
+        held.append(root.child("Info/Device").group)
+    tiles = [tile.data for node in map(group.child, header.names) if node.is_group for tile in _tiles(node, header)[0]]
+    return unchecked_parts(held, [*tiles, *(item for item in held if isinstance(item, h5py.Dataset))])
 
 
 def sample_of_title(title: str) -> str | None:

@@ -126,7 +126,12 @@ def pack_acquisition(acquisition: Acquisition) -> Message:
 def unpack_acquisition(data: Message) -> Acquisition:
     """Inverse of :func:`pack_acquisition`."""
     kind = data["format"]
-    return Acquisition(**{**data, "path": Path(data["path"]), "format": None if kind is None else SourceFormat(kind)})
+    changed = {
+        "path": Path(data["path"]),
+        "format": None if kind is None else SourceFormat(kind),
+        "unprotected": tuple(map(str, data["unprotected"])),
+    }
+    return Acquisition(**{**data, **changed})
 
 
 def pack_defaults(defaults: ReadDefaults) -> Message:

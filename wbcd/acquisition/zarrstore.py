@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,23 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from wbcd.acquisition.candidate import open_beneath
+from wbcd.errors import TooLarge
 
-MAX_CHUNK_FILE_BYTES = 2 * 2**30
+METADATA = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
 
 
 class PlainStore(LocalStore):
-    """Read-only; every key is opened component by component below the descriptor ``folder``."""
+    """Read-only; every key is opened component by component below the descriptor ``folder``.
 
-    def __init__(self, root: Path, folder: int) -> None:
+    ``judged``: the metadata that were examined, by key. No other metadata exist for zarr, so that none can be swapped in.
+    ``max_bytes``: no file of chunks may hold more; it could unpack to far more than the array.
+    """
+
+    def __init__(self, root: Path, folder: int, judged: Mapping[str, bytes], max_bytes: int) -> None:
         super().__init__(root, read_only=True)
         self._folder = folder
+        self._judged = judged
+        self._max_bytes = max_bytes
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -47,10 +54,18 @@ class PlainStore(LocalStore):
         return self._bytes(key, RangeByteRequest(0, 0)) is not None
 
     def _bytes(self, key: str, byte_range: ByteRequest | None) -> bytes | None:
+        if key.rpartition("/")[2] in METADATA:
+            known = self._judged.get(key)
+            return None if known is None else known[slice(*_span(byte_range, len(known)))]
         try:
             with open_beneath(self._folder, key, label=self.root) as handle:
-                begin, end = _span(byte_range, os.fstat(handle).st_size)
-                return _read(handle, begin, min(end - begin, MAX_CHUNK_FILE_BYTES))
+                size = os.fstat(handle).st_size
+                if size > self._max_bytes:
+                    raise TooLarge(
+                        f"{self.root / key} holds {size} bytes; a chunk of this array has at most {self._max_bytes}."
+                    )
+                begin, end = _span(byte_range, size)
+                return _read(handle, begin, end - begin)
         except (FileNotFoundError, IsADirectoryError):
             return None
 

@@ -49,6 +49,7 @@ from wbcd.records import (
 )
 
 EMPTY_FIELD = "empty_field"
+UNPROTECTED = "unprotected_parts"
 
 MAY_PASS = (Incomplete, NotReadable, ReaderDied, Truncated, Unforeseen)
 """What a share, a memory limit or a slow copy can do to good bytes: tried again before the file is set aside."""
@@ -153,7 +154,7 @@ def examine(
     finally:
         if isinstance(payload, RiSeries):
             payload.close()
-    yield End(acquisition, summary.verdict(), failure)
+    yield End(acquisition, summary.verdict() + unprotected(acquisition), failure)
 
 
 def _examined_cells(
@@ -222,6 +223,12 @@ class _Summary:
         if judged.accepted and self.cells == 0:
             judged += Verdict((Check(EMPTY_FIELD, 0.0, 1.0, "min", "cells"),))
         return judged
+
+
+def unprotected(acquisition: Acquisition) -> Verdict:
+    """A flag, never a refusal: how many parts of the file (values, scale) lack a checksum, so that damage can go unseen."""
+    parts = len(acquisition.unprotected)
+    return Verdict((Check(UNPROTECTED, float(parts), 2.0, "max", "parts"),) if parts else ())
 
 
 def worst_of(verdicts: Iterable[Verdict]) -> Verdict:

@@ -25,6 +25,8 @@ from wbcd.records import HologramStack, Optics, Triple
 
 FORMAT = "wbcd-acquisition"
 FORMAT_VERSION = 1
+LIBVER = ("v110", "v110")
+"""From HDF5 1.10 on headers and chunk indices carry checksums, so that a flipped bit of an attribute is noticed."""
 REFERENCE_SUFFIX = ".wbcdref"
 """Extension of a shared reference file; never a candidate for the watcher."""
 
@@ -49,7 +51,7 @@ def write_acquisition(
     ``acquired_at``: ISO 8601 with zone. ``reference_file``: plain name of a sibling made by :func:`write_reference`; the
     stack's own reference is then left out. ``complete`` is the last attribute written.
     """
-    with renamed(path) as hidden, h5py.File(hidden, "x", locking=False) as file:
+    with renamed(path) as hidden, h5py.File(hidden, "x", locking=False, libver=LIBVER) as file:
         attributes = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -79,7 +81,7 @@ def write_acquisition(
 def write_reference(path: Path, frames: NDArray[np.unsignedinteger[Any]]) -> Path:
     """Write sample-free frames [angle, y, x] that a session shares; returns the path, which ends in ``.wbcdref``."""
     target = path if path.suffix == REFERENCE_SUFFIX else path.with_name(path.name + REFERENCE_SUFFIX)
-    with renamed(target) as hidden, h5py.File(hidden, "x", locking=False) as file:
+    with renamed(target) as hidden, h5py.File(hidden, "x", locking=False, libver=LIBVER) as file:
         file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION})
         _write_frames(file, "reference", frames)
         file.flush()
