@@ -42,8 +42,8 @@ class Acquisition:
     """A ticket: identifies one file of the instrument; carries no arrays.
 
     ``content_id`` is the BLAKE2b-160 of the bytes (40 hex digits): the identity under which the result is counted,
-    whatever the file is called. A path that could not be read has an id that starts with ``unread-``. ``unprotected``: what
-    the file keeps without a checksum, "values" (pixels, voxels) or "scale" (shape, pitch, medium): damage there can go unseen.
+    whatever the file is called. A path that could not be read has an id that starts with ``unread-``. ``unprotected``: where
+    a change can go unseen: "values" (pixels, voxels) or "scale" (shape, pitch, medium) have no checksum, the whole no "seal".
     """
 
     content_id: str
@@ -98,6 +98,8 @@ class FringeReport:
     ``sideband_snr``: [angle] peak of the sideband over the median of the spectrum around it.
     ``saturated_fraction``: [angle] fraction of pixels at the type's (or camera's) full scale.
     ``mean_level``: [angle] mean grey value. ``repeated``: [angle] True where a frame is, pixel by pixel, the one before.
+    ``carrier_separation``, ``sideband_separation``: distance of the sideband from the zero order and from its conjugate on the
+    camera's sampling lattice, in NA/lambda; 3 and 2 are free of overlap. None where they were not measured.
     """
 
     carrier_rad_um: tuple[float, float]
@@ -106,6 +108,8 @@ class FringeReport:
     saturated_fraction: NDArray[np.float64]
     mean_level: NDArray[np.float64]
     repeated: NDArray[np.bool_] | None = None
+    carrier_separation: float | None = None
+    sideband_separation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,21 @@ class FieldStack:
 
 
 @dataclass(frozen=True, slots=True)
+class Refinement:
+    """How the accurate mode went. ``kept``: the held-out frames prefer its result to the fast mode's, which else stays.
+
+    ``misfit_before``, ``misfit_after``: relative misfit of the complex phases of the held-out frames under the multi-slice
+    model, for the fast and for the refined potential.
+    """
+
+    kept: bool
+    misfit_before: float
+    misfit_after: float
+    iterations: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class InversionReport:
     """How the inversion went: the raw material of the optical verdict.
 
@@ -145,6 +164,7 @@ class InversionReport:
     iterations: int
     seconds: float
     cut_by_field: bool = False
+    refinement: Refinement | None = None
 
 
 @dataclass(frozen=True, slots=True)

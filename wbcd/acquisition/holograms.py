@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wbcd.acquisition.hdf5 import Node, open_hdf5, read_array, unchecked_parts
-from wbcd.acquisition.limits import ANGLES, FRAME_PIXELS, MEDIUM_RI, NUMERICAL_APERTURE, PIXEL_UM, WAVELENGTH_UM, ReadDefaults
+from wbcd.acquisition.limits import (
+    ANGLES,
+    FRAME_PIXELS,
+    MEDIUM_RI,
+    NUMERICAL_APERTURE,
+    PIXEL_UM,
+    PROVENANCE,
+    WAVELENGTH_UM,
+    ReadDefaults,
+)
+from wbcd.acquisition.seal import SEAL, SEALED_ATTRIBUTES, seal_of
 from wbcd.acquisition.source import Source
 from wbcd.errors import BadField, CorruptContent, Incomplete, NotReadable
 from wbcd.records import Acquisition, HologramStack, Optics, SourceFormat
@@ -47,7 +59,26 @@ def read_holograms(root: Node, source: Source, defaults: ReadDefaults) -> tuple[
         normal_frame=root.required_count("normal_frame", (0, len(holograms) - 1)),
         optics=optics,
     )
-    return _ticket(root, source.acquisition, optics, defaults), stack
+    ticket = _ticket(root, source.acquisition, optics, defaults)
+    # The seal covers all that checksums do.
+    return replace(ticket, unprotected=() if _demand_seal(root, stack) else (*_unchecked(root), PROVENANCE)), stack
+
+
+def _demand_seal(root: Node, stack: HologramStack) -> bool:
+    """False without a seal (:mod:`wbcd.acquisition.seal`); raises CorruptContent when the content is not what was sealed."""
+    seal = root.text(SEAL)
+    if seal is None:
+        return False
+    arrays = {"holograms": stack.holograms, "reference": stack.reference, "illumination": stack.illumination_rad_um}
+    inside = {name: values for name, values in arrays.items() if values is not None and root.has(name)}
+    _demand_same_seal(root, seal, inside)
+    return True
+
+
+def _demand_same_seal(root: Node, seal: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    found = seal_of({name: root.attribute(name) for name in SEALED_ATTRIBUTES}, arrays)
+    if found != seal:
+        raise CorruptContent(f"attribute {root.where(SEAL)} is {seal[:40]!r}; what the file holds has the seal {found!r}.")
 
 
 def _demand_version(root: Node) -> None:
@@ -84,8 +115,11 @@ def _ticket(root: Node, acquisition: Acquisition, optics: Optics, defaults: Read
         wavelength_um=optics.wavelength_um,
         objective_na=optics.objective_na,
         pixel_size_um=optics.pixel_size_um,
-        unprotected=unchecked_parts([root.group], [root.group[name] for name in _ARRAYS if root.has(name)]),
     )
+
+
+def _unchecked(root: Node) -> tuple[str, ...]:
+    return unchecked_parts([root.group], [root.group[name] for name in _ARRAYS if root.has(name)])
 
 
 def _moment(root: Node) -> str:
@@ -192,7 +226,11 @@ def _shared_reference(source: Source, name: str, holograms: Frames, defaults: Re
             root = Node(file, shown, defaults.max_logical_bytes)
             if root.attribute("complete") is False:
                 raise Incomplete(f"attribute {root.where('complete')} is False; the writer sets it to True last.")
-            return matching(_frames(root.child("reference")), holograms, root.where("reference"))
+            reference = matching(_frames(root.child("reference")), holograms, root.where("reference"))
+            seal = root.text(SEAL)
+            if seal is not None:
+                _demand_same_seal(root, seal, {"reference": reference})
+            return reference
 
 
 def matching(reference: Frames, holograms: Frames, where: str) -> Frames:

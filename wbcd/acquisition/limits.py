@@ -19,8 +19,9 @@ MAX_NON_PHYSICAL_FRACTION = 0.01
 FRAME_PIXELS = (32, 8192)
 ANGLES = (2, 1024)
 MAX_TEXT_CHARACTERS = 1000
-SCALE, VALUES = "scale", "values"
-"""The parts of a file that can lack a checksum (:attr:`wbcd.records.Acquisition.unprotected`)."""
+SCALE, VALUES, PROVENANCE = "scale", "values", "seal"
+"""What a file can lack (:attr:`wbcd.records.Acquisition.unprotected`): a checksum of shape, pitch and medium; one of its pixels
+or voxels; the writer's seal over the whole, which a later rewriting breaks."""
 
 
 @dataclass(frozen=True, slots=True)

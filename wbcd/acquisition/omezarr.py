@@ -22,6 +22,7 @@ from wbcd.acquisition.candidate import demand_unchanged, folder_files, folder_st
 from wbcd.acquisition.limits import (
     MEDIUM_RI,
     NUMERICAL_APERTURE,
+    PROVENANCE,
     SCALE,
     VALUES,
     VOXEL_UM,
@@ -406,7 +407,7 @@ def _ticket(acquisition: Acquisition, group: Json, header: ZarrHeader, defaults:
         pixel_size_um=header.voxel_um[2],
         time_points=header.time_points,
         # JSON has no checksum; of the codecs only some do.
-        unprotected=(SCALE,) if header.values_checked else (SCALE, VALUES),
+        unprotected=(SCALE, PROVENANCE) if header.values_checked else (SCALE, VALUES, PROVENANCE),
     )
 
 

@@ -11,7 +11,7 @@ from wbcd.acquisition import tiffpair
 from wbcd.acquisition.candidate import demand_unchanged
 from wbcd.acquisition.hdf5 import Node, hdf5_of
 from wbcd.acquisition.holograms import looks_like_holograms, read_holograms
-from wbcd.acquisition.limits import SCALE, VALUES, ReadDefaults
+from wbcd.acquisition.limits import PROVENANCE, SCALE, VALUES, ReadDefaults
 from wbcd.acquisition.matfile import looks_like_mat, read_mat
 from wbcd.acquisition.omezarr import demand_unchanged_folder, read_zarr_header, zarr_volumes
 from wbcd.acquisition.source import Held, Source
@@ -45,7 +45,7 @@ def _read_still(source: Source, found: tuple[Acquisition, HologramStack]) -> tup
     """A rig's stack: neither its notes nor TIFF have checksums, nor have the frames of MATLAB's files that are not packed."""
     _demand_still(source)
     ticket, stack = found
-    return replace(ticket, unprotected=(SCALE, VALUES)), stack
+    return replace(ticket, unprotected=(SCALE, VALUES, PROVENANCE)), stack
 
 
 def _read_zarr(source: Source, defaults: ReadDefaults) -> tuple[Acquisition, Payload]:

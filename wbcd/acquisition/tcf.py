@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbcd.acquisition.hdf5 import Node, read_array, unchecked_parts
-from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, PHYSICAL_RI, VOXEL_UM, WAVELENGTH_UM, ReadDefaults, within
+from wbcd.acquisition.limits import (
+    MEDIUM_RI,
+    NUMERICAL_APERTURE,
+    PHYSICAL_RI,
+    PROVENANCE,
+    VOXEL_UM,
+    WAVELENGTH_UM,
+    ReadDefaults,
+    within,
+)
 from wbcd.acquisition.sidecar import MAX_CONFIG_BYTES, VendorConfig, session_config, vendor_config
 from wbcd.acquisition.source import Source
 from wbcd.acquisition.volume import Load, assemble, decode, demand_loadable, slabs
@@ -194,7 +203,8 @@ def _unprotected(root: Node, header: TcfHeader) -> tuple[str, ...]:
     if root.has("Info") and root.child("Info").has("Device"):
         held.append(root.child("Info/Device").group)
     tiles = [tile.data for node in map(group.child, header.names) if node.is_group for tile in _tiles(node, header)[0]]
-    return unchecked_parts(held, [*tiles, *(item for item in held if isinstance(item, h5py.Dataset))])
+    parts = unchecked_parts(held, [*tiles, *(item for item in held if isinstance(item, h5py.Dataset))])
+    return (*parts, PROVENANCE)
 
 
 def sample_of_title(title: str) -> str | None:

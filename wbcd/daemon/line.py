@@ -226,9 +226,9 @@ class _Summary:
 
 
 def unprotected(acquisition: Acquisition) -> Verdict:
-    """A flag, never a refusal: how many parts of the file (values, scale) lack a checksum, so that damage can go unseen."""
+    """A flag, never a refusal: of how many of values, scale and whole the file holds no checksum or seal to judge them by."""
     parts = len(acquisition.unprotected)
-    return Verdict((Check(UNPROTECTED, float(parts), 2.0, "max", "parts"),) if parts else ())
+    return Verdict((Check(UNPROTECTED, float(parts), 3.0, "max", "parts"),) if parts else ())
 
 
 def worst_of(verdicts: Iterable[Verdict]) -> Verdict:

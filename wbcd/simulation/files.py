@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from wbcd.acquisition.seal import SEAL, seal_of
 from wbcd.errors import BadValue
 from wbcd.records import HologramStack, Optics, Triple
 
@@ -73,6 +74,7 @@ def write_acquisition(
             _write_frames(file, "reference", stack.reference)
         if stack.illumination_rad_um is not None:
             file.create_dataset("illumination", data=np.asarray(stack.illumination_rad_um, np.float64), fletcher32=True)
+        file.attrs[SEAL] = seal_of(attributes, {name: data[()] for name, data in file.items()})
         file.flush()
         file.attrs["complete"] = True
     return path
@@ -82,8 +84,10 @@ def write_reference(path: Path, frames: NDArray[np.unsignedinteger[Any]]) -> Pat
     """Write sample-free frames [angle, y, x] that a session shares; returns the path, which ends in ``.wbcdref``."""
     target = path if path.suffix == REFERENCE_SUFFIX else path.with_name(path.name + REFERENCE_SUFFIX)
     with renamed(target) as hidden, h5py.File(hidden, "x", locking=False, libver=LIBVER) as file:
-        file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION})
+        attributes = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        file.attrs.update(attributes)
         _write_frames(file, "reference", frames)
+        file.attrs[SEAL] = seal_of(attributes, {"reference": frames})
         file.flush()
         file.attrs["complete"] = True
     return target
