@@ -18,6 +18,7 @@ RI follows from density by n = n_m + alpha C, alpha = 0.2 mL/g.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -112,9 +113,8 @@ def render(stranger: Stranger, voxel_um: Triple, shape: Shape3) -> Array:
     for ball in stranger.balls:
         _lay(ball, density, (z, y, x), voxel_um, edge)
     filled = inside * density
-    delta[box] = filled * np.float32(
-        stranger.delta_ri * float(inside.sum(dtype=np.float64)) / float(filled.sum(dtype=np.float64))
-    )
+    mean = float(filled.sum(dtype=np.float64)) / float(inside.sum(dtype=np.float64))
+    delta[box] = filled * np.float32(stranger.delta_ri / mean)
     return delta
 
 
@@ -128,9 +128,8 @@ def _cover(depth: Array, edge: float) -> Array:
 def _ball_depth(stranger: Stranger, z: Array, y: Array, x: Array) -> Array:
     """Distance inside an uneven ellipsoid of revolution, um, first order."""
     u, v, w = (a * z + b * y + c * x for a, b, c in stranger.frame.astype(np.float32))
-    distance = np.sqrt((u / np.float32(stranger.stretch)) ** 2 + (v**2 + w**2) * np.float32(stranger.stretch)) + np.float32(
-        1e-6
-    )
+    stretch = np.float32(stranger.stretch)
+    distance = np.sqrt((u / stretch) ** 2 + (v**2 + w**2) * stretch) + np.float32(1e-6)
     height = np.zeros_like(distance)
     for kz, ky, kx, phase, amplitude in stranger.waves.astype(np.float32):
         height += amplitude * np.cos((kz * u + ky * v + kx * w) / distance + phase)
@@ -216,7 +215,7 @@ def _lobes(rng: np.random.Generator, radius: float, fraction: float, count: int)
     places = [ring * (math.cos(i * step) * frame[0] + math.sin(i * step) * frame[1]) for i in range(count)]
     density = rng.uniform(0.86, 0.92)
     made = [Ball((float(p[0]), float(p[1]), float(p[2])), size * rng.uniform(0.92, 1.08), density) for p in places]
-    for a, b in zip(places, places[1:], strict=False):
+    for a, b in itertools.pairwise(places):
         made += [_bead_on(a + t * (b - a), density) for t in np.linspace(0.2, 0.8, 5)]
     return made
 
