@@ -18,7 +18,14 @@ from wbcd.records import Shape3, Triple
 
 @dataclass(frozen=True, slots=True)
 class ReconstructionRecipe:
-    """From holograms to RI. ``voxel_um`` and ``shape`` are (z, y, x)."""
+    """From holograms to RI. ``voxel_um`` and ``shape`` are (z, y, x).
+
+    ``mode``: "fast" (Rytov) or "accurate" (multi-slice model, tens of seconds a cell). ``refinement_tv``: total variation of
+    the accurate mode in units of the object's own potential. ``hold_out_every``: every such frame judges the accurate mode
+    instead of taking part in it.
+    """
+
+    mode: str = "fast"
 
     voxel_um: Triple = (0.2, 0.1, 0.1)
     shape: Shape3 = (100, 150, 150)
@@ -28,6 +35,9 @@ class ReconstructionRecipe:
     refocus: bool = True
     refocus_range_um: float = 6.0
     default_medium_ri: float = 1.337
+    refinement_iterations: int = 14
+    refinement_tv: float = 0.07
+    hold_out_every: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +52,15 @@ class QualityRecipe:
 
     min_fringe_contrast: float = 0.15
     min_sideband_snr: float = 20.0
+    min_carrier_separation: float = 2.95
+    min_sideband_separation: float = 1.95
     max_saturated_fraction: float = 0.01
     max_background_rms_rad: float = 0.25
     max_phase_residue_fraction: float = 0.01
     max_frame_residual: float = 0.6
     max_residual: float = 0.45
     max_focus_shift_um: float = 5.0
-    min_kept_frames: int = 24
+    min_kept_frames: int = 4
     max_lost_frames: float = 0.1
     max_repeated_frames: float = 0.0
     max_frame_shift_um: float = 0.2

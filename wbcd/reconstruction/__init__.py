@@ -7,7 +7,8 @@ Importable alone, for notebooks::
 """
 
 from wbcd.reconstruction.field import demodulate, measure_fringes, measure_illumination, retrieve_fields
-from wbcd.reconstruction.tomogram import EwaldOperator, invert, potential_to_ri, reconstruct, ri_to_potential
+from wbcd.reconstruction.operator import EwaldOperator
+from wbcd.reconstruction.tomogram import invert, potential_to_ri, reconstruct, ri_to_potential
 
 __all__ = [
     "EwaldOperator",

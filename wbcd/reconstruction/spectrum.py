@@ -104,10 +104,10 @@ def rytov(fields: FieldStack, window: Window, recipe: Recipe, *, device: str = "
     """Complex phases of one window: refocused to the object's centre of mass, unwrapped, folded to the window's period."""
     w = torch.from_numpy(fields.w).to(device)
     k_in = fields.k_in_rad_um
-    tilt = _tilt(k_in, fields.optics)
+    slope = tilt(k_in, fields.optics)
     energy = (w - 1).abs().square()
     rough = _centroids(_near(energy, window, fields.pixel_um), fields.pixel_um)
-    focus, centre, _ = _height(rough, tilt)
+    focus, centre, _ = _height(rough, slope)
     limit = recipe.reconstruction.refocus_range_um
     focus = float(np.clip(focus, -limit, limit)) if recipe.reconstruction.refocus else 0.0
     if focus:
@@ -117,14 +117,14 @@ def rytov(fields: FieldStack, window: Window, recipe: Recipe, *, device: str = "
     charge = residues(phase)
     phase = unwrap(phase)
     psi = torch.complex(torch.log(cut.abs().clamp_min(0.05)), phase)
-    mask = _shadow(psi.shape[-2:], window.radius_um, tilt, fields.pixel_um, device)
-    psi = _level(psi, mask)
+    mask = shadow(psi.shape[-2:], window.radius_um, slope, fields.pixel_um, device)
+    psi = level_outside(psi, mask)
     weighted = psi * mask
     centroids = _centroids(weighted.imag.clamp_min(0), fields.pixel_um)
-    _, local, shift = _height(centroids, tilt)
+    _, local, shift = _height(centroids, slope)
     inside = mask[:, :-1, :-1] > 0.5
     centre_px = (corner[0] + local[0] / fields.pixel_um, corner[1] + local[1] / fields.pixel_um)
-    folded = _fold(weighted, (round(local[0] / fields.pixel_um), round(local[1] / fields.pixel_um)), window.size)
+    folded = fold(weighted, (round(local[0] / fields.pixel_um), round(local[1] / fields.pixel_um)), window.size)
     return RytovStack(
         psi=folded,
         k_in_rad_um=k_in,
@@ -137,7 +137,7 @@ def rytov(fields: FieldStack, window: Window, recipe: Recipe, *, device: str = "
     )
 
 
-def _tilt(k_in: NDArray[np.float64], optics: Optics) -> NDArray[np.float64]:
+def tilt(k_in: NDArray[np.float64], optics: Optics) -> NDArray[np.float64]:
     """tan(theta) (x, y) of each illumination: k_in / k_z."""
     _, k = wave_numbers(optics)
     slope: NDArray[np.float64] = k_in / np.sqrt(np.maximum(k**2 - (k_in**2).sum(1, keepdims=True), 1e-3))
@@ -167,7 +167,7 @@ def _centroids(weight: Tensor, pixel_um: float) -> NDArray[np.float64]:
 
 
 def _height(
-    centroids: NDArray[np.float64], tilt: NDArray[np.float64]
+    centroids: NDArray[np.float64], slope: NDArray[np.float64]
 ) -> tuple[float, tuple[float, float], NDArray[np.float64]]:
     """Height (um), centre (y, x in um) and what is left over per frame (um) from centroids c = c0 - z tan(theta).
 
@@ -176,7 +176,7 @@ def _height(
     n = len(centroids)
     design = np.zeros((2 * n, 3))
     design[:n, 0], design[n:, 1] = 1, 1
-    design[:n, 2], design[n:, 2] = -tilt[:, 1], -tilt[:, 0]
+    design[:n, 2], design[n:, 2] = -slope[:, 1], -slope[:, 0]
     values = np.concatenate([centroids[:, 0], centroids[:, 1]])
     weight: NDArray[np.floating] = np.ones(2 * n)
     solution: NDArray[np.floating] = np.zeros(3)
@@ -218,15 +218,15 @@ def _cut(w: Tensor, centre_um: tuple[float, float], pixel_um: float, window: Win
     return w[:, corner[0] : stop[0], corner[1] : stop[1]], (corner[0], corner[1])
 
 
-def _shadow(
-    shape: torch.Size | tuple[int, ...], radius_um: float, tilt: NDArray[np.float64], pixel_um: float, device: str
+def shadow(
+    shape: torch.Size | tuple[int, ...], radius_um: float, slopes: NDArray[np.float64], pixel_um: float, device: str
 ) -> Tensor:
     """Soft mask [frame, y, x] over each frame's shadow: a disc stretched by 1/cos(theta) along the tilt, cosine edge."""
     ny, nx = shape
     y = (torch.arange(ny, device=device) - ny // 2)[:, None] * pixel_um
     x = (torch.arange(nx, device=device) - nx // 2)[None, :] * pixel_um
-    masks = torch.empty((len(tilt), ny, nx), device=device)
-    for i, (tx, ty) in enumerate(tilt):
+    masks = torch.empty((len(slopes), ny, nx), device=device)
+    for i, (tx, ty) in enumerate(slopes):
         slope = math.hypot(tx, ty)
         stretch = math.sqrt(1 + slope**2)
         ux, uy = (tx / slope, ty / slope) if slope > 1e-6 else (1.0, 0.0)
@@ -237,7 +237,7 @@ def _shadow(
     return masks
 
 
-def _level(psi: Tensor, mask: Tensor) -> Tensor:
+def level_outside(psi: Tensor, mask: Tensor) -> Tensor:
     """Subtract the mean of what lies outside the shadow: a constant there is the instrument's, not the object's."""
     outside = (mask < 0.01).float()
     weight = outside.sum((-2, -1)).clamp_min(1.0)
@@ -245,7 +245,7 @@ def _level(psi: Tensor, mask: Tensor) -> Tensor:
     return psi - torch.where(weight > 50, level, torch.zeros_like(level))[:, None, None]
 
 
-def _fold(psi: Tensor, centre: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def fold(psi: Tensor, centre: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Periodic sum with the window's period, the centre moved to the middle of the window.
 
     The spectrum of the folded array at the window's frequencies is exactly that of the unfolded one.

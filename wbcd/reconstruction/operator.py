@@ -1,0 +1,190 @@
+"""Sampling of a volume's spectrum on the Ewald caps of one illumination set: exact on the grid.
+
+A plane-wave projection samples the volume's spectrum at continuous K_z on each column of the lateral FFT grid (the folded
+field makes K_x, K_y fall on it), so nothing is gridded. The normal operator A^H W A is a convolution along z, applied
+through a 2x zero-padded FFT as one real multiplier (a Toeplitz embedding).
+
+Equations: Wolf 1969, Devaney 1981 (Rytov); V = k0^2 (n^2 - n_m^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wbcd.reconstruction.spectrum import wave_numbers
+from wbcd.records import Optics, Shape3, Triple
+
+# 8,192 samples of 100 heights are 6.5 MB: a table that stays near the cores' caches.
+SAMPLES_AT_ONCE = 8192
+
+
+class Caps(NamedTuple):
+    """Where one illumination set samples the spectrum: flat arrays over all samples.
+
+    ``column``: index into the flattened lateral FFT grid; ``kz_step``: K_z dz, rad a slice; ``frame``; ``k_z``: axial wave
+    number of the scattered wave, rad/um; ``weight``: density compensation.
+    """
+
+    column: Tensor
+    kz_step: Tensor
+    frame: Tensor
+    k_z: Tensor
+    weight: Tensor
+
+
+class EwaldOperator:
+    """The sampling of one geometry: right-hand side, normal operator and predicted spectra.
+
+    ``shape`` (z, y, x), ``voxel_um`` (z, y, x). Holds one real multiplier of [2 nz, ny, nx/2 + 1] floats.
+    """
+
+    def __init__(
+        self, k_in_rad_um: NDArray[np.float64], optics: Optics, shape: Shape3, voxel_um: Triple, device: str = "cpu"
+    ) -> None:
+        self.shape = shape
+        self.voxel_um = voxel_um
+        self.optics = optics
+        self.device = device
+        self.frames = len(k_in_rad_um)
+        caps = _caps(k_in_rad_um, optics, shape, voxel_um, device)
+        self.caps = caps._replace(weight=_density_weight(caps, shape))
+        self.multiplier, self.lipschitz = self._transfer()
+
+    def samples(self, psi: Tensor) -> Tensor:
+        """Scattering-potential samples y = V^/(dx^2 dz) from folded Rytov phases [frame, y, x] centred in the window.
+
+        V^(K_xy, k_z - k_z0) = -2 i k_z psi^(K_xy).
+        """
+        spectrum = torch.fft.fft2(torch.fft.ifftshift(psi, dim=(-2, -1))).flatten(1)
+        picked = spectrum[self.caps.frame, self.caps.column]
+        return torch.complex(picked.imag, -picked.real) * (2 * self.caps.k_z / self.voxel_um[0])
+
+    def right_hand_side(self, samples: Tensor) -> Tensor:
+        """A^H W y: real [z, y, x], the image of the weighted samples."""
+        nz, ny, nx = self.shape
+        columns = torch.zeros((ny * nx, nz), dtype=torch.complex64, device=self.device)
+        values = samples * (self.caps.weight / (2 * nz))
+        for part in self._chunks():
+            columns.index_add_(0, self.caps.column[part], values[part, None] * self._waves(part, self._lowest))
+        volume: Tensor = torch.fft.ifft2(columns.T.reshape(nz, ny, nx))
+        return volume.real.roll((ny // 2, nx // 2), (-2, -1))
+
+    def predict(self, volume: Tensor, chosen: Tensor) -> Tensor:
+        """A x at the ``chosen`` samples (indices): what a volume [z, y, x] would give there."""
+        nz, ny, nx = self.shape
+        columns = torch.fft.fft2(torch.fft.ifftshift(volume, dim=(-2, -1))).reshape(nz, ny * nx).T.contiguous()
+        parts = [
+            torch.linalg.vecdot(self._waves(part, self._lowest), columns[self.caps.column[part]])
+            for part in torch.split(chosen, SAMPLES_AT_ONCE)
+        ]
+        return torch.cat(parts)
+
+    def normal(self, volume: Tensor) -> Tensor:
+        """A^H W A x by the Toeplitz embedding: real [z, y, x]."""
+        nz = self.shape[0]
+        lateral = torch.fft.rfft2(volume)
+        axial = torch.fft.fft(lateral, n=2 * nz, dim=0).mul_(self.multiplier)
+        back = torch.fft.ifft(axial, dim=0)[:nz]
+        out: Tensor = torch.fft.irfft2(back, s=self.shape[1:])
+        return out
+
+    def _chunks(self) -> list[slice]:
+        return [slice(i, i + SAMPLES_AT_ONCE) for i in range(0, len(self.caps.column), SAMPLES_AT_ONCE)]
+
+    @property
+    def _lowest(self) -> int:
+        """Height of slice 0: the middle slice lies in the plane of the fields."""
+        return -(self.shape[0] // 2)
+
+    def _waves(self, part: slice | Tensor, first: int) -> Tensor:
+        """exp(i K_z z) [sample, nz] at the heights first, first + 1, ... slices.
+
+        As products of two short tables: a complex product costs a quarter of a sine and cosine.
+        """
+        nz = self.shape[0]
+        short = math.isqrt(nz - 1) + 1
+        step = self.caps.kz_step[part]
+        fine = step[:, None] * torch.arange(short, device=self.device)
+        coarse = step[:, None] * (first + short * torch.arange(-(-nz // short), device=self.device))
+        table = torch.polar(torch.ones_like(coarse), coarse)[:, :, None] * torch.polar(torch.ones_like(fine), fine)[:, None, :]
+        return table.flatten(1)[:, :nz]
+
+    def _transfer(self) -> tuple[Tensor, float]:
+        """Real multiplier [2 nz, ny, nx/2+1] of the normal operator and its largest value.
+
+        The kernel along z, t(d) = sum w exp(i K_z d dz)/(2 nz), is made Hermitian over (K, -K): the volume is real.
+        """
+        nz, ny, nx = self.shape
+        kernel = torch.zeros((ny * nx, nz), dtype=torch.complex64, device=self.device)
+        weight = self.caps.weight / (2 * nz)
+        for part in self._chunks():
+            kernel.index_add_(0, self.caps.column[part], weight[part, None] * self._waves(part, 0))
+        plane = kernel.reshape(ny, nx, nz)
+        mirrored = torch.roll(plane.flip((0, 1)), (1, 1), (0, 1)).conj()
+        plane = 0.5 * (plane + mirrored)[:, : nx // 2 + 1]
+        full = torch.zeros((2 * nz, ny, nx // 2 + 1), dtype=torch.complex64, device=self.device)
+        full[:nz] = plane.permute(2, 0, 1)
+        full[nz + 1 :] = plane[:, :, 1:].flip(2).conj().permute(2, 0, 1)
+        multiplier = torch.fft.fft(full, dim=0).real.contiguous()
+        return multiplier, float(multiplier.max())
+
+
+def _caps(k_in: NDArray[np.float64], optics: Optics, shape: Shape3, voxel_um: Triple, device: str) -> Caps:
+    k0, k = wave_numbers(optics)
+    _, ny, nx = shape
+    ky = 2 * np.pi * np.fft.fftfreq(ny, voxel_um[1])[:, None]
+    kx = 2 * np.pi * np.fft.fftfreq(nx, voxel_um[2])[None, :]
+    pupil = (optics.objective_na * k0) ** 2
+    # At NA near n_m the rim of the pupil is evanescent-steep and carries noise only.
+    steep = (0.995 * k) ** 2
+    columns, steps, frames, axial = [], [], [], []
+    for i, (px, py) in enumerate(k_in):
+        kt2 = (kx + px) ** 2 + (ky + py) ** 2
+        inside = np.flatnonzero(kt2 <= min(pupil, steep))
+        kz = np.sqrt(k**2 - kt2.ravel()[inside])
+        columns.append(inside)
+        axial.append(kz)
+        steps.append((kz - math.sqrt(max(k**2 - px**2 - py**2, 0.0))) * voxel_um[0])
+        frames.append(np.full(len(inside), i))
+
+    def tensor(parts: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device=device, dtype=dtype)
+
+    kz_step = tensor(steps, torch.float32)
+    return Caps(
+        column=tensor(columns, torch.int64),
+        kz_step=kz_step,
+        frame=tensor(frames, torch.int64),
+        k_z=tensor(axial, torch.float32),
+        weight=torch.ones_like(kz_step),
+    )
+
+
+def _density_weight(caps: Caps, shape: Shape3) -> Tensor:
+    """Averaging by hits: the inverse of the local density of samples along K_z, in units of the padded grid's spacing.
+
+    An isolated sample gets 2 (its line is two padded bins wide), so that the multiplier stays near 1 where measured.
+    """
+    nz, ny, nx = shape
+    n = 2 * nz
+    position = torch.remainder(caps.kz_step * (n / (2 * math.pi)), n)
+    low = position.floor()
+    fraction = position - low
+    low = low.long() % n
+    high = (low + 1) % n
+    histogram = torch.zeros(ny * nx * n, device=caps.column.device)
+    base = caps.column * n
+    histogram.index_add_(0, base + low, 1 - fraction)
+    histogram.index_add_(0, base + high, fraction)
+    grid = histogram.reshape(ny * nx, n)
+    smooth = 0.5 * grid + 0.25 * (torch.roll(grid, 1, 1) + torch.roll(grid, -1, 1))
+    flat = smooth.reshape(-1)
+    density = flat[base + low] * (1 - fraction) + flat[base + high] * fraction
+    return 1.0 / density.clamp_min(0.25)
