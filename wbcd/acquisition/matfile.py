@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -111,12 +112,12 @@ def _frames(root: Node) -> Frames:
         if len({(plane.shape, plane.dtype) for plane in found}) != 1:
             raise BadField(f"{here}: its cells differ in shape or type; allowed is {_FRAMES}.")
         demand_shape((len(found), *found[0].shape), here)
-        frames: Frames = np.stack(found)
+        frames: NDArray[Any] = np.stack(found)
     else:
         data = node.array(dtypes=(np.uint8, np.uint16), ndim=3, limits=_FRAMES)
         angles, nx, ny = data.shape
         demand_shape((angles, ny, nx), here)
-        stored: Frames = read_array(data, (slice(None),) * 3, node.path)
+        stored = read_array(data, (slice(None),) * 3, node.path)
         frames = np.ascontiguousarray(stored.transpose(0, 2, 1))
     demand_light(frames, here)
     return frames

@@ -50,10 +50,22 @@ def judge_fringes(report: FringeReport, recipe: Recipe) -> Verdict:
             Check("repeated_frames", repeated, limits.max_repeated_frames, "max", "of the frames"),
             # Saturation before contrast: it also lowers the contrast, and the cause is the better reason.
             Check("saturated_fraction", at_most(report.saturated_fraction[lit], share), limits.max_saturated_fraction, "max"),
+            # Before contrast: frames whose sideband is folded over lose contrast too.
+            *_sideband_checks(report, recipe),
             Check("fringe_contrast", at_least(report.contrast[lit], share), limits.min_fringe_contrast, "min"),
             Check("sideband_snr", at_least(report.sideband_snr[lit], share), limits.min_sideband_snr, "min"),
         )
     )
+
+
+def _sideband_checks(report: FringeReport, recipe: Recipe) -> tuple[Check, ...]:
+    """Is the sideband clear of the zero order, and of its own mirror image across the camera's Nyquist limit?"""
+    limits = recipe.quality
+    judged = (
+        ("carrier_separation", report.carrier_separation, limits.min_carrier_separation),
+        ("sideband_separation", report.sideband_separation, limits.min_sideband_separation),
+    )
+    return tuple(Check(code, value, limit, "min", "NA/lambda") for code, value, limit in judged if value is not None)
 
 
 def judge_fields(fields: FieldStack, recipe: Recipe) -> Verdict:

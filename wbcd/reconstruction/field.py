@@ -12,6 +12,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,14 @@ ZERO_ORDER_FRACTION = 1.3
 # 8-bit cameras stop at 255; 16-bit files hold 10, 12, 14 or 16 bits.
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)
 FRAMES_AT_ONCE = 7
+# A frame with less than this share of the median light is lost.
+DARK_SHARE = 0.1
+# Peaks on the illumination circle that are asked for its centre when the normal frame is lost.
+RING_FRAMES = 16
+# Noise reaches 4 times the median of its spectrum among 100,000 bins.
+MIN_PEAK = 10.0
+# Frames whose sides give no common pitch are cropped by at most this share of a side.
+MAX_CROP = 0.05
 
 
 def measure_fringes(stack: HologramStack) -> FringeReport:
@@ -38,9 +47,12 @@ def measure_fringes(stack: HologramStack) -> FringeReport:
     """
     frames = stack.holograms
     peaks = _FringeFinder(stack.optics, frames.shape[1:])
-    carrier = peaks.carrier(frames[stack.normal_frame])
+    carrier = peaks.carrier_of(frames, stack.normal_frame)
     found = [peaks.around(frame, carrier) for frame in frames]
     scale = _full_scale(frames)
+    # Without fringes the place of the strongest noise says nothing of a carrier.
+    clear = max(f.snr for f in found) >= MIN_PEAK
+    zero_order, conjugate = sideband_distances(carrier, stack.optics) if clear else (None, None)
     return FringeReport(
         carrier_rad_um=(2 * math.pi * carrier[0], 2 * math.pi * carrier[1]),
         contrast=np.array([f.contrast for f in found]),
@@ -48,7 +60,33 @@ def measure_fringes(stack: HologramStack) -> FringeReport:
         saturated_fraction=np.array([float(np.mean(frame >= scale)) for frame in frames]),
         mean_level=np.array([float(frame.mean()) for frame in frames]),
         repeated=_repeated(frames),
+        carrier_separation=zero_order,
+        sideband_separation=conjugate,
     )
+
+
+def sideband_distances(carrier_cycles_um: tuple[float, float], optics: Optics) -> tuple[float, float]:
+    """Distances of the sideband's centre from the zero order and from its own conjugate, in units of NA/lambda.
+
+    On the lattice of the camera's sampling: a real frame repeats its spectrum every 1/pixel along both axes, so a carrier
+    beyond Nyquist comes back as an alias, and what it then overlaps is found all the same. Free of overlap are 3 (the zero
+    order of |u|^2 has radius 2, a sideband radius 1) and 2.
+    """
+    pupil = optics.objective_na / optics.wavelength_um
+    span = 1.0 / optics.pixel_size_um
+
+    def shortest(fx: float, fy: float) -> float:
+        return math.hypot(fx - span * round(fx / span), fy - span * round(fy / span)) / pupil
+
+    fx, fy = carrier_cycles_um
+    return shortest(fx, fy), shortest(2 * fx, 2 * fy)
+
+
+def _lit(frames: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.bool_]:
+    """True [frame] where a frame holds light that varies: not lost."""
+    level = frames.mean((1, 2))
+    lit: NDArray[np.bool_] = (level > DARK_SHARE * np.median(level)) & ~_constant(frames)
+    return lit
 
 
 def _constant(frames: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.bool_]:
@@ -105,6 +143,18 @@ class _FringeFinder:
         outside = radius > min(ZERO_ORDER_FRACTION * self._pupil, 0.3 * nyquist)
         return self._refine(amplitude, np.where(outside, amplitude, 0.0))
 
+    def carrier_of(self, frames: NDArray[Any], normal_frame: int) -> tuple[float, float]:
+        """The normal frame's peak; where that frame is lost, the centre of the circle that the others' peaks lie on."""
+        lit = np.flatnonzero(_lit(frames))
+        if normal_frame in lit or lit.size < 4:
+            return self.carrier(frames[normal_frame])
+        chosen = lit[np.unique(np.linspace(0, lit.size - 1, RING_FRAMES).round().astype(int))]
+        peaks = np.array([self.carrier(frames[i]) for i in chosen])
+        span = 1.0 / self._optics.pixel_size_um
+        peaks[:, 1] -= span * np.round((peaks[:, 1] - peaks[0, 1]) / span)
+        centre = _circle_centre(peaks)
+        return float(centre[0]), float(centre[1])
+
     def around(self, frame: NDArray[Any], carrier: tuple[float, float]) -> _Peak:
         """The peak inside the pupil about the carrier."""
         amplitude = self._amplitude(frame)
@@ -136,6 +186,24 @@ class _FringeFinder:
         return fx, fy
 
 
+def _circle_centre(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centre of the circle through points [n, 2], by algebraic least squares (Kasa 1976), in rounds without outliers."""
+    design = np.column_stack([2 * points, np.ones(len(points))])
+    squares = (points**2).sum(1)
+    kept = np.ones(len(points), bool)
+    centre = points.mean(0)
+    for _ in range(4):
+        solution = np.linalg.lstsq(design[kept], squares[kept], rcond=None)[0]
+        centre = solution[:2]
+        radius = np.hypot(*(points - centre).T)
+        off = np.abs(radius - np.median(radius[kept]))
+        kept = off <= max(3 * 1.4826 * float(np.median(off)), 1e-6)
+        if kept.sum() < 4:
+            break
+    found: NDArray[np.float64] = centre
+    return found
+
+
 def _log_parabola(values: list[float]) -> float:
     """Offset of the vertex from the middle of three positive values, within half a bin."""
     left, middle, right = (math.log(max(v, 1e-12)) for v in values)
@@ -150,17 +218,19 @@ def measure_illumination(
 ) -> tuple[tuple[float, float], NDArray[np.float64]]:
     """Carrier (cycles/um) and transverse illumination vectors [frame, 2] in rad/um, measured from the fringe peaks.
 
-    The normal frame's peak is the carrier by definition; the others lie about it at k_in / 2 pi.
+    The normal frame's peak is the carrier by definition; the others lie about it at k_in / 2 pi. Where the normal frame is
+    lost, the centre of their circle is the carrier. A lost frame's vector means nothing.
     """
     finder = _FringeFinder(optics, frames.shape[1:])
-    carrier = finder.carrier(frames[normal_frame])
+    carrier = finder.carrier_of(frames, normal_frame)
     span = 1.0 / optics.pixel_size_um
     k_in = np.empty((len(frames), 2))
     for i, frame in enumerate(frames):
         fx, fy = finder.around(frame, carrier).frequency
         dy = (fy - carrier[1] + span / 2) % span - span / 2
         k_in[i] = 2 * np.pi * (fx - carrier[0]), 2 * np.pi * dy
-    k_in[normal_frame] = 0.0
+    if _lit(frames)[normal_frame]:
+        k_in[normal_frame] = 0.0
     return carrier, k_in
 
 
@@ -171,26 +241,25 @@ def retrieve_fields(
 
     ``fringes``: what :func:`measure_fringes` said of the same stack, where it was asked before; else it is asked here.
 
-    Frames without signal (lost, all of one value) are dropped and named by ``kept``; whether enough remain is the verdict's
-    to say. Raises ReconstructionError when the normal frame is lost, BadField when the pixels would not be square.
+    Frames without signal (lost, all of one value) and those that the camera saturated are dropped and named by ``kept``;
+    whether enough remain is the verdict's to say. Where the normal frame is among them, the one nearest to the axis stands in.
+    Raises ReconstructionError when no frame holds fringes, BadField when the pixels would not be square.
     """
     fringes = fringes or measure_fringes(stack)
-    kept = np.flatnonzero((fringes.contrast > 1e-3) & ~_constant(stack.holograms))
-    if stack.normal_frame not in kept:
-        raise ReconstructionError(
-            f"holograms: the normal frame ({stack.normal_frame}) holds no fringes (contrast "
-            f"{fringes.contrast[stack.normal_frame]:.2g}; more than 0.001 is needed); {len(kept)} of {len(stack.holograms)} "
-            "frames hold any."
-        )
-    normal = int(np.flatnonzero(kept == stack.normal_frame)[0])
+    usable = (fringes.contrast > 1e-3) & _lit(stack.holograms) & ~_overexposed(fringes, recipe)
     if stack.reference is not None:
-        session = SESSIONS.of(stack, kept, normal, recipe, device)
-        k_in, demodulator = session.k_in_rad_um, session.demodulator
-        w = _divide(demodulator(stack.holograms[kept]), session.field)
+        session = SESSIONS.of(stack, recipe, device)
+        kept = _demand_any(usable & session.lit, fringes)
+        demodulator, k_in = session.demodulator, session.k_in_rad_um[kept]
+        field = session.field if len(kept) == len(session.field) else session.field[torch.from_numpy(kept)]
+        w = _divide(demodulator(stack.holograms[kept]), field)
     else:
-        carrier, k_in = measure_illumination(stack.holograms[kept], stack.optics, normal)
+        kept = _demand_any(usable, fringes)
+        carrier, k_all = measure_illumination(stack.holograms, stack.optics, stack.normal_frame)
+        k_in = k_all[kept]
         demodulator = _Demodulator(stack.optics, stack.holograms.shape[1:], carrier, recipe, device)
         w = _remove_tilt(demodulator(stack.holograms[kept]), k_in, carrier, demodulator)
+    normal = _normal(kept, stack.normal_frame, k_in)
     k_in = k_in if stack.illumination_rad_um is None else np.asarray(stack.illumination_rad_um, np.float64)[kept]
     w, rms = remove_background(w, polynomial=stack.reference is None)
     if _is_conjugate(w[normal]):
@@ -209,6 +278,28 @@ def retrieve_fields(
     )
 
 
+def _overexposed(fringes: FringeReport, recipe: Recipe) -> NDArray[np.bool_]:
+    """True [frame] where single frames are saturated; where many are, none is dropped: the verdict has its word for that."""
+    over: NDArray[np.bool_] = fringes.saturated_fraction > recipe.quality.max_saturated_fraction
+    return over if over.mean() <= recipe.quality.max_lost_frames else np.zeros_like(over)
+
+
+def _demand_any(usable: NDArray[np.bool_], fringes: FringeReport) -> NDArray[np.intp]:
+    kept = np.flatnonzero(usable)
+    if not kept.size:
+        raise ReconstructionError(
+            f"holograms: none of {len(usable)} frames holds fringes (the greatest contrast is "
+            f"{fringes.contrast.max(initial=0.0):.2g}; more than 0.001 is needed)."
+        )
+    return kept
+
+
+def _normal(kept: NDArray[np.intp], normal_frame: int, k_in: NDArray[np.float64]) -> int:
+    """Position of the normal frame among the kept ones, or of the one nearest to the axis."""
+    found = np.flatnonzero(kept == normal_frame)
+    return int(found[0]) if found.size else int(np.argmin(np.hypot(k_in[:, 0], k_in[:, 1])))
+
+
 def demodulate(
     frames: NDArray[np.unsignedinteger[Any]], optics: Optics, carrier_cycles_um: tuple[float, float], recipe: Recipe
 ) -> NDArray[np.complex64]:
@@ -219,6 +310,46 @@ def demodulate(
     return _Demodulator(optics, frames.shape[1:], carrier_cycles_um, recipe, "cpu")(frames).numpy()
 
 
+def _out_size(n: int, pixel_um: float, wanted_um: float) -> int:
+    return max(16, 2 * round(n * pixel_um / wanted_um / 2))
+
+
+def _common_pitch(shape: tuple[int, ...], pixel_um: float, wanted_um: float) -> tuple[int, int]:
+    """The part (ny, nx) of a frame, from its corner, whose two sides give one output pitch within 0.01 %.
+
+    511 x 509 pixels do not: 1 % of magnification between the axes is 3 points of volume. The largest such part is taken,
+    among equals the one whose FFT is quick. Raises BadField when more than MAX_CROP of a side would go.
+    """
+    ny, nx = shape
+    best: tuple[float, int, int] | None = None
+    rows = range(ny, int(ny * (1 - MAX_CROP)), -1)
+    columns = range(nx, int(nx * (1 - MAX_CROP)), -1)
+    for y in rows:
+        for x in columns:
+            lost = 1 - y * x / (ny * nx) + 1e-5 * (_largest_prime(y) + _largest_prime(x))
+            if best is not None and lost >= best[0]:
+                continue
+            pitches = y / _out_size(y, pixel_um, wanted_um), x / _out_size(x, pixel_um, wanted_um)
+            if abs(pitches[0] / pitches[1] - 1) <= 1e-4:
+                best = (lost, y, x)
+    if best is None:
+        raise BadField(
+            f"holograms: shape {ny} x {nx} pixels of {pixel_um} um gives no common pitch near {wanted_um} um for both sides, "
+            f"even without {MAX_CROP:.0%} of a side. Crop the frames to a square."
+        )
+    return best[1], best[2]
+
+
+@lru_cache(maxsize=1024)
+def _largest_prime(n: int) -> int:
+    found, prime = 1, 2
+    while n > 1:
+        while n % prime == 0:
+            found, n = prime, n // prime
+        prime += 1
+    return found
+
+
 class _Demodulator:
     """Sideband to the origin, pupil cut, output pitch: one geometry, any number of frames."""
 
@@ -226,17 +357,10 @@ class _Demodulator:
         self, optics: Optics, shape: tuple[int, ...], carrier: tuple[float, float], recipe: Recipe, device: str
     ) -> None:
         self._device = device
-        self._shape = shape
-        ny, nx = shape
+        ny, nx = self._shape = _common_pitch(shape, optics.pixel_size_um, recipe.reconstruction.voxel_um[2])
         wanted = recipe.reconstruction.voxel_um[2]
-        self._out = tuple(max(16, 2 * round(n * optics.pixel_size_um / wanted / 2)) for n in shape)
+        self._out = tuple(_out_size(n, optics.pixel_size_um, wanted) for n in self._shape)
         self.pitch_um = nx * optics.pixel_size_um / self._out[1]
-        vertical = ny * optics.pixel_size_um / self._out[0]
-        if abs(vertical / self.pitch_um - 1) > 0.02:
-            raise BadField(
-                f"holograms: shape {ny} x {nx} pixels gives pitches {vertical:.4f} and {self.pitch_um:.4f} um; "
-                "they may differ by 2 % at most. Crop the frames to a square."
-            )
         fx0, fy0 = carrier
         self._bins = (round(fy0 * ny * optics.pixel_size_um), round(fx0 * nx * optics.pixel_size_um))
         self.shift_rad_um = (
@@ -261,9 +385,10 @@ class _Demodulator:
 
     def __call__(self, frames: NDArray[np.unsignedinteger[Any]]) -> Tensor:
         """Complex field of each frame, complex64 [frame, y, x] at the output pitch."""
+        ny, nx = self._shape
         out = torch.empty((len(frames), *self._out), dtype=torch.complex64, device=self._device)
         for start in range(0, len(frames), FRAMES_AT_ONCE):
-            block = torch.from_numpy(frames[start : start + FRAMES_AT_ONCE].astype(np.float32)).to(self._device)
+            block = torch.from_numpy(frames[start : start + FRAMES_AT_ONCE, :ny, :nx].astype(np.float32)).to(self._device)
             spectrum = torch.fft.fft2(block - block.mean((-2, -1), keepdim=True))
             cut = spectrum[:, self._source_rows[:, None], self._source_columns[None, :]] * self._pupil
             embedded = torch.zeros((len(block), *self._out), dtype=torch.complex64, device=self._device)
@@ -273,14 +398,17 @@ class _Demodulator:
 
 
 class _Session:
-    """What a set of sample-free frames gives once for all its acquisitions."""
+    """What a set of sample-free frames gives once for all its acquisitions; ``lit``: [frame], False where one is lost."""
 
-    __slots__ = ("demodulator", "field", "k_in_rad_um")
+    __slots__ = ("demodulator", "field", "k_in_rad_um", "lit")
 
-    def __init__(self, field: Tensor, k_in_rad_um: NDArray[np.float64], demodulator: _Demodulator) -> None:
+    def __init__(
+        self, field: Tensor, k_in_rad_um: NDArray[np.float64], demodulator: _Demodulator, lit: NDArray[np.bool_]
+    ) -> None:
         self.field = field
         self.k_in_rad_um = k_in_rad_um
         self.demodulator = demodulator
+        self.lit = lit
 
 
 class _SessionCache:
@@ -294,17 +422,17 @@ class _SessionCache:
         self._lock = threading.Lock()
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
 
-    def of(self, stack: HologramStack, kept: NDArray[np.intp], normal: int, recipe: Recipe, device: str) -> _Session:
+    def of(self, stack: HologramStack, recipe: Recipe, device: str) -> _Session:
         """The session of the stack's reference, made on first sight."""
         if stack.reference is None:
             raise ReconstructionError("The acquisition has no reference frames to make a session of.")
         digest = hashlib.blake2b(np.ascontiguousarray(stack.reference).data, digest_size=16)
-        digest.update(repr((stack.optics, kept.tolist(), normal, recipe.reconstruction, device)).encode())
+        digest.update(repr((stack.optics, stack.normal_frame, recipe.reconstruction, device)).encode())
         key = digest.hexdigest()
         with self._lock:
             found = self._sessions.get(key)
             if found is None:
-                found = self._make(stack.reference[kept], stack.optics, normal, recipe, device)
+                found = self._make(stack.reference, stack.optics, stack.normal_frame, recipe, device)
             self._sessions[key] = found
             self._sessions.move_to_end(key)
             while len(self._sessions) > self._capacity:
@@ -315,7 +443,7 @@ class _SessionCache:
     def _make(frames: NDArray[np.unsignedinteger[Any]], optics: Optics, normal: int, recipe: Recipe, device: str) -> _Session:
         carrier, k_in = measure_illumination(frames, optics, normal)
         demodulator = _Demodulator(optics, frames.shape[1:], carrier, recipe, device)
-        return _Session(demodulator(frames), k_in, demodulator)
+        return _Session(demodulator(frames), k_in, demodulator, _lit(frames))
 
 
 SESSIONS = _SessionCache()
