@@ -64,6 +64,11 @@ class OwnServer:
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://wbcd@/{database}?host={self._folder}"
 
+    @property
+    def socket(self) -> str:
+        """Path of the Unix socket, for a proxy in between."""
+        return str(self._folder / ".s.PGSQL.5432")
+
     def start(self) -> None:
         """Start and wait until it answers."""
         options = f"-h '' -k {self._folder} -c max_connections=40 -c shared_buffers=16MB -c fsync=off"
@@ -106,6 +111,11 @@ class OwnServer:
             if done.returncode:
                 tail = log.read_text()[-2000:] if log.exists() else ""
                 raise RuntimeError(f"{program} ended with {done.returncode}: {said.read().decode()} {tail}")
+
+
+def programs_folder() -> Path:
+    """Where ``psql``, ``pg_dump`` and ``pg_restore`` of the server's own version are."""
+    return _programs() / "bin"
 
 
 def _programs() -> Path:

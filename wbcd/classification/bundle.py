@@ -162,6 +162,19 @@ def bundle_digest(model: ModelCard, weights: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 
 
+def digest_of_card(card: Mapping[str, Any]) -> str | None:
+    """The bundle digest by a stored card alone (the whole metadata.json), without its weights; None when it states none."""
+    section = card.get(SECTION)
+    digests = section.get("digests") if isinstance(section, Mapping) else None
+    weights = digests.get(WEIGHTS) if isinstance(digests, Mapping) else None
+    if not isinstance(section, Mapping) or not isinstance(weights, str):
+        return None
+    try:
+        return bundle_digest(_model_card(Path(METADATA), dict(section)), weights)
+    except BundleInvalid:
+        return None
+
+
 def metadata_of(model: ModelCard, weights: str) -> dict[str, Any]:
     """The whole metadata.json: MONAI's keys first, then the section that wbcd reads."""
     from importlib.metadata import version

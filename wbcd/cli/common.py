@@ -56,8 +56,19 @@ Examples:
 Example:
   wbcd counts --sample donor-7 --json""",
     "db": """\b
-Example:
-  wbcd db upgrade --db postgresql://wbcd@localhost/wbcd""",
+Examples:
+  wbcd db upgrade --db postgresql://wbcd_owner@localhost/wbcd
+  wbcd db backup /backup/wbcd-monday.db
+  wbcd db roles | psql -d wbcd""",
+    "verify": """\b
+Examples:
+  wbcd verify
+  wbcd verify --tomograms --sources
+  wbcd verify --anchors /mnt/elsewhere/wbcd-anchors.json""",
+    "retention": """\b
+Examples:
+  wbcd retention --max-age-days 90
+  wbcd retention --max-age-days 90 --max-gib 500 --apply""",
     "model": """\b
 Example:
   wbcd model show reference --json""",

@@ -1,7 +1,11 @@
-"""`wbcd db`: the schema."""
+"""`wbcd db`: the schema, its roles, and backups."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=EXAMPLES["db"])
 def db() -> None:
-    """Make or upgrade the database."""
+    """Make, upgrade and back up the database."""
 
 
 @db.command(epilog=EXAMPLES["db"])
@@ -40,3 +44,38 @@ def current(config: Config, as_json: bool) -> None:
 
     revision = current_revision(config.database_url())
     click.echo(to_json({"revision": revision}) if as_json else revision or "empty")
+
+
+@db.command(epilog=EXAMPLES["db"])
+def roles() -> None:
+    """Print the SQL that makes the PostgreSQL roles and grants each only what it needs."""
+    from wbcd.store.roles import roles_sql
+
+    click.echo(roles_sql(), nl=False)
+
+
+@db.command(epilog=EXAMPLES["db"])
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--run", "really", is_flag=True, help="PostgreSQL: run pg_dump; without this its command is only printed.")
+@site_options
+def backup(config: Config, destination: Path, really: bool) -> None:
+    """Copy the database to DESTINATION (a new file, or a folder) while the daemon runs, and check the copy.
+
+    SQLite: the online backup, then integrity_check of the copy. PostgreSQL: pg_dump in its custom format.
+    """
+    from wbcd.store.backup import backup_postgres, backup_sqlite, dump_command
+    from wbcd.store.urls import parse_url
+
+    target = parse_url(config.database_url())
+    path = _file_in(destination, suffix=".db" if target.kind == "sqlite" else ".dump")
+    if target.kind == "postgresql" and not really:
+        click.echo(shlex.join(dump_command(target, path)))
+        return
+    made = backup_sqlite(target, path) if target.kind == "sqlite" else backup_postgres(target, path, env=os.environ)
+    click.echo(f"{made.path}: {made.size_bytes / 2**20:.1f} MiB, checked")
+
+
+def _file_in(destination: Path, *, suffix: str) -> Path:
+    if not destination.is_dir():
+        return destination
+    return destination / time.strftime(f"wbcd-%Y%m%dT%H%M%SZ{suffix}", time.gmtime())

@@ -4,6 +4,7 @@ disk full (SQLITE_FULL, PostgreSQL class 53100, ENOSPC, EDQUOT)              -> 
 no answer (busy, locked, cannot open, I/O error, PostgreSQL classes 08, 57P) -> DatabaseUnavailable
 serialisation failure, deadlock (40001, 40P01), too many connections (53300) -> DatabaseUnavailable
 a table or column is absent                                                  -> SchemaMismatch
+a role without the right (42501) or a refused password (28)                  -> StoreError that says where rights come from
 anything else (damage, a broken constraint)                                  -> StoreError
 """
 
@@ -28,6 +29,7 @@ _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _SQLITE_SILENT = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM")
 _SQLITE_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 _PG_SILENT = ("08", "57P", "40001", "40P01", "53300", "55P03", "25006")
+_PG_NO_RIGHT = ("42501", "28")
 _PG_MISSING = ("42P01", "42703", "3F000")
 
 
@@ -110,6 +112,10 @@ def _from_postgres(error: BaseException, target: Target) -> StoreError:
         return NoSpace(f"{target.display}: the disk of the server is full ({' '.join(str(error).split())}).")
     if state in _PG_MISSING:
         return SchemaMismatch(text)
+    if state is not None and state.startswith(_PG_NO_RIGHT):
+        return StoreError(
+            text, action="Log in as the role that may (docs/how-to/use-postgresql.md); `wbcd db roles` shows the grants."
+        )
     if state is None and _is_connection_error(error):
         return DatabaseUnavailable(text)
     if state is not None and state.startswith(_PG_SILENT):

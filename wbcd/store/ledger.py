@@ -295,6 +295,10 @@ class Ledger:
         revision, server, warnings = self._read(lambda connection: _examine(connection, self._target, deep=deep))
         return Health(self._target.display, server, revision, free, warnings)
 
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Run statements that only read, in one transaction; after a lost connection ``work`` runs again."""
+        return self._read(work)
+
     # --- life -----------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -350,6 +354,7 @@ def _open_schema(connection: Connection, place: str, *, create: bool) -> None:
     if create and migrate.revision_of(connection) is None:
         migrate.serialise(connection)
         if migrate.revision_of(connection) is None:
+            migrate.demand_rights(connection, place)
             _refuse_foreign(connection, place)
             migrate.upgrade_connection(connection)
     migrate.validate(connection, place)

@@ -13,6 +13,7 @@ from alembic import command
 from wbcd.errors import SchemaMismatch
 from wbcd.store.engine import WriterLock, make_engine
 from wbcd.store.failures import foreign_errors
+from wbcd.store.roles import grant_known
 from wbcd.store.schema import SCHEMA_REVISION
 from wbcd.store.urls import parse_url
 
@@ -84,8 +85,22 @@ def validate(connection: Connection, place: str) -> None:
         raise SchemaMismatch(f"{place}: holds no wbcd schema; revision {SCHEMA_REVISION} is needed.")
     raise SchemaMismatch(
         f"{place}: has schema revision {found}; this wbcd needs {SCHEMA_REVISION}.",
-        action="Run `wbcd db upgrade` if the database is older; install the newer wbcd if it is not.",
+        action="Run `wbcd db upgrade` (on PostgreSQL as the schema's owner) if the database is older; install the newer wbcd "
+        "if it is not.",
     )
+
+
+def demand_rights(connection: Connection, place: str) -> None:
+    """Raise :class:`SchemaMismatch` when this PostgreSQL role may not make a schema: the daemon's own role should not."""
+    if connection.dialect.name != "postgresql":
+        return
+    query = text("SELECT current_user, COALESCE(has_schema_privilege(current_schema(), 'CREATE'), FALSE)")
+    role, may_create = connection.execute(query).one()
+    if not may_create:
+        raise SchemaMismatch(
+            f"{place}: holds no wbcd schema, and the role {role!r} may not make one.",
+            action="Run `wbcd db upgrade` once as the owner (docs/how-to/use-postgresql.md).",
+        )
 
 
 def _migrate(url: str, revision: str, *, up: bool) -> str:
@@ -95,6 +110,8 @@ def _migrate(url: str, revision: str, *, up: bool) -> str:
         with foreign_errors(target), lock.held(), engine.begin() as connection:
             serialise(connection)
             (command.upgrade if up else command.downgrade)(_config(connection), revision)
+            if up:
+                grant_known(connection)
             return revision_of(connection) or "base"
     finally:
         engine.dispose()

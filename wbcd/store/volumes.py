@@ -3,6 +3,7 @@
     ROOT/ab/<content id>-<recipe id>-<number>.ome.zarr
         zarr.json    attributes.ome: multiscales, omero window; attributes.wbcd: where the numbers come from
         0, 1, 2      refractive index, float32 [z, y, x]; every chunk ends in its CRC-32C
+        manifest.json   size and digest of every file (:mod:`wbcd.store.manifest`)
 
 Level 1 is the mean of 1 x 2 x 2 voxels, level 2 of 2 x 4 x 4. Each level has its scale and then its translation in um: the
 centre of its first voxel in the instrument's field of view (https://ngff.openmicroscopy.org/0.5/).
@@ -35,6 +36,7 @@ from wbcd import __version__
 from wbcd.errors import CorruptContent, StoreError
 from wbcd.records import Acquisition, Cell, Triple
 from wbcd.store.failures import from_os_error
+from wbcd.store.manifest import has_manifest, manifest_problems, write_manifest
 from wbcd.store.rows import clean_json
 
 SUFFIX: Final = ".ome.zarr"
@@ -75,6 +77,7 @@ def write_tomogram(root: Path, cell: Cell, *, acquisition: Acquisition, recipe_i
         with _temporary(path.parent) as part:
             _write_image(part / "image", cell, _provenance(cell, acquisition, recipe_id))
             _verify(part / "image", cell.ri)
+            write_manifest(part / "image")
             _publish(part / "image", path, part)
     return path
 
@@ -87,11 +90,19 @@ def discard_tomograms(root: Path, *, content_id: str, recipe_id: str) -> int:
     """
     images = list((root / content_id[:2]).glob(f"{content_id}-{recipe_id}-*{SUFFIX}"))
     for image in images:
-        with _store_errors(image):
-            part = image.with_name(f"{TEMPORARY}{image.name}")
-            image.rename(part)
-            shutil.rmtree(part)
+        remove_image(image)
     return len(images)
+
+
+def remove_image(image: Path) -> None:
+    """Remove one kept image: first its name, so that a removal cut short leaves a temporary and no half image.
+
+    Raises :class:`wbcd.errors.StoreError` when the folder refuses.
+    """
+    with _store_errors(image):
+        part = image.with_name(f"{TEMPORARY}{image.name}")
+        image.rename(part)
+        shutil.rmtree(part)
 
 
 def read_tomogram(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -105,6 +116,33 @@ def read_tomogram(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
             f"{path}: is not a whole tomogram of ours: {error}.", action="Process the acquisition again."
         ) from error
     return ri, _ours(attributes)
+
+
+def image_problems(path: Path) -> list[str]:
+    """What does not hold of a kept image, one clause each; [] when it is whole. Never follows a link.
+
+    By its manifest; an image of a version that wrote none is read instead, and its chunks' own checksums compared.
+    """
+    try:
+        if path.is_symlink():
+            return ["is a symbolic link"]
+        if not path.is_dir():
+            return ["is missing"]
+        if has_manifest(path):
+            return manifest_problems(path)
+        read_tomogram(path)
+    except CorruptContent as error:
+        return [error.message]
+    except OSError as error:
+        return [f"cannot be read: {error.strerror}"]
+    return []
+
+
+def images_under(root: Path) -> Iterator[Path]:
+    """Every kept image of an output folder, in no order; links are passed over."""
+    for folder in _real_folders(root):
+        if len(folder.name) == 2:
+            yield from (image for image in _real_folders(folder) if image.name.endswith(SUFFIX))
 
 
 def clean_stale(root: Path, *, older_than_s: float = STALE_AFTER_S, now_s: float | None = None) -> int:
@@ -243,6 +281,15 @@ def _reduced(ri: NDArray[np.float32], factors: tuple[int, ...]) -> NDArray[np.fl
     split = itertools.chain.from_iterable((size // factor, factor) for size, factor in zip(whole.shape, factors, strict=True))
     means: NDArray[np.float32] = whole.reshape(tuple(split)).mean(axis=(1, 3, 5), dtype=np.float64).astype(np.float32)
     return means
+
+
+def _real_folders(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield Path(entry.path)
 
 
 # --- durability ---------------------------------------------------------------------------------------
