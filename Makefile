@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, one thread each: a file of tests stays with one worker, so that its fixtures are made once.
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-all lint bench docs clean
+.PHONY: help setup demo test test-all soak lint bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,6 +27,10 @@ test: $(STAMP) ## the tests (under 12 minutes on 2 cores)
 
 test-all: $(STAMP) ## the tests and the slow rest
 	$(BIN)/pytest -q $(WORKERS) -m "not benchmark and not gpu"
+
+MINUTES ?= 60
+soak: $(STAMP) ## the daemon at full rate, killed at random, its ledger compared with the truth (MINUTES=60)
+	$(BIN)/python tests/soak/soak.py --minutes $(MINUTES) --out soak-output-$$(date +%Y%m%d-%H%M%S)
 
 lint: $(STAMP) ## format, lint, types, architecture
 	$(BIN)/ruff format --check wbcd tests docs alembic
