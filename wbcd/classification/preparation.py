@@ -1,6 +1,6 @@
 """From a cell's crop to the network's input: one function for training and for use, so that they cannot differ.
 
-Order: the cell's own medium RI is subtracted; the pitch is changed (whole factors by averaging, which also lowers the noise
+Order: the cell's own medium RI, estimated from the voxels around it, is subtracted; the pitch is changed (whole factors by averaging, which also lowers the noise
 before anything is clipped; the rest by trilinear interpolation); the centre is cut out or padded with medium;
 then normalised, (n - n_m) * scale clipped at 0.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from wbcd.classification.medium import EXACT_RI, medium_ri
 from wbcd.records import Cell, Shape3, Triple
 
 WHOLE = 0.02
@@ -38,8 +39,22 @@ class InputSpec:
 
 
 def delta_ri(cell: Cell, spec: InputSpec) -> NDArray[np.float32]:
-    """n - n_m of a cell at the network's pitch and shape, float32 [z, y, x]; not yet scaled or clipped."""
+    """n - n_m of a cell at the network's pitch and shape, float32 [z, y, x]; not yet scaled or clipped.
+
+    n_m is what the tomogram shows around the cell (:func:`wbcd.classification.medium.medium_ri`), not what the file states.
+    """
+    return delta_from(cell, spec, medium_ri(cell))
+
+
+def delta_from(cell: Cell, spec: InputSpec, medium: float) -> NDArray[np.float32]:
+    """As :func:`delta_ri` with a medium RI known already.
+
+    Voxels at exactly the stated medium were never measured (padding, removed neighbours): they stay medium.
+    """
     delta = torch.from_numpy(np.ascontiguousarray(cell.ri, dtype=np.float32) - np.float32(cell.medium_ri))
+    shift = medium - cell.medium_ri
+    if shift:
+        delta = torch.where(delta.abs() <= EXACT_RI, 0.0, delta - shift)
     delta = torch.nan_to_num(delta, nan=0.0, posinf=0.0, neginf=0.0)
     coarse = resample(delta, cell.voxel_um, spec.voxel_um)
     out: NDArray[np.float32] = fit_centre(coarse, spec.shape).contiguous().numpy()
