@@ -25,8 +25,7 @@ class ReconstructionRecipe:
     instead of taking part in it.
     """
 
-    mode: str = "fast"
-
+    mode: str = field(default="fast", metadata={"choices": ("fast", "accurate")})
     voxel_um: Triple = (0.2, 0.1, 0.1)
     shape: Shape3 = (100, 150, 150)
     iterations: int = 16

@@ -14,6 +14,7 @@ VERBS = {
     "simulate": ("wbcd.cli.simulate", "simulate", "Write acquisitions of simulated cells into a folder."),
     "run": ("wbcd.cli.run", "run", "Watch the microscope's folder and process what comes (the daemon)."),
     "process": ("wbcd.cli.process", "process", "Process files or folders once and print each outcome."),
+    "reprocess": ("wbcd.cli.reprocess", "reprocess", "Process stored acquisitions again with another recipe."),
     "status": ("wbcd.cli.status", "status", "What the daemon does, and the counts so far."),
     "counts": ("wbcd.cli.status", "counts", "The differential count with 95 % confidence limits."),
     "db": ("wbcd.cli.database", "db", "Make, upgrade and back up the database."),

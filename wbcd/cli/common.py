@@ -46,6 +46,10 @@ Examples:
 Examples:
   wbcd process cell-0001.h5 --json
   wbcd process session-folder --keep-tomograms --output-dir results""",
+    "reprocess": """\b
+Examples:
+  wbcd reprocess --accurate --sample donor-7
+  wbcd reprocess --outcome rejected --dry-run""",
     "status": """\b
 Examples:
   wbcd status
@@ -132,6 +136,11 @@ def exit_status(error: WbcdError) -> int:
     if isinstance(error, StoreError):
         return EXIT_UNAVAILABLE
     return EXIT_IO if isinstance(error, DeviceError) else EXIT_SOFTWARE
+
+
+def echo(text: str) -> None:
+    """One line on standard output; a file name need not be UTF-8, a stream demands it."""
+    click.echo(text.encode(errors="replace").decode())
 
 
 def to_json(value: Any) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, site_options, to_json, with_setting
+from wbcd.cli.common import EXAMPLES, echo, site_options, to_json, with_setting
+from wbcd.cli.progress import Bar
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -55,9 +56,10 @@ def process(
     files = candidates(paths)
     if not files:
         raise click.UsageError(f"no acquisition (*.h5, *.hdf5, *.tcf, *.zarr) in {', '.join(map(str, paths))}")
-    with _progress(len(files), shown=not as_json) as advance:
+    with Bar("processing", len(files), shown=not as_json) as bar:
         for made in outcomes(config, files):
-            advance(to_json(made) if as_json else _line(made))
+            echo(to_json(made) if as_json else _line(made))
+            bar.advance()
 
 
 def candidates(paths: tuple[Path, ...]) -> list[Path]:
@@ -96,26 +98,3 @@ def _line(made: dict[str, Any]) -> str:
     from wbcd.cli.outcomes import outcome_line
 
     return outcome_line(made)
-
-
-class _progress:
-    """A bar on standard error while results go to standard output; nothing where that is not a terminal."""
-
-    def __init__(self, total: int, *, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        self._bar = Progress(console=console, disable=not (shown and console.is_terminal and total > 1), transient=True)
-        self._task = self._bar.add_task("processing", total=total)
-
-    def __enter__(self) -> _progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, text: str) -> None:
-        click.echo(text.encode(errors="replace").decode())  # a file name need not be UTF-8; a stream demands it
-        self._bar.advance(self._task)
