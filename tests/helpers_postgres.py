@@ -48,11 +48,11 @@ class GivenServer:
 class OwnServer:
     """A private server on a Unix socket in a temporary folder; can be stopped, killed and started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Path | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="wbcd-pg-"))  # short: a socket's path ends at 107 bytes
         self._data = self._folder / "data"
         self._user = _unprivileged()
-        self._programs = _reachable(_programs(), self._folder, self._user)
+        self._programs = _reachable(programs or _programs(), self._folder, self._user)
         self._data.mkdir(mode=0o700)
         if self._user is not None:
             self._folder.chmod(0o755)
