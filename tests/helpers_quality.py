@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -123,3 +124,109 @@ def table(rows: Iterable[Judged]) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+# --- the sweep: every defect from harmless to gross ------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How strong a defect is drawn, log-uniformly unless ``linear``; ``rising``: stronger is worse."""
+
+    low: float
+    high: float
+    unit: str
+    rising: bool = True
+    linear: bool = False
+
+    def at(self, share: float) -> float:
+        """The strength at ``share`` (0..1) of the way from harmless to gross."""
+        share = share if self.rising else 1 - share
+        if self.linear:
+            return self.low + share * (self.high - self.low)
+        return float(self.low * (self.high / self.low) ** share)
+
+
+SCALES: Mapping[str, Scale] = {
+    "motion": Scale(0.05, 2.0, "um over the scan"),
+    "coherent_noise": Scale(0.03, 0.8, "amplitude of the stray light"),
+    "low_contrast": Scale(0.02, 1.0, "factor on the visibility", rising=False),
+    "saturation": Scale(1.1, 3.0, "factor on the light"),
+    "lost_frames": Scale(0.02, 0.4, "share of the frames"),
+    "repeated_frames": Scale(0.02, 0.4, "share of the frames"),
+    "defocus": Scale(0.5, 11.0, "um", linear=True),
+    "border": Scale(-0.2, 1.4, "centre inside the edge, in radii", rising=False, linear=True),
+    "doublet": Scale(-1.5, 3.0, "overlap, um", linear=True),
+    "debris": Scale(1.5, 5.5, "diameter, um", rising=False, linear=True),
+    "empty": Scale(1.0, 1.0, "", linear=True),
+    "non_physical": Scale(1.0, 30_000.0, "voxels of the volume"),
+}
+GOOD = "good"
+
+
+YES_OR_NO = frozenset({"lobes", "touches_border", "repeated_frames", "non_physical_voxels"})
+"""Checks that know no degrees: passed is 0, failed is infinite."""
+
+
+def score(verdict: Verdict) -> float:
+    """How near a verdict is to refusal: the greatest ratio of value and limit; above 1 is refused."""
+    graded = [_nearness(check.value, check.limit, check.sense) for check in verdict.checks if check.code not in YES_OR_NO]
+    failed = any(not check.passed for check in verdict.checks if check.code in YES_OR_NO)
+    return math.inf if failed else max(graded, default=0.0)
+
+
+def _nearness(value: float, limit: float, sense: str) -> float:
+    if not math.isfinite(value):
+        return math.inf
+    over, under = (value, limit) if sense == "max" else (limit, value)
+    if under <= 0:
+        return math.inf if over > under else 0.0
+    return max(over, 0.0) / under
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One acquisition of the sweep; ``values``: volume_fl, dry_mass_pg, mean_ri of its best cell, {} where none is accepted.
+
+    ``score``: how near to refusal the whole acquisition is (see :func:`score`); ``reason``: None where accepted.
+    """
+
+    kind: str
+    index: int
+    base: int
+    strength: float
+    score: float
+    reason: str | None
+    values: Mapping[str, float]
+
+
+def examined(stack: HologramStack, recipe: Recipe) -> tuple[Verdict, list[Tomogram]]:
+    """The optical verdict of a stack, as far as the line would go, and the tomograms where it went to its end."""
+    fringes = measure_fringes(stack)
+    verdict = judge_fringes(fringes, recipe)
+    if not verdict.accepted:
+        return verdict, []
+    fields = retrieve_fields(stack, recipe, fringes=fringes)
+    verdict += judge_fields(fields, recipe)
+    return verdict, reconstruct(fields, recipe) if verdict.accepted else []
+
+
+def tried(kind: str, index: int, base: int, strength: float, verdict: Verdict, tomograms: Iterable[Tomogram]) -> Trial:
+    """Cells found, judged and measured; the acquisition is as near to refusal as its optics and its best cell together."""
+    recipe = Recipe()
+    best, values, reasons = math.inf, {}, []
+    for tomogram in tomograms:
+        verdict += judge_tomogram(tomogram, recipe)
+        for cell in find_cells(tomogram, recipe) if verdict.accepted else ():
+            morphology = measure(cell, recipe)
+            cellular = judge_cell(cell, morphology, recipe)
+            reasons += [cellular.failed.code] if cellular.failed else []
+            near = score(cellular)
+            if near < best:
+                best = near
+                values = {name: getattr(morphology, name) for name in ("volume_fl", "dry_mass_pg", "mean_ri")}
+    optical = score(verdict)
+    failed = verdict.failed
+    whole = max(optical, best) if failed is None else max(optical, 1.0 + 1e-9)
+    reason = failed.code if failed else None if best <= 1 else (reasons or ["empty_field"])[0]
+    return Trial(kind, index, base, strength, whole, reason, values if reason is None else {})

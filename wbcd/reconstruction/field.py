@@ -36,6 +36,7 @@ DARK_SHARE = 0.1
 RING_FRAMES = 16
 # Noise reaches 4 times the median of its spectrum among 100,000 bins.
 MIN_PEAK = 10.0
+MIN_CONTRAST = 0.02
 # Frames whose sides give no common pitch are cropped by at most this share of a side.
 MAX_CROP = 0.05
 
@@ -50,8 +51,8 @@ def measure_fringes(stack: HologramStack) -> FringeReport:
     carrier = peaks.carrier_of(frames, stack.normal_frame)
     found = [peaks.around(frame, carrier) for frame in frames]
     scale = _full_scale(frames)
-    # Without fringes the place of the strongest noise says nothing of a carrier.
-    clear = max(f.snr for f in found) >= MIN_PEAK
+    # Without fringes the place of the strongest noise, or of a ripple of the zero order, says nothing of a carrier.
+    clear = any(f.snr >= MIN_PEAK and f.contrast >= MIN_CONTRAST for f in found)
     zero_order, conjugate = sideband_distances(carrier, stack.optics) if clear else (None, None)
     return FringeReport(
         carrier_rad_um=(2 * math.pi * carrier[0], 2 * math.pi * carrier[1]),
