@@ -56,10 +56,9 @@ class Cutter:
             thread.start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-            with suppress(OSError):
-                server.connect(self._server)
-                _Conversation(client, server, self._judge).run()
+        with client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server, suppress(OSError):
+            server.connect(self._server)
+            _Conversation(client, server, self._judge).run()
 
     def _judge(self) -> Moment | None:
         """Of a COMMIT that goes by."""

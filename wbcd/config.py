@@ -99,6 +99,7 @@ class ServiceSettings:
 
     log_level: str = _limited("info", "least level that is logged", choices=("debug", "info", "warning", "error"))
     log_format: str = _limited("auto", "auto: console on a terminal, JSON elsewhere", choices=("auto", "json", "console"))
+    log_lines_min: int = _limited(120, "most log lines a minute of one kind; more are summed up (0: all)", low=0, high=10**6)
     heartbeat_s: float = _limited(5.0, "seconds between STATUS= and watchdog reports", low=0.05, high=3600)
     drain_s: float = _limited(60.0, "longest time that a stop waits for work in hand", low=0.0, high=3600)
 

@@ -93,8 +93,10 @@ class Service:
         on_outcome: Callable[[Outcome], None] = lambda _: None,
         stop_when_idle: bool = False,
         trial: Trial | None = None,
+        on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
+        self._on_beat = on_beat
         self._make_stages = make_stages
         self._open_ledger = open_ledger
         self._watcher = watcher
@@ -224,6 +226,7 @@ class Service:
         if ready and self._is_well(pipeline):
             values["WATCHDOG"] = "1"
         self._notifier.send(**values)
+        self._on_beat()
         self._say(state, pipeline, "paused" if reason else "running" if ready else "starting")
 
     @property

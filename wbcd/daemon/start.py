@@ -9,7 +9,7 @@ from typing import cast
 from wbcd.acquisition.watch import FolderWatcher, Mode
 from wbcd.config import Config
 from wbcd.daemon.desk import LedgerLike
-from wbcd.daemon.logs import configure_logging
+from wbcd.daemon.logs import Limiter, RateLimit, configure_logging
 from wbcd.daemon.service import Service
 from wbcd.daemon.stages import Stages
 from wbcd.errors import BadValue
@@ -21,7 +21,8 @@ def start(config: Config, *, until_idle: bool = False) -> None:
     A folder that is absent now (a share not mounted yet) is awaited, except ``until_idle``: that would end at once.
     """
     watcher = make_watcher(config, awaited=not until_idle)
-    log = configure_logging(config.service)
+    limiter = Limiter(RateLimit(config.service.log_lines_min))
+    log = configure_logging(config.service, limiter=limiter)
     service = Service(
         config,
         make_stages=lambda: _stages(config),
@@ -29,8 +30,12 @@ def start(config: Config, *, until_idle: bool = False) -> None:
         watcher=watcher,
         log=log,
         stop_when_idle=until_idle,
+        on_beat=lambda: limiter.tell(log),
     )
-    service.run()
+    try:
+        service.run()
+    finally:
+        limiter.tell(log, all_of_it=True)
 
 
 def make_watcher(config: Config, *, awaited: bool = True) -> FolderWatcher:
