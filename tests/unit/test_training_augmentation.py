@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from wbcd.training.augmentation import Augmentation, augment
+from wbcd.training.augmentation import PAPER, Augmentation, augment
 
 VOXEL = (0.4, 0.2, 0.2)
 STILL = Augmentation(0.0, False, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0)
@@ -41,11 +42,13 @@ def test_rotation_keeps_the_radius_in_um_even_in_an_oblong_box() -> None:
     torch.testing.assert_close(out.sum((1, 2, 3)), volumes.sum((1, 2, 3)), rtol=0.01, atol=0)
 
 
-def test_flips_go_both_ways_on_every_axis() -> None:
+def test_flips_go_both_ways_in_the_plane_and_never_along_the_axis() -> None:
     volumes = blob((30, 40, 40), (1.0, 0.8, 0.6)).repeat(32, 1, 1, 1)
     places = torch.stack([centre(v) for v in augment(volumes, VOXEL, STILL, seeded(2))])
     torch.testing.assert_close(places.abs(), torch.tensor([[1.0, 0.8, 0.6]]).repeat(32, 1), atol=0.02, rtol=0)
-    assert bool(((places > 0).any(0) & (places < 0).any(0)).all())
+    assert ((places > 0).any(0) & (places < 0).any(0)).tolist() == [False, True, True]
+    kept = augment(volumes, VOXEL, Augmentation(0.0, False, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, flip=False), seeded(2))
+    torch.testing.assert_close(kept, volumes)
 
 
 def test_translation_is_bounded_in_um() -> None:
@@ -82,3 +85,32 @@ def test_the_generator_decides_everything() -> None:
     assert one.shape == volumes.shape
     assert one.dtype is torch.float32
     assert not torch.equal(one, other)
+
+
+def test_a_crop_leaves_medium_beyond_a_box_and_touches_nothing_within() -> None:
+    flat = torch.full((16, 20, 30, 30), 0.03)
+    out = augment(flat, VOXEL, Augmentation(0.0, False, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, crop_um=1.0, flip=False), seeded(9))
+    assert set(out.unique().tolist()) == {0.0, flat[0, 0, 0, 0].item()}
+    for axis, pitch in enumerate(VOXEL, start=1):
+        others = tuple(a for a in (1, 2, 3) if a != axis)
+        lost = (out.amax(others) == 0).float().sum(1) * pitch
+        assert 0 < float(lost.max()) <= 2.0 + pitch
+    # What is left is one box.
+    filled = (out > 0).sum((1, 2, 3))
+    sides = [(out.amax(tuple(a for a in (1, 2, 3) if a != axis)) > 0).sum(1) for axis in (1, 2, 3)]
+    assert torch.equal(filled, sides[0] * sides[1] * sides[2])
+
+
+def test_a_picture_is_not_moved_out_of_its_plane() -> None:
+    pictures = blob((1, 40, 40), (0.0, 0.4, 0.0)).repeat(8, 1, 1, 1)
+    out = augment(pictures, VOXEL, Augmentation(noise_ri=0.0, zoom=0.0, offset_ri=0.0, scale=0.0), seeded(10))
+    assert out.shape == pictures.shape
+    torch.testing.assert_close(out.sum((1, 2, 3)), pictures.sum((1, 2, 3)), rtol=0.1, atol=0)
+
+
+def test_the_papers_augmentation_neither_turns_nor_mirrors() -> None:
+    volumes = blob((20, 40, 40), (0.0, 0.8, 0.6)).repeat(16, 1, 1, 1)
+    still = replace(PAPER, translation_um=0.0, elastic_um=0.0, noise_ri=0.0, crop_um=0.0)
+    torch.testing.assert_close(augment(volumes, VOXEL, still, seeded(11)), volumes)
+    assert PAPER.crop_um > 0
+    assert PAPER.elastic_um > 0

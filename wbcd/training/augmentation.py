@@ -1,8 +1,11 @@
 """What a cell may undergo and stay of its class, on the device, a whole batch at once.
 
-Translation (with it, a crop: what leaves the box is lost), in-plane rotation by any angle, flips, elastic deformation, a little
-zoom, Gaussian noise, and an offset and scale of the RI as a wrong medium value or calibration gives. One resampling does all
-the geometry. Size and density tell the classes apart, so zoom and scale stay at what calibration errors are.
+Translation (what leaves the box is lost), a random crop of the box, in-plane rotation by any angle, in-plane flips, elastic
+deformation, a little zoom, Gaussian noise, and an offset and scale of the RI as a wrong medium value or calibration gives. One
+resampling does all the geometry. Size and density tell the classes apart, so zoom and scale stay at what calibration errors
+are. Along the axis nothing is turned over: the instrument sees otherwise along z than across it.
+
+A picture is a volume of one plane: nothing moves along an axis of one voxel.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from torch.nn import functional as F
 @dataclass(frozen=True, slots=True)
 class Augmentation:
     """Strengths: ``translation_um`` greatest, each axis; ``elastic_um`` rms displacement, ``elastic_pitch_um`` between knots;
-    ``zoom`` rms relative; ``noise_ri`` greatest sigma; ``offset_ri`` rms; ``scale`` rms relative.
+    ``zoom`` rms relative; ``noise_ri`` greatest sigma; ``offset_ri`` rms; ``scale`` rms relative; ``crop_um``: greatest depth
+    cut from each face of the box; ``flip``: mirror y and x, each in half of the cells.
     """
 
     translation_um: float = 0.8
@@ -29,11 +33,19 @@ class Augmentation:
     noise_ri: float = 6e-4
     offset_ri: float = 2e-4
     scale: float = 0.005
+    crop_um: float = 0.0
+    flip: bool = True
+
+
+PAPER = Augmentation(rotate=False, zoom=0.0, offset_ri=0.0, scale=0.0, crop_um=0.8, flip=False)
+"""The paper's: translation, crop, elastic deformation and Gaussian noise; it gives no strengths."""
 
 
 def augment(deltas: Tensor, voxel_um: tuple[float, float, float], strength: Augmentation, generator: torch.Generator) -> Tensor:
     """n - n_m [n, z, y, x] -> the same shape and unit; ``generator`` lives on the same device and decides everything."""
     moved = _move(deltas.float(), voxel_um, strength, generator)
+    if strength.crop_um > 0:
+        moved = _crop(moved, voxel_um, strength.crop_um, generator)
     sigma = strength.noise_ri * _uniform(generator, deltas, (len(deltas), 1, 1, 1))
     moved += sigma * torch.randn(moved.shape, generator=generator, device=moved.device)
     scale = 1 + strength.scale * _normal(generator, deltas, (len(deltas), 1, 1, 1))
@@ -56,25 +68,39 @@ def _affine(deltas: Tensor, extent: list[float], strength: Augmentation, generat
     count = len(deltas)
     angle = 2 * math.pi * _uniform(generator, deltas, (count,)) * float(strength.rotate)
     zoom = 1 + strength.zoom * _normal(generator, deltas, (count,))
-    flips = torch.where(_uniform(generator, deltas, (count, 3)) < 0.5, -1.0, 1.0)
-    shift = (2 * _uniform(generator, deltas, (count, 3)) - 1) * strength.translation_um
+    flips = torch.where(_uniform(generator, deltas, (count, 2)) < (0.5 if strength.flip else 0.0), -1.0, 1.0)
+    several = torch.tensor([float(n > 1) for n in deltas.shape[:0:-1]], device=deltas.device)
+    shift = (2 * _uniform(generator, deltas, (count, 3)) - 1) * strength.translation_um * several
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     ez, ey, ex = extent
     theta = torch.zeros((count, 3, 4), device=deltas.device)
     theta[:, 0, 0], theta[:, 0, 1] = cos * flips[:, 0], -sin * flips[:, 1] * (ey / ex)
     theta[:, 1, 0], theta[:, 1, 1] = sin * flips[:, 0] * (ex / ey), cos * flips[:, 1]
-    theta[:, 2, 2] = zoom * flips[:, 2]
+    theta[:, 2, 2] = zoom
     theta[:, :, 3] = shift * torch.tensor([2 / ex, 2 / ey, 2 / ez], device=deltas.device)
     return theta
 
 
 def _elastic(deltas: Tensor, extent: list[float], strength: Augmentation, generator: torch.Generator) -> Tensor:
     """Smooth displacements [n, z, y, x, 3]: white noise on coarse knots, interpolated."""
-    knots = [max(3, round(e / strength.elastic_pitch_um)) for e in extent]
+    sizes = deltas.shape[1:]
+    knots = [max(3, round(e / strength.elastic_pitch_um)) if n > 1 else 1 for e, n in zip(extent, sizes, strict=True)]
     noise = torch.randn((len(deltas), 3, *knots), generator=generator, device=deltas.device) * strength.elastic_um
-    unit = torch.tensor([2 / extent[2], 2 / extent[1], 2 / extent[0]], device=deltas.device)
-    fine = F.interpolate(noise * unit[None, :, None, None, None], size=deltas.shape[1:], mode="trilinear", align_corners=True)
+    unit = torch.tensor([2 / e * (n > 1) for e, n in zip(extent[::-1], sizes[::-1], strict=True)], device=deltas.device)
+    fine = F.interpolate(noise * unit[None, :, None, None, None], size=sizes, mode="trilinear", align_corners=True)
     return fine.movedim(1, -1)
+
+
+def _crop(deltas: Tensor, voxel_um: tuple[float, float, float], depth_um: float, generator: torch.Generator) -> Tensor:
+    """Medium beyond a box whose faces lie up to ``depth_um`` inside."""
+    for axis, (n, d) in enumerate(zip(deltas.shape[1:], voxel_um, strict=True), start=1):
+        if n == 1:
+            continue
+        depth = depth_um * _uniform(generator, deltas, (2, len(deltas), 1))
+        place = (torch.arange(n, device=deltas.device) + 0.5) * d
+        inside = (place >= depth[0]) & (place <= n * d - depth[1])
+        deltas = deltas * inside.reshape(len(deltas), *(n if a == axis else 1 for a in (1, 2, 3)))
+    return deltas
 
 
 def _uniform(generator: torch.Generator, like: Tensor, shape: tuple[int, ...]) -> Tensor:

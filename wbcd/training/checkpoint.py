@@ -1,7 +1,8 @@
 """Checkpoints of a training: safetensors and JSON, nothing that executes on loading.
 
-A checkpoint holds the network, the optimizer's moments and the best network so far. Random numbers need no saving: every epoch
-draws from generators seeded by (seed, epoch), so a resumed training sees what the uninterrupted one would have seen.
+A checkpoint holds the network, the optimizer's moments, the averaged weights and the best network so far. Random numbers need
+no saving: every step draws from a generator seeded by (seed, epoch, step), so a resumed training sees what the uninterrupted
+one would have seen.
 """
 
 from __future__ import annotations
@@ -20,18 +21,26 @@ from torch import Tensor
 from wbcd.classification.bundle import write_file
 from wbcd.errors import BadValue
 
-STATE, PROGRESS = "checkpoint.safetensors", "checkpoint.json"
+PROGRESS = "checkpoint.json"
+KEPT = ("epoch", "best_epoch", "best_loss", "history", "step", "loss_sum", "right", "spent_s")
 
 
 @dataclass(slots=True)
 class Progress:
-    """``identity``: what the training is of; ``epoch``: epochs done; ``history``: one row an epoch."""
+    """``identity``: what the training is of; ``epoch``: epochs done; ``history``: one row an epoch.
+
+    Of an epoch that is begun: ``step`` steps done, the sums of its losses and right answers, the seconds that it took so far.
+    """
 
     identity: dict[str, Any]
     epoch: int = 0
     best_epoch: int = 0
     best_loss: float = float("inf")
     history: list[dict[str, float]] = field(default_factory=list)
+    step: int = 0
+    loss_sum: float = 0.0
+    right: float = 0.0
+    spent_s: float = 0.0
 
 
 def save(
@@ -40,21 +49,16 @@ def save(
     network: Mapping[str, Tensor],
     best: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    average: Mapping[str, Tensor],
 ) -> None:
     """Both files, the state first and under its epoch's name: the JSON that names it is the commit."""
     tensors = {f"network.{k}": v for k, v in network.items()} | {f"best.{k}": v for k, v in best.items()}
+    tensors |= {f"average.{k}": v for k, v in average.items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-    name = _state_name(progress.epoch)
+    name = _state_name(progress.epoch, progress.step)
     write_file(folder / name, safetensors_save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}))
-    text = {
-        "identity": progress.identity,
-        "state": name,
-        "epoch": progress.epoch,
-        "best_epoch": progress.best_epoch,
-        "best_loss": progress.best_loss,
-        "history": progress.history,
-    }
+    text = {"identity": progress.identity, "state": name, **{key: getattr(progress, key) for key in KEPT}}
     write_file(folder / PROGRESS, json.dumps(text, indent=1).encode())
     for old in folder.glob("checkpoint-*.safetensors"):
         if old.name != name:
@@ -62,9 +66,13 @@ def save(
 
 
 def resume(
-    folder: Path, identity: dict[str, Any], network: torch.nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    identity: dict[str, Any],
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
 ) -> tuple[Progress, dict[str, Tensor]] | None:
-    """Put network and optimizer back where the last checkpoint left them; None when there is none.
+    """Put network, optimizer and averaged weights back where the last checkpoint left them; None when there is none.
 
     Returns the progress and the best network's tensors. Raises BadValue when the folder holds another training.
     """
@@ -74,20 +82,23 @@ def resume(
     try:
         stored = json.loads(file.read_bytes())
         found, name = stored["identity"], str(stored["state"])
+        progress = Progress(found, **{key: stored[key] for key in KEPT})
+        expected = _state_name(int(progress.epoch), int(progress.step))
     except (ValueError, KeyError, TypeError) as error:
         raise BadValue(f"{file}: not a checkpoint: {error}.", action="Remove the folder and train anew.") from error
     _check_identity(folder, found, identity)
-    if name != _state_name(int(stored["epoch"])):
-        raise BadValue(f"{file}: state is {name!r}; it must be {_state_name(int(stored['epoch']))!r}.")
+    if name != expected:
+        raise BadValue(f"{file}: state is {name!r}; it must be {expected!r}.")
     tensors = load_file(folder / name)
     network.load_state_dict(_part(tensors, "network."), strict=True)
     _restore(optimizer, _part(tensors, "optimizer."))
-    progress = Progress(found, stored["epoch"], stored["best_epoch"], stored["best_loss"], stored["history"])
+    for key, value in _part(tensors, "average.").items():
+        average[key].copy_(value)
     return progress, _part(tensors, "best.")
 
 
-def _state_name(epoch: int) -> str:
-    return f"checkpoint-{epoch:04d}.safetensors"
+def _state_name(epoch: int, step: int) -> str:
+    return f"checkpoint-{epoch:04d}-{step:06d}.safetensors"
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,42 +1,69 @@
-"""Training sets: a Zarr store of cells as the network sees them, made by the simulated microscope or by anything else.
+"""Training sets: a Zarr store of cells as the network sees them, made by the simulated microscope or from a database.
 
-    ri_delta    float16 [n, z, y, x]   n - n_m at the network's pitch, not clipped
-    label       int16 [n]              index into the card's classes
-    donor       int16 [n]
-    morphology  float32 [n, 6]         volume fL, surface um2, sphericity, dry mass pg, density g/dL, mean RI
-    part_done   uint8 [parts]          1 when a part's cells are written
+    ri_delta     float16 [n, z, y, x]   n - n_m at the network's pitch, not clipped; one cell a chunk
+    phase        float32 [n, y, x]      at normal incidence, rad, unwrapped
+    amplitude    float32 [n, y, x]      at normal incidence, the medium's is 1
+    label        int16 [n]              index into the card's classes
+    donor        int16 [n]              index into the card's donor_names, where it has them
+    purity       float32 [n]            probability that the label is right, as the sorting states it; NaN where nobody measured
+    morphology   float32 [n, 6]         volume fL, surface um2, sphericity, dry mass pg, density g/dL, mean RI
+    cell_id      int64 [n]              of the database, or the cell's number in the simulation
+    split_*      int8 [n]               index into SPLITS, one array a scheme (wbcd.training.splits)
+    part_done    uint8 [parts]          1 when a part's cells are written
 
-One part is one chunk along n in every array, and one task of one process: nothing is shared while writing, volumes cross no
-process boundary, and what a killed run left behind is taken up where it stopped. The card (attributes) states how the
-set was made and, once complete, the hash of its content.
+One part is one shard of every array, and one task of one process: nothing is shared while writing, volumes cross no
+process boundary, and what a killed run left behind is taken up where it stopped. The card (attributes, and two files beside
+the set) states how the set was made and, once complete, the hash of its content.
+
+Version 1 had chunks of 16 cells and neither pictures, purity nor stored splits; it is still read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from wbcd.classification import InputSpec
 from wbcd.errors import BadValue, BundleInvalid
 from wbcd.records import Morphology
+from wbcd.training.pictures import Pictures
+from wbcd.training.splits import ALL, SCHEMES, SPLITS, make_splits, split_of
+
+__all__ = ["ALL", "SCHEMES", "SIX", "SPLITS", "CellSample", "TrainingSet", "load", "split_of"]
 
 FORMAT = "wbcd-training-set"
-FORMAT_VERSION = 1
-PART = 16
-"""Cells in a part: about a second or two of work, and 5 MB to write."""
+FORMAT_VERSION = 2
+PART = 64
+"""Cells in a part: a shard of 10 to 20 MB, half a minute of simulation to lose; 100,000 cells are some 10,000 files."""
 
 SIX = ("volume_fl", "surface_area_um2", "sphericity", "dry_mass_pg", "protein_density_g_dl", "mean_ri")
-SPLITS = ("train", "validation", "test", "test_donor")
-HELD_OUT_DONORS = 0.1
-MIN_DONORS_TO_HOLD_OUT = 5
+_COLUMNS = ("label", "donor", "purity", "morphology", "cell_id")
+_SHARDED = ("phase", "amplitude", "ri_delta")
+
+LINEAGE: Mapping[str, str] = {
+    "b_lymphocyte": "lymphoid",
+    "t_lymphocyte": "lymphoid",
+    "nk_cell": "lymphoid",
+    "plasma_cell": "lymphoid",
+    "monocyte": "myeloid",
+    "myelocyte": "myeloid",
+    "metamyelocyte": "myeloid",
+    "promyelocyte": "myeloid",
+    "neutrophil": "myeloid",
+    "eosinophil": "myeloid",
+    "basophil": "myeloid",
+}
+"""The two-class task: lineage of each type (paper, figure 5a)."""
+LINEAGES = ("lymphoid", "myeloid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +74,18 @@ class CellSample:
     label: int
     donor: int
     six: tuple[float, ...]
+    pictures: Pictures
+    purity: float = 1.0
+    cell_id: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """A complete set in memory. ``ri_delta`` float16 [n, z, y, x]; ``card``: the attributes as stored."""
+    """A complete set in memory. ``ri_delta`` float16 [n, z, y, x]; ``card``: the attributes as stored; ``signed``: values
+    below the medium's mean something (pictures), so nothing is clipped at 0.
+
+    ``phase`` and ``amplitude`` float32 [n, y, x], or None in a set of version 1. ``splits``: one array a scheme.
+    """
 
     path: Path
     classes: tuple[str, ...]
@@ -61,46 +95,64 @@ class TrainingSet:
     donor: NDArray[np.int64]
     morphology: NDArray[np.float32]
     card: Mapping[str, Any]
+    splits: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
+    purity: NDArray[np.float32] | None = None
+    phase: NDArray[np.float32] | None = None
+    amplitude: NDArray[np.float32] | None = None
+    cell_id: NDArray[np.int64] | None = None
+    signed: bool = False
 
     @property
     def data_hash(self) -> str:
-        """BLAKE2b-160 of labels, donors, morphology and volumes."""
+        """BLAKE2b-160 of everything that the arrays hold."""
         return str(self.card["data_hash"])
 
-    def indices(self, split: str) -> NDArray[np.intp]:
-        """Cells of one of :data:`SPLITS`, ascending. Raises BadValue on another name or an empty split."""
+    @property
+    def simulated(self) -> bool:
+        """True unless the card says otherwise."""
+        return bool(self.card.get("simulated", True))
+
+    def split(self, scheme: str = "both") -> NDArray[np.int8]:
+        """Index into :data:`SPLITS` for each cell. Raises BadValue on an unknown scheme."""
+        if scheme not in SCHEMES:
+            raise BadValue(f"the split scheme is {scheme!r}; it must be one of {', '.join(SCHEMES)}.")
+        found = self.splits.get(scheme)
+        return make_splits(self.label, self.donor, int(self.card["seed"]))[scheme] if found is None else found
+
+    def indices(self, split: str, scheme: str = "both") -> NDArray[np.intp]:
+        """Cells of one of :data:`SPLITS`, or of "all", ascending. Raises BadValue on another name or an empty split."""
+        if split == ALL:
+            return np.arange(len(self.label), dtype=np.intp)
         if split not in SPLITS:
-            raise BadValue(f"split is {split!r}; it must be one of {', '.join(SPLITS)}.")
-        found = np.flatnonzero(split_of(self.label, self.donor, int(self.card["seed"])) == SPLITS.index(split))
+            raise BadValue(f"split is {split!r}; it must be one of {', '.join((*SPLITS, ALL))}.")
+        found = np.flatnonzero(self.split(scheme) == SPLITS.index(split))
         if not len(found):
-            raise BadValue(f"{self.path}: split {split!r} has no cell.", action="Make a larger set, or one of more donors.")
+            raise BadValue(
+                f"{self.path}: split {split!r} (by {scheme}) has no cell.", action="Make a larger set, or one of more donors."
+            )
         return found
+
+    def has(self, split: str, scheme: str = "both") -> bool:
+        """Whether a split holds any cell."""
+        return bool((self.split(scheme) == SPLITS.index(split)).any())
+
+    def as_lineages(self) -> TrainingSet:
+        """The same cells as lymphoid and myeloid; the splits stay. Raises BadValue on a class of unknown lineage."""
+        if self.classes == LINEAGES:
+            return self
+        if unknown := [c for c in self.classes if c not in LINEAGE]:
+            raise BadValue(
+                f"{self.path}: class {unknown[0]!r} has no known lineage; known are {', '.join(sorted(LINEAGE))}.",
+                action="Train on the classes as they are (--task four).",
+            )
+        kept = {name: self.split(name) for name in SCHEMES}
+        lineage = np.array([LINEAGES.index(LINEAGE[c]) for c in self.classes])
+        return replace(self, classes=LINEAGES, label=lineage[self.label], splits=kept)
 
 
 def six_of(morphology: Morphology) -> tuple[float, ...]:
     """The six parameters in the order of :data:`SIX`."""
     return tuple(float(getattr(morphology, name)) for name in SIX)
-
-
-def split_of(label: NDArray[np.integer[Any]], donor: NDArray[np.integer[Any]], seed: int) -> NDArray[np.int8]:
-    """Index into :data:`SPLITS` for each cell.
-
-    Whole donors are held out first (a tenth, at least one, when there are five or more): "test_donor" is the honest figure,
-    since shuffling cells lets a network recognise a donor. The rest is shuffled 7:1:2 within each class, as in the paper.
-    """
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
-    out = np.full(len(label), -1, dtype=np.int8)
-    donors = np.unique(donor)
-    if len(donors) >= MIN_DONORS_TO_HOLD_OUT:
-        held = rng.permutation(donors)[: max(1, round(HELD_OUT_DONORS * len(donors)))]
-        out[np.isin(donor, held)] = SPLITS.index("test_donor")
-    for kind in np.unique(label):
-        cells = rng.permutation(np.flatnonzero((label == kind) & (out < 0)))
-        train, validation = round(0.7 * len(cells)), round(0.8 * len(cells))
-        out[cells[:train]] = 0
-        out[cells[train:validation]] = 1
-        out[cells[validation:]] = 2
-    return out
 
 
 def create(path: Path, cells: int, card: Mapping[str, Any]) -> None:
@@ -112,15 +164,31 @@ def create(path: Path, cells: int, card: Mapping[str, Any]) -> None:
     if path.exists():
         _check_same(path, card)
         return
-    shape = tuple(card["input"]["shape"])
-    # The attributes come last: a store without them was never begun and may be made again.
+    z, y, x = card["input"]["shape"]
     group = zarr.create_group(path, zarr_format=3)
-    group.create_array("ri_delta", shape=(cells, *shape), chunks=(PART, *shape), dtype="float16")
-    group.create_array("label", shape=(cells,), chunks=(PART,), dtype="int16")
-    group.create_array("donor", shape=(cells,), chunks=(PART,), dtype="int16")
+    _sharded(group, "ri_delta", (cells, z, y, x), "float16")
+    _sharded(group, "phase", (cells, y, x), "float32")
+    _sharded(group, "amplitude", (cells, y, x), "float32")
+    for name, kind in (("label", "int16"), ("donor", "int16"), ("cell_id", "int64"), ("purity", "float32")):
+        group.create_array(name, shape=(cells,), chunks=(PART,), dtype=kind)
     group.create_array("morphology", shape=(cells, len(SIX)), chunks=(PART, len(SIX)), dtype="float32")
+    for scheme in SCHEMES:
+        group.create_array(f"split_{scheme}", shape=(cells,), chunks=(cells,), dtype="int8")
     group.create_array("part_done", shape=(part_count(cells),), chunks=(1,), dtype="uint8")
+    # The attributes come last: a store without them was never begun and may be made again.
     group.attrs.update({**card, "complete": False})
+
+
+def _sharded(group: Any, name: str, shape: tuple[int, ...], kind: str) -> None:
+    """A chunk a cell, a file a part; every chunk ends in its CRC-32C."""
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=(1, *shape[1:]),
+        shards=(PART, *shape[1:]),
+        dtype=kind,
+        compressors=(ZstdCodec(level=1), Crc32cCodec()),
+    )
 
 
 def part_count(cells: int) -> int:
@@ -147,19 +215,29 @@ def write_part(path: Path, part: int, samples: Sequence[CellSample]) -> None:
         raise BadValue(f"{path}: part {part} has {len(samples)} cells; it must have {len(cells)}.")
     here = slice(cells.start, cells.stop)
     group["ri_delta"][here] = np.stack([s.ri_delta for s in samples]).astype(np.float16)
+    group["phase"][here] = np.stack([s.pictures.phase for s in samples])
+    group["amplitude"][here] = np.stack([s.pictures.amplitude for s in samples])
     group["label"][here] = np.array([s.label for s in samples], dtype=np.int16)
     group["donor"][here] = np.array([s.donor for s in samples], dtype=np.int16)
+    group["purity"][here] = np.array([s.purity for s in samples], dtype=np.float32)
+    group["cell_id"][here] = np.array([s.cell_id for s in samples], dtype=np.int64)
     group["morphology"][here] = np.array([s.six for s in samples], dtype=np.float32)
     group["part_done"][part] = 1
 
 
 def finish(path: Path) -> str:
-    """Mark a set complete and return its hash. Raises BadValue while parts are missing."""
+    """Store the splits, mark a set complete, write its card beside it; returns its hash. Raises BadValue while parts miss."""
+    from wbcd.training.card import write_card
+
     if missing := missing_parts(path):
         raise BadValue(f"{path}: {len(missing)} parts are not written, the first is {missing[0]}.", action="Run it again.")
     group = _open(path, "r+")
-    digest = _content_hash(group)
+    label, donor = (np.asarray(group[name][:]).astype(np.int64) for name in ("label", "donor"))
+    for scheme, part in make_splits(label, donor, int(group.attrs["seed"])).items():
+        group[f"split_{scheme}"][:] = part
+    digest = _digest(_arrays(group, FORMAT_VERSION))
     group.attrs.update({"complete": True, "data_hash": digest})
+    write_card(path, dict(group.attrs), load(path))
     return digest
 
 
@@ -167,21 +245,72 @@ def load(path: Path) -> TrainingSet:
     """The whole set into memory, checked against its own card. Raises BadValue naming what does not hold."""
     group = _open(path, "r")
     card = dict(group.attrs)
-    if card.get("format") != FORMAT or card.get("format_version") != FORMAT_VERSION:
-        raise BadValue(f"{path}: format is {card.get('format')!r}; it must be {FORMAT!r} version {FORMAT_VERSION}.")
+    version = card.get("format_version")
+    if card.get("format") != FORMAT or version not in (1, FORMAT_VERSION):
+        raise BadValue(f"{path}: format is {card.get('format')!r}; it must be {FORMAT!r} version 1 or {FORMAT_VERSION}.")
     if card.get("complete") is not True:
         raise BadValue(f"{path}: the set is not complete.", action="Run the command that makes it again; it goes on.")
-    if _content_hash(group) != card.get("data_hash"):
+    arrays = _read(path, group, int(version))
+    if _digest(arrays.items()) != card.get("data_hash"):
         raise BadValue(f"{path}: the content is not what its card's data_hash says.", action="Make or copy the set again.")
-    spec = _spec(path, card)
-    ri_delta = np.asarray(group["ri_delta"][:])
+    spec, classes = _spec(path, card), tuple(str(c) for c in card["classes"])
+    ri_delta = arrays["ri_delta"]
     if ri_delta.shape[1:] != spec.shape:
         raise BadValue(f"{path}: ri_delta holds {ri_delta.shape[1:]} voxels a cell; its card says {spec.shape}.")
-    label, donor = (np.asarray(group[name][:]).astype(np.int64) for name in ("label", "donor"))
-    classes = tuple(str(c) for c in card["classes"])
+    label, donor = arrays["label"].astype(np.int64), arrays["donor"].astype(np.int64)
     if len(label) and not 0 <= label.min() <= label.max() < len(classes):
         raise BadValue(f"{path}: label runs to {label.max()}; the card has {len(classes)} classes.")
-    return TrainingSet(path, classes, spec, ri_delta, label, donor, np.asarray(group["morphology"][:]), card)
+    return TrainingSet(
+        path=path,
+        classes=classes,
+        input=spec,
+        ri_delta=ri_delta,
+        label=label,
+        donor=donor,
+        morphology=arrays["morphology"],
+        card=card,
+        splits={s: arrays[f"split_{s}"] for s in SCHEMES if f"split_{s}" in arrays},
+        purity=arrays.get("purity"),
+        phase=arrays.get("phase"),
+        amplitude=arrays.get("amplitude"),
+        cell_id=arrays.get("cell_id"),
+    )
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The card as stored, without reading a cell. Raises BadValue when it is no set."""
+    card = dict(_open(path, "r").attrs)
+    if card.get("format") != FORMAT:
+        raise BadValue(f"{path}: format is {card.get('format')!r}; it must be {FORMAT!r}.")
+    return card
+
+
+def _names(version: int) -> tuple[str, ...]:
+    if version == 1:
+        return ("label", "donor", "morphology", "ri_delta")
+    return (*_COLUMNS, *(f"split_{s}" for s in SCHEMES), *_SHARDED)
+
+
+def _arrays(group: Any, version: int) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name and blocks of each array in the order of the hash, a part at a time."""
+    for name in _names(version):
+        array = group[name]
+        for start in range(0, array.shape[0], PART):
+            yield name, np.asarray(array[start : start + PART])
+
+
+def _read(path: Path, group: Any, version: int) -> dict[str, NDArray[Any]]:
+    try:
+        return {name: np.asarray(group[name][:]) for name in _names(version)}
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        raise BadValue(f"{path}: an array cannot be read: {error}.", action="Make or copy the set again.") from error
+
+
+def _digest(arrays: Any) -> str:
+    digest = hashlib.blake2b(digest_size=20)
+    for _, values in arrays:
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def spec_to_card(spec: InputSpec) -> dict[str, Any]:
@@ -189,14 +318,20 @@ def spec_to_card(spec: InputSpec) -> dict[str, Any]:
     return {"shape": list(spec.shape), "voxel_um": list(spec.voxel_um), "scale": spec.scale}
 
 
-def check_matches(data: TrainingSet, classes: tuple[str, ...], spec: InputSpec, model: Path) -> None:
-    """A model can be measured only on cells prepared for it. Raises BundleInvalid."""
+def check_matches(data: TrainingSet, classes: tuple[str, ...], spec: InputSpec, model: Path) -> TrainingSet:
+    """The set as the model takes it (as lineages where those are its classes).
+
+    A model can be measured only on cells prepared for it: raises BundleInvalid.
+    """
+    if classes == LINEAGES and data.classes != LINEAGES and all(c in LINEAGE for c in data.classes):
+        data = data.as_lineages()
     if data.classes != classes or data.input != spec:
         raise BundleInvalid(
             f"{model}: takes {spec.shape} voxels of {spec.voxel_um} um in classes {classes};"
             f" {data.path} holds {data.input.shape} of {data.input.voxel_um} in {data.classes}.",
             action="Make a set with the model's input, or train a model on this set.",
         )
+    return data
 
 
 def _spec(path: Path, card: Mapping[str, Any]) -> InputSpec:
@@ -213,7 +348,9 @@ def _open(path: Path, mode: Any) -> Any:
     try:
         return zarr.open_group(path, mode=mode, zarr_format=3)
     except (OSError, KeyError, ValueError) as error:
-        raise BadValue(f"{path}: not a training set: {error}.", action="Make one with `wbcd dataset make`.") from error
+        raise BadValue(
+            f"{path}: not a training set: {error}.", action="Make one with `wbcd dataset make` or `wbcd dataset from-db`."
+        ) from error
 
 
 def _check_same(path: Path, card: Mapping[str, Any]) -> None:
@@ -226,14 +363,3 @@ def _check_same(path: Path, card: Mapping[str, Any]) -> None:
             f"{path}: holds a set whose {key} is {found.get(key)!r}, not {wanted[key]!r}.",
             action="Choose another folder, or give the same arguments to go on with this one.",
         )
-
-
-def _content_hash(group: Any) -> str:
-    digest = hashlib.blake2b(digest_size=20)
-    for name in ("label", "donor", "morphology"):
-        digest.update(np.ascontiguousarray(group[name][:]).tobytes())
-    cells = group["label"].shape[0]
-    for part in range(part_count(cells)):
-        here = part_range(part, cells)
-        digest.update(np.ascontiguousarray(group["ri_delta"][here.start : here.stop]).tobytes())
-    return digest.hexdigest()

@@ -1,11 +1,19 @@
 """Fitting the fish network to a training set.
 
-Two presets: "paper" (Adam 0.004, decay 0.9999 a step, batch 8, cross entropy) and "modern" (AdamW, one cycle, label smoothing).
-fp32 throughout: bf16 weight gradients of Conv3d on a CPU are not always finite. The weights kept are those of the epoch with
-the lowest validation loss; probabilities are then calibrated on the validation cells and measured on the held-out ones.
+Two presets. "paper": Adam 0.004 (momentum 0.9), batch 8, cross entropy, He initialisation, translation, crop, elastic
+deformation and noise; its "learning rate decay = 0.9999" is read as a factor a *step* (a factor an epoch would have left the
+rate at 98 % after the 159 epochs of the paper, so nobody would have set it). "modern": AdamW, one cycle, label smoothing,
+rotations and flips in the plane only (along the axis the instrument's transfer function is not what it is across it).
+
+fp32 on a CPU: bf16 weight gradients of Conv3d are not always finite there; on CUDA bf16 autocast. The weights kept are those
+of the epoch with the lowest validation loss; probabilities are then calibrated on the validation cells and measured on the
+held-out ones.
 
     report = train("cells.zarr", "training/", epochs=12)
     report.bundle                          # folder for [classification] model
+
+On a CPU a training that was killed at any moment goes on to the same weights, to the last bit, with the same number of
+threads; on CUDA the kernels add in no fixed order.
 """
 
 from __future__ import annotations
@@ -16,8 +24,9 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,15 +45,19 @@ from wbcd.errors import BadValue, DeviceError
 from wbcd.recipe import Recipe
 from wbcd.training import checkpoint
 from wbcd.training import dataset as sets
-from wbcd.training.augmentation import Augmentation, augment
+from wbcd.training.augmentation import PAPER, Augmentation, augment
 from wbcd.training.calibration import cross_entropy, fit_temperature
 from wbcd.training.evaluation import Evaluation, judge, probabilities_of
+from wbcd.training.splits import warnings_of
+from wbcd.training.tensorboard import open_board
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
     """How to fit. ``decay``: of the learning rate a step, or None for one cycle over all epochs; ``patience``: epochs
-    without a better validation loss before stopping, 0 for never (a cycle cut short has not annealed)."""
+    without a better validation loss before stopping, 0 for never (a cycle cut short has not annealed); ``mixup``: alpha of
+    the mixing weights (Zhang et al. 2018), 0 for none; ``average``: decay a step of the averaged weights that are judged
+    and kept (Polyak averaging), 0 for the weights themselves."""
 
     optimizer: str
     learning_rate: float
@@ -53,12 +66,19 @@ class Preset:
     weight_decay: float
     label_smoothing: float
     patience: int
+    mixup: float = 0.0
+    average: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
 
 PRESETS: Mapping[str, Preset] = {
-    "paper": Preset("adam", 0.004, 8, 0.9999, 0.0, 0.0, 12),
+    "paper": Preset("adam", 0.004, 8, 0.9999, 0.0, 0.0, 12, augmentation=PAPER),
     "modern": Preset("adamw", 0.004, 16, None, 0.02, 0.05, 0),
 }
+
+TASKS = ("four", "two")
+"""The classes as the set has them, or their lineages."""
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 NORM_BATCHES = 16
 """Batches from which the normalisations' means and variances are taken anew before each validation: running averages lag
@@ -67,10 +87,16 @@ behind weights that move fast, so far that the validation loss of a short traini
 WARM_UP = 0.3
 """Share of a cycle in which the learning rate rises; it starts at a 25th and ends at a 10,000th of the highest."""
 
+CHECKPOINT_S = 120.0
+"""Within an epoch: a killed training loses no more than this. A checkpoint of the default network is 17 MB."""
+
+RESIDENT_SHARE = 0.5
+"""Of the accelerator's free memory that the set itself may take; else each batch is copied there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One row of the log. Losses in nats; ``seconds`` of this epoch."""
+    """One row of the log. Losses in nats; ``seconds`` of this epoch; the training accuracy is of augmented cells."""
 
     epoch: int
     epochs: int
@@ -79,11 +105,27 @@ class Epoch:
     validation_loss: float
     validation_accuracy: float
     seconds: float
+    train_accuracy: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where an epoch stands: ``step`` of ``steps`` done; loss and accuracy are means over this epoch so far."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """``bundle``: the folder made. ``evaluations`` by split: "test", and "test_donor" where donors were held out."""
+    """``bundle``: the folder made. ``evaluations`` by split: "test", and "test_donor" where donors were held out.
+
+    ``warnings``: sentences on what these figures cannot mean.
+    """
 
     bundle: Path
     model_id: str
@@ -93,9 +135,11 @@ class TrainingReport:
     evaluations: Mapping[str, Evaluation]
     parameters: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 OnEpoch = Callable[[Epoch], None]
+OnStep = Callable[[Step], None]
 
 
 def train(
@@ -108,100 +152,208 @@ def train(
     seed: int = 0,
     device: str = "auto",
     on_epoch: OnEpoch | None = None,
+    on_step: OnStep | None = None,
     name: str = "wbcd",
     augmentation: Augmentation | None = None,
     notes: Mapping[str, Any] | None = None,
+    task: str = "four",
+    split_by: str = "both",
+    patience: int | None = None,
+    precision: str = "auto",
+    board: bool = False,
 ) -> TrainingReport:
-    """Train, calibrate, measure, and write ``out_dir/bundle``; a run that was interrupted goes on from its last epoch.
+    """Train, calibrate, measure, and write ``out_dir/bundle``; a run that was interrupted goes on from its last checkpoint.
 
-    ``name``: of the bundle. ``notes``: further facts for the card's training section (commands, duration).
-    Raises BadValue on an unusable argument or a folder of another training.
+    ``name``: of the bundle. ``notes``: further facts for the card's training section (the command). ``task``: "four" (the
+    set's classes) or "two" (lymphoid and myeloid). ``split_by``: a scheme of :mod:`wbcd.training.splits`. ``patience``: epochs
+    without progress before stopping, instead of the preset's. ``precision``: "auto" is bf16 autocast on CUDA and fp32 on a
+    CPU. ``board``: write TensorBoard events too. Raises BadValue on an unusable argument or a folder of another training.
     """
     began = time.monotonic()
+    if task not in TASKS:
+        raise BadValue(f"task is {task!r}; it must be one of {', '.join(TASKS)}.")
     if preset not in PRESETS:
         raise BadValue(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}.")
-    if epochs < 1 or width < 2:
-        raise BadValue(f"epochs is {epochs} and width is {width}; at least 1 and 2.")
+    recipe = _changed(PRESETS[preset], augmentation, patience)
     data, out = sets.load(Path(dataset_path)), Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    run = _Run(data, out, PRESETS[preset], epochs, seed, choose_device(device), augmentation or Augmentation(), width)
-    run.fit(on_epoch)
+    data = data.as_lineages() if task == "two" else data
+    run = Training(
+        data, out, recipe, epochs=epochs, width=width, seed=seed, device=device, split_by=split_by, precision=precision
+    )
+    run.fit(on_epoch, on_step, board=board)
     model = ModelCard(name=name, classes=data.classes, width=width, input=data.input)
-    return _conclude(run, model, {"preset": preset, **asdict(PRESETS[preset]), **(notes or {})}, began)
+    facts = {"preset": preset, "task": task, "split_by": split_by, **_flat(recipe), **(notes or {})}
+    return _conclude(run, model, facts, began)
 
 
-class _Run:
-    """State of one training: network, optimizer, progress and the best weights."""
+def _changed(preset: Preset, augmentation: Augmentation | None, patience: int | None) -> Preset:
+    if patience is not None and patience < 0:
+        raise BadValue(f"patience is {patience}; at least 0 (0: never stop early).")
+    preset = preset if augmentation is None else replace(preset, augmentation=augmentation)
+    return preset if patience is None else replace(preset, patience=patience)
+
+
+def _flat(preset: Preset) -> dict[str, Any]:
+    return {name: getattr(preset, name) for name in preset.__dataclass_fields__ if name != "augmentation"} | {
+        "augmentation": asdict(preset.augmentation)
+    }
+
+
+class Training:
+    """One training of one set in memory: network, optimizer, progress and the best weights, kept in the folder ``out``.
+
+    ``share``: of the training cells that are used, taken class by class (learning curves).
+    """
 
     def __init__(
         self,
         data: sets.TrainingSet,
         out: Path,
         preset: Preset,
+        *,
         epochs: int,
-        seed: int,
-        device: torch.device,
-        augmentation: Augmentation,
-        width: int,
+        width: int = 16,
+        seed: int = 0,
+        device: str = "auto",
+        split_by: str = "both",
+        precision: str = "auto",
+        share: float = 1.0,
     ) -> None:
+        if epochs < 1 or width < 2 or not 0 < share <= 1:
+            raise BadValue(f"epochs is {epochs}, width {width} and share {share}; at least 1 and 2, and above 0 up to 1.")
         self.data, self.out, self.preset, self.epochs, self.seed = data, out, preset, epochs, seed
-        self.device, self.augmentation = device, augmentation
-        self.cells, self.watched = data.indices("train"), data.indices("validation")
+        self.device = choose_device(device)
+        self.precision = _precision(precision, self.device)
+        self.split_by, self.share = split_by, share
+        self.cells, self.watched = self._cells("train"), data.indices("validation", split_by)
         if len(self.cells) < 2:
             raise BadValue(f"{data.path}: {len(self.cells)} cells to train on; at least 2.", action="Make a larger set.")
+        out.mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = FishNet3d(len(data.classes), width)
         # Channels last: a quarter less time a cell on a CPU. torch's stubs do not know the keyword.
-        cast(Any, self.network).to(device, memory_format=torch.channels_last_3d)
+        cast(Any, self.network).to(self.device, memory_format=torch.channels_last_3d)
         self.optimizer = _optimizer(self.network, preset)
+        self.average = {n: p.detach().clone() for n, p in self.network.named_parameters()} if preset.average else {}
         self.best: dict[str, Tensor] = {}
         self.progress = checkpoint.Progress(self._identity(width))
+        self._deltas = _resident(torch.from_numpy(data.ri_delta), self.device)
+        self._labels = torch.from_numpy(data.label).to(self.device)
 
-    def fit(self, on_epoch: OnEpoch | None) -> None:
-        """All epochs that are still to do."""
-        found = checkpoint.resume(self.out, self.progress.identity, self.network, self.optimizer)
+    def fit(self, on_epoch: OnEpoch | None = None, on_step: OnStep | None = None, *, board: bool = False) -> None:
+        """All epochs that are still to do; the network is then the best one."""
+        found = checkpoint.resume(self.out, self.progress.identity, self.network, self.optimizer, self.average)
         if found is not None:
             self.progress, self.best = found
-        while self.progress.epoch < self.epochs and not self._exhausted():
-            row = self._epoch()
-            if on_epoch is not None:
-                on_epoch(row)
+        with open_board(self.out / "tensorboard" if board else None, self.progress.epoch) as write:
+            while self.progress.epoch < self.epochs and not self._exhausted():
+                row = self._epoch(on_step)
+                write(asdict(row))
+                if on_epoch is not None:
+                    on_epoch(row)
+        self.network.load_state_dict(self.best)
 
-    def _epoch(self) -> Epoch:
-        began = time.monotonic()
+    def logits(self, cells: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Of cells as they are, not augmented, [n, classes]."""
+        return np.concatenate([logits for logits, _ in self._outputs(cells)])
+
+    def features(self, cells: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Pooled after the second downsampling block, [n, 33 width]."""
+        return np.concatenate([features for _, features in self._outputs(cells)])
+
+    def _outputs(self, cells: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        self.network.eval()
+        for batch in (cells[i : i + 16] for i in range(0, len(cells), 16)):
+            with torch.inference_mode():
+                output = self.network.both(self._input(self._taken(batch)))
+            yield output.logits.float().cpu().numpy(), output.features.float().cpu().numpy()
+
+    def _cells(self, split: str) -> NDArray[np.intp]:
+        cells = self.data.indices(split, self.split_by)
+        if self.share == 1:
+            return cells
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(7,)))
+        kept = []
+        for kind in np.unique(self.data.label[cells]):
+            order = rng.permutation(cells[self.data.label[cells] == kind])
+            kept.append(order[: max(1, round(self.share * len(order)))])
+        return np.sort(np.concatenate(kept))
+
+    def _taken(self, cells: NDArray[np.intp]) -> Tensor:
+        index = torch.from_numpy(cells)
+        return self._deltas[index.to(self._deltas.device)].to(self.device)
+
+    def _epoch(self, on_step: OnStep | None) -> Epoch:
+        began = time.monotonic() - self.progress.spent_s
         number = self.progress.epoch
-        loss = self._pass(number)
-        logits = self.logits(self.watched)
-        labels = self.data.label[self.watched]
-        watched = cross_entropy(logits, labels)
-        accuracy = float((logits.argmax(1) == labels).mean())
+        loss, accuracy = self._pass(number, began, on_step)
+        with self._averaged():
+            self._settle_norms(self._order(number)[:NORM_BATCHES])
+            logits, labels = self.logits(self.watched), self.data.label[self.watched]
+            watched, right = cross_entropy(logits, labels), float((logits.argmax(1) == labels).mean())
+            if watched < self.progress.best_loss:
+                self.progress.best_loss, self.progress.best_epoch = watched, number + 1
+                self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
         rate = float(self.optimizer.param_groups[0]["lr"])
-        row = Epoch(number + 1, self.epochs, rate, loss, watched, accuracy, time.monotonic() - began)
-        self._keep(row)
+        row = Epoch(number + 1, self.epochs, rate, loss, watched, right, time.monotonic() - began, accuracy)
+        self.progress.epoch, self.progress.step, self.progress.spent_s = row.epoch, 0, 0.0
+        self.progress.loss_sum = self.progress.right = 0.0
+        self.progress.history.append(asdict(row))
+        self._save()
+        write_file(self.out / "log.csv", _log(self.progress.history))
         return row
 
-    def _keep(self, row: Epoch) -> None:
-        if row.validation_loss < self.progress.best_loss:
-            self.progress.best_loss, self.progress.best_epoch = row.validation_loss, row.epoch
-            self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
-        self.progress.epoch = row.epoch
-        self.progress.history.append(asdict(row))
-        checkpoint.save(self.out, self.progress, self.network.state_dict(), self.best, self.optimizer)
-        write_file(self.out / "log.csv", _log(self.progress.history))
+    def _save(self) -> None:
+        checkpoint.save(self.out, self.progress, self.network.state_dict(), self.best, self.optimizer, self.average)
 
-    def _pass(self, number: int) -> float:
-        """One pass over the training cells; mean loss. Generators are seeded by (seed, epoch)."""
+    def _order(self, number: int) -> list[NDArray[np.intp]]:
         order = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(2, number))).permutation(self.cells)
-        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + number)
-        batches = _batches(order, self.preset.batch)
+        return _batches(order, self.preset.batch)
+
+    def _pass(self, number: int, began: float, on_step: OnStep | None) -> tuple[float, float]:
+        """What is left of one pass over the training cells; mean loss and accuracy. Every step draws from its own seed."""
+        batches, progress = self._order(number), self.progress
+        cells = np.cumsum([len(b) for b in batches])
+        saved = time.monotonic()
         self.network.train()
-        total = 0.0
-        for step, cells in enumerate(batches):
-            self._set_rate((number * len(batches) + step), self.epochs * len(batches))
-            total += self._step(cells, generator) * len(cells)
-        self._settle_norms(batches[:NORM_BATCHES])
-        return total / sum(map(len, batches))
+        # Sums stay on the device: reading them would make an accelerator wait at every step.
+        sums = torch.tensor([progress.loss_sum, progress.right], dtype=torch.float64, device=self.device)
+        for step in range(progress.step, len(batches)):
+            self._set_rate(number * len(batches) + step, self.epochs * len(batches))
+            generator = torch.Generator(self.device).manual_seed(_step_seed(self.seed, number, step))
+            sums += self._step(batches[step], generator)
+            due = time.monotonic() - saved > CHECKPOINT_S and step + 1 < len(batches)
+            if on_step is not None or due:
+                loss, right = _finite(sums)
+                if on_step is not None:
+                    done = int(cells[step])
+                    on_step(Step(number + 1, self.epochs, step + 1, len(batches), loss / done, right / done))
+            if due:
+                progress.step, progress.loss_sum, progress.right = step + 1, loss, right
+                progress.spent_s = time.monotonic() - began
+                self._save()
+                saved = time.monotonic()
+        loss, right = _finite(sums)
+        return loss / int(cells[-1]), right / int(cells[-1])
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in the network's place, where the preset averages."""
+        if not self.average:
+            yield
+            return
+        parameters = dict(self.network.named_parameters())
+        own = {n: p.detach().clone() for n, p in parameters.items()}
+        with torch.no_grad():
+            for n, p in parameters.items():
+                p.copy_(self.average[n])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for n, p in parameters.items():
+                    p.copy_(own[n])
 
     def _settle_norms(self, batches: list[NDArray[np.intp]]) -> None:
         """Statistics of the batch normalisations over cells as they are, not augmented, for the weights as they are now."""
@@ -211,46 +363,58 @@ class _Run:
             norm.reset_running_stats()
             # None: the plain mean over batches.
             norm.momentum = None
+        self.network.train()
         with torch.no_grad():
             for cells in batches:
-                self.network(self._input(torch.from_numpy(self.data.ri_delta[cells]).to(self.device)))
+                self.network(self._input(self._taken(cells)))
         for norm, momentum in zip(norms, usual, strict=True):
             norm.momentum = momentum
 
     def _input(self, deltas: Tensor) -> Tensor:
-        return normalise(deltas, self.data.input)[:, None].contiguous(memory_format=torch.channels_last_3d)
+        spec = self.data.input
+        scaled = deltas.float() * spec.scale if self.data.signed else normalise(deltas, spec)
+        return scaled[:, None].contiguous(memory_format=torch.channels_last_3d)
 
-    def _step(self, cells: NDArray[np.intp], generator: torch.Generator) -> float:
-        deltas = torch.from_numpy(self.data.ri_delta[cells]).to(self.device)
-        labels = torch.from_numpy(self.data.label[cells]).to(self.device)
-        x = self._input(augment(deltas, self.data.input.voxel_um, self.augmentation, generator))
-        loss = F.cross_entropy(self.network(x), labels, label_smoothing=self.preset.label_smoothing)
+    def _step(self, cells: NDArray[np.intp], generator: torch.Generator) -> Tensor:
+        """One update; [sum of the losses, cells that were right]."""
+        labels = self._labels[torch.from_numpy(cells).to(self.device)]
+        moved = augment(self._taken(cells), self.data.input.voxel_um, self.preset.augmentation, generator)
+        x, other, weight = self._mixed(self._input(moved), labels, generator)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits = self.network(x)
+        smoothing = self.preset.label_smoothing
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        if weight is not None:
+            loss = weight * loss + (1 - weight) * F.cross_entropy(logits.float(), other, label_smoothing=smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DeviceError("the training loss is not finite.", action="Lower the learning rate, or check the training set.")
-        return value
+        self._follow()
+        right = (logits.detach().argmax(1) == labels).sum()
+        return torch.stack([loss.detach().double() * len(cells), right.double()])
+
+    def _mixed(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Each cell with a share of another one of the batch; the other's label and this one's weight."""
+        if not self.preset.mixup:
+            return x, labels, None
+        order = torch.randperm(len(x), generator=generator, device=x.device)
+        weight = _beta(self.preset.mixup, generator, x.device)
+        return x * weight + x[order] * (1 - weight), labels[order], weight
+
+    def _follow(self) -> None:
+        """The averaged weights a step after the others; young averages forget faster (Tarvainen and Valpola 2017)."""
+        if not self.average:
+            return
+        taken = self.optimizer.state[next(iter(self.network.parameters()))]["step"]
+        decay = min(self.preset.average, float((1 + taken) / (10 + taken)))
+        with torch.no_grad():
+            for n, p in self.network.named_parameters():
+                self.average[n].lerp_(p, 1 - decay)
 
     def _set_rate(self, step: int, steps: int) -> None:
         rate = learning_rate(self.preset, step, steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-
-    def logits(self, cells: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Of cells as they are, not augmented, [n, classes]."""
-        self.network.eval()
-        out = []
-        with torch.inference_mode():
-            for batch in (cells[i : i + 16] for i in range(0, len(cells), 16)):
-                x = self._input(torch.from_numpy(self.data.ri_delta[batch]).to(self.device))
-                out.append(self.network(x).float().cpu().numpy())
-        return np.concatenate(out)
-
-    def take_best(self) -> None:
-        """Go back to the epoch with the lowest validation loss."""
-        self.network.load_state_dict(self.best)
 
     def _exhausted(self) -> bool:
         patience = self.preset.patience
@@ -259,13 +423,60 @@ class _Run:
     def _identity(self, width: int) -> dict[str, Any]:
         parts = {
             "data_hash": self.data.data_hash,
+            "classes": list(self.data.classes),
             "preset": asdict(self.preset),
             "epochs": self.epochs,
             "seed": self.seed,
             "width": width,
-            "augmentation": asdict(self.augmentation),
+            "split_by": self.split_by,
+            "precision": self.precision,
+            "share": self.share,
+            "signed": self.data.signed,
+            "input": sets.spec_to_card(self.data.input),
         }
         return {**parts, "digest": hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()}
+
+
+def _precision(name: str, device: torch.device) -> str:
+    if name not in PRECISIONS:
+        raise BadValue(f"precision is {name!r}; it must be one of {', '.join(PRECISIONS)}.")
+    if name == "bfloat16" and device.type != "cuda":
+        raise BadValue(
+            f"precision is bfloat16 on {device}; it must be float32 there: bf16 weight gradients of Conv3d are not always"
+            " finite on a CPU.",
+            action="Leave --precision out.",
+        )
+    return ("bfloat16" if device.type == "cuda" else "float32") if name == "auto" else name
+
+
+def _resident(deltas: Tensor, device: torch.device) -> Tensor:
+    """On the accelerator where it fits, so that no step waits for a copy."""
+    if device.type != "cuda":
+        return deltas
+    free, _ = torch.cuda.mem_get_info(device)
+    return deltas.to(device) if deltas.nbytes < RESIDENT_SHARE * free else deltas.pin_memory()
+
+
+def _step_seed(seed: int, epoch: int, step: int) -> int:
+    return int(np.random.SeedSequence(seed, spawn_key=(8, epoch, step)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _beta(alpha: float, generator: torch.Generator, device: torch.device) -> Tensor:
+    """One draw of Beta(alpha, alpha), alpha <= 1, by Joehnk's method: the generator decides it on any device."""
+    u = torch.rand((64, 2), generator=generator, device=device, dtype=torch.float64) ** (1 / alpha)
+    total = u.sum(1)
+    fits = (total <= 1) & (total > 0)
+    first = torch.argmax(fits.to(torch.int8))
+    share = u[first, 0] / total[first].clamp_min(1e-300)
+    # 64 draws fail for alpha <= 1 with a probability under 1e-19; the middle is then as good as any.
+    return torch.where(fits.any(), share, torch.full_like(share, 0.5)).float()
+
+
+def _finite(sums: Tensor) -> tuple[float, float]:
+    loss, right = (float(v) for v in sums)
+    if not math.isfinite(loss):
+        raise DeviceError("the training loss is not finite.", action="Lower the learning rate, or check the training set.")
+    return loss, right
 
 
 def learning_rate(preset: Preset, step: int, steps: int) -> float:
@@ -318,10 +529,10 @@ def training_envelope(morphology: NDArray[np.float32]) -> Envelope:
     return Envelope((round(v0, 1), round(v1, 1)), (round(c0, 5), round(c1, 5)))
 
 
-def _conclude(run: _Run, model: ModelCard, training: dict[str, Any], began: float) -> TrainingReport:
-    run.take_best()
+def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: float) -> TrainingReport:
     temperature = fit_temperature(run.logits(run.watched), run.data.label[run.watched])
-    simulated = bool(run.data.card.get("simulated", True))
+    simulated = run.data.simulated
+    warnings = warnings_of(run.data.label, run.data.donor, run.data.classes)
     training = {
         **training,
         "epochs": run.epochs,
@@ -330,14 +541,17 @@ def _conclude(run: _Run, model: ModelCard, training: dict[str, Any], began: floa
         "train_cells": len(run.cells),
         "validation_cells": len(run.watched),
         "data_hash": run.data.data_hash,
-        "data": {k: v for k, v in run.data.card.items() if k in ("cells", "donors", "seed", "path", "recipe_id")},
+        "data": {k: v for k, v in run.data.card.items() if k in ("cells", "donors", "seed", "path", "recipe_id", "label_by")},
         "parameters": parameter_count(run.network),
-        "precision": "float32",
+        "precision": run.precision,
+        "device": run.device.type,
+        "training_seconds": round(sum(row["seconds"] for row in run.progress.history), 1),
+        **({"warnings": warnings} if warnings else {}),
     }
     envelope = training_envelope(run.data.morphology[run.cells])
     model = replace(model, temperature=temperature, simulated=simulated, training=training, envelope=envelope)
     bundle = save_bundle(run.out / "bundle", run.network, model)
-    evaluations = _measure(Classifier(bundle, str(run.device)), run.data, simulated, bundle.model_id)
+    evaluations = _measure(Classifier(bundle, str(run.device)), run.data, run.split_by, bundle.model_id)
     facts = {split: _card_row(e) for split, e in evaluations.items()}
     # The measured figures are no part of the digest: the model id stays what was measured.
     bundle = save_bundle(run.out / "bundle", run.network, replace(model, measured=facts))
@@ -350,8 +564,10 @@ def _conclude(run: _Run, model: ModelCard, training: dict[str, Any], began: floa
         evaluations=evaluations,
         parameters=parameter_count(run.network),
         seconds=time.monotonic() - began,
+        warnings=tuple(warnings),
     )
     text = {"model_id": report.model_id, "evaluations": {k: e.as_json() for k, e in evaluations.items()}}
+    text["warnings"] = warnings
     write_file(run.out / "report.json", json.dumps(text, indent=1).encode())
     return report
 
@@ -361,15 +577,20 @@ def _epoch_of(row: Mapping[str, float]) -> Epoch:
     return Epoch(int(row["epoch"]), int(row["epochs"]), **numbers)
 
 
-def _measure(classifier: Classifier, data: sets.TrainingSet, simulated: bool, model_id: str) -> dict[str, Evaluation]:
-    held = sets.split_of(data.label, data.donor, int(data.card["seed"]))
+def _measure(classifier: Classifier, data: sets.TrainingSet, split_by: str, model_id: str) -> dict[str, Evaluation]:
     out: dict[str, Evaluation] = {}
     for split in ("test", "test_donor"):
-        cells = np.flatnonzero(held == sets.SPLITS.index(split))
-        if len(cells):
+        if data.has(split, split_by):
+            cells = data.indices(split, split_by)
             probabilities = probabilities_of(classifier, data.ri_delta, cells)
             out[split] = judge(
-                probabilities, data.label[cells], data.donor[cells], data.classes, split, simulated=simulated, model_id=model_id
+                probabilities,
+                data.label[cells],
+                data.donor[cells],
+                data.classes,
+                split,
+                simulated=data.simulated,
+                model_id=model_id,
             )
     return out
 

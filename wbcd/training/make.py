@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wbcd.classification import InputSpec
 from wbcd.classification.preparation import delta_ri
@@ -32,7 +33,9 @@ from wbcd.records import Cell, Tomogram
 from wbcd.simulation.cells import CLASSES, Phantom, canonical_shape, render, sample_phantom
 from wbcd.simulation.fast import half_resolution
 from wbcd.simulation.microscope import RENDER_UM, Microscope, Specimen
+from wbcd.simulation.optics import INSTRUMENT
 from wbcd.training import dataset as sets
+from wbcd.training.pictures import of_field, projected
 
 ATTEMPTS = 8
 """Draws for one cell before the run gives up: a phantom now and then reaches the border or falls below the threshold."""
@@ -41,7 +44,18 @@ DONOR_VOLUME, DONOR_DENSITY = 0.05, 0.01
 """Standard deviations, relative, of a donor's mean volume and density about the population's."""
 
 OpticsPath: TypeAlias = Literal["fast", "exact"]
-Source: TypeAlias = Callable[[str, int, np.random.SeedSequence], Cell | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A cell and the complex phase [y, x] of its normally lit frame, whose middle pixel is the origin of the cell's centre."""
+
+    cell: Cell
+    psi: NDArray[np.complex64]
+    pixel_um: tuple[float, float]
+
+
+Source: TypeAlias = Callable[[str, int, np.random.SeedSequence], "Cell | Seen | None"]
 OnPart: TypeAlias = Callable[[int, int], None]
 
 
@@ -96,11 +110,21 @@ def make_part(job: _Job, part: int) -> int:
     return part
 
 
-def simulate_cell(kind: str, donor: int, draw: np.random.SeedSequence, *, path: OpticsPath = "fast") -> Cell | None:
+def simulate_cell(kind: str, donor: int, draw: np.random.SeedSequence, *, path: OpticsPath = "fast") -> Cell | Seen | None:
     """One simulated cell through the optics, found again in its tomogram; None when none, or a cut one, is found."""
     rng = np.random.default_rng(draw)
     phantom = of_donor(sample_phantom(kind, rng), donor)
-    tomogram = tomogram_of(phantom, donor, rng, path)
+    if path == "exact":
+        return _whole_cell(tomogram_of(phantom, donor, rng, path))
+    optics = half_resolution()
+    tomogram, psi = optics.phantom_and_phase(phantom, rng)
+    cell = _whole_cell(tomogram)
+    if cell is None:
+        return None
+    return Seen(cell, psi, (optics.voxel_um[1], optics.voxel_um[2]))
+
+
+def _whole_cell(tomogram: Tomogram | None) -> Cell | None:
     found = [] if tomogram is None else find_cells(tomogram, Recipe())
     whole = [cell for cell in found if not cell.touches_border]
     return max(whole, key=lambda cell: int(cell.mask.sum()), default=None)
@@ -138,17 +162,35 @@ def _microscope(session: int) -> Microscope:
 
 
 def _sample(job: _Job, index: int) -> sets.CellSample:
-    label = index % len(job.classes)
-    donor = (index // len(job.classes)) % job.donors
+    label, donor = _assignment(job)[index]
     for attempt in range(ATTEMPTS):
         draw = np.random.SeedSequence(job.seed, spawn_key=(0, index, attempt))
-        cell = job.source(job.classes[label], donor, draw)
-        if cell is not None:
-            return sets.CellSample(delta_ri(cell, job.spec), label, donor, sets.six_of(measure(cell, Recipe())))
+        found = job.source(job.classes[label], donor, draw)
+        if found is not None:
+            return _made(job, index, label, donor, found)
     raise StageFailed(
         f"cell {index} ({job.classes[label]}) was not found in its tomogram in {ATTEMPTS} draws.",
         action="Look at the simulation and at the recipe's threshold.",
     )
+
+
+def _made(job: _Job, index: int, label: int, donor: int, found: Cell | Seen) -> sets.CellSample:
+    cell = found.cell if isinstance(found, Seen) else found
+    delta = delta_ri(cell, job.spec)
+    if isinstance(found, Seen):
+        pictures = of_field(found.psi, found.pixel_um, (cell.centre_um[1], cell.centre_um[2]), job.spec)
+    else:
+        pictures = projected(delta, job.spec, replace(INSTRUMENT, medium_ri=cell.medium_ri))
+    return sets.CellSample(delta, label, donor, sets.six_of(measure(cell, Recipe())), pictures, cell_id=index)
+
+
+@functools.lru_cache(maxsize=4)
+def _assignment(job: _Job) -> list[tuple[int, int]]:
+    """(class, donor) of each cell: equal numbers in shuffled order, so that a cell's place in the store says nothing of it."""
+    count = len(job.classes)
+    pairs = [(i % count, (i // count) % job.donors) for i in range(job.cells)]
+    order = np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(6,))).permutation(job.cells)
+    return [pairs[i] for i in order]
 
 
 def _fill(job: _Job, parts: list[int], workers: int, on_part: OnPart | None) -> None:
@@ -201,6 +243,8 @@ def _end_with_parent() -> None:
 
 def _card(seed: int, donors: int, classes: tuple[str, ...], spec: InputSpec, path: str) -> dict[str, Any]:
     return {
+        "origin": "the simulated microscope",
+        "pictures": "the normally lit frame" if path == "fast" else "projections of the tomograms",
         "classes": list(classes),
         "seed": seed,
         "donors": donors,

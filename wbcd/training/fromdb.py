@@ -1,0 +1,263 @@
+"""A training set from what the daemon stored: kept tomograms of accepted cells, labelled by their sample or by a person.
+
+A cell's reviewed label wins over its sample's (the view ``cell_label``). Of a time lapse only the first time point is taken,
+and a cell that several models classified is one cell. Donors are the samples, or what a table says they belong to.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import zarr
+from sqlalchemy import select
+
+from wbcd.classification import InputSpec
+from wbcd.classification.preparation import delta_ri
+from wbcd.errors import BadValue, WbcdError
+from wbcd.records import Cell, Optics, Triple
+from wbcd.simulation.cells import CLASSES
+from wbcd.simulation.microscope import INSTRUMENT_ID
+from wbcd.simulation.optics import INSTRUMENT
+from wbcd.store import CellLabel, Ledger, StoredCell, read_tomogram, schema
+from wbcd.store.engine import READ_ONLY, make_engine
+from wbcd.store.failures import foreign_errors
+from wbcd.store.urls import parse_url
+from wbcd.training import dataset as sets
+from wbcd.training.pictures import projected
+
+LabelBy: TypeAlias = Literal["sample", "review"]
+OnPart: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One cell to be taken: its row, the label that holds, the class and the donor as indices."""
+
+    cell: StoredCell
+    given: CellLabel
+    label: int
+    donor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be in the set, in the order of the store, and what was left out, by reason."""
+
+    sources: tuple[Source, ...]
+    classes: tuple[str, ...]
+    donors: tuple[str, ...]
+    recipe_id: str
+    left_out: Mapping[str, int]
+
+    @property
+    def digest(self) -> str:
+        """Of every cell, its label, its purity and its donor: a resumed run must mean the same cells."""
+        rows = [(s.cell.cell_id, s.given.label, s.given.purity, self.donors[s.donor]) for s in self.sources]
+        return hashlib.blake2b(repr(rows).encode(), digest_size=20).hexdigest()
+
+
+def dataset_from_db(
+    url: str | Path,
+    out: str | Path,
+    *,
+    label_by: LabelBy = "sample",
+    classes: tuple[str, ...] | None = None,
+    donors: Mapping[str, str] | None = None,
+    recipe_id: str | None = None,
+    spec: InputSpec | None = None,
+    seed: int = 0,
+    simulated: bool | None = None,
+    on_part: OnPart | None = None,
+) -> tuple[str, Plan]:
+    """Write the set; returns its hash and what was taken. Run again with the same database content, it goes on.
+
+    ``classes``: take only these labels, in this order. ``donors``: sample name -> donor. ``recipe_id``: needed when cells of
+    several recipes were stored. ``simulated``: None asks the database whether the simulated microscope wrote any of the files.
+    Raises BadValue when nothing can be taken, naming why.
+    """
+    out, spec = Path(out), spec or InputSpec()
+    with Ledger.open(url, create=False) as ledger:
+        chosen = plan(ledger, label_by, classes=classes, donors=donors or {}, recipe_id=recipe_id)
+    was_simulated = _any_simulated(url, chosen) if simulated is None else simulated
+    sets.create(out, len(chosen.sources), _card(chosen, label_by, spec, seed, was_simulated))
+    total = len(chosen.sources)
+    for part in sets.missing_parts(out):
+        cells = sets.part_range(part, total)
+        sets.write_part(out, part, [_sample(chosen.sources[i], spec) for i in cells])
+        if on_part is not None:
+            on_part(cells.stop, total)
+    return sets.finish(out), chosen
+
+
+def plan(
+    ledger: Ledger,
+    label_by: LabelBy,
+    *,
+    classes: tuple[str, ...] | None = None,
+    donors: Mapping[str, str],
+    recipe_id: str | None = None,
+) -> Plan:
+    """Which stored cells make the set. Raises BadValue."""
+    if label_by not in ("sample", "review"):
+        raise BadValue(f"label_by is {label_by!r}; it must be 'sample' or 'review'.")
+    left_out: dict[str, int] = {}
+    taken = list(_usable(ledger.cells(recipe_id=recipe_id), ledger.cell_labels(), label_by, classes, left_out))
+    recipes = sorted({cell.recipe_id for cell, _ in taken})
+    if len(recipes) > 1:
+        raise BadValue(
+            f"the database holds labelled cells of {len(recipes)} recipes: {', '.join(recipes)}.",
+            action="Choose one with --recipe: numbers of two recipes are not comparable.",
+        )
+    if not taken:
+        told = "; ".join(f"{n} {why}" for why, n in left_out.items()) or "the database holds no accepted cell"
+        raise BadValue(
+            f"no cell can be taken: {told}.",
+            action="Label samples with `wbcd label`, and process with --keep-tomograms ([output] keep_tomograms).",
+        )
+    kinds = classes or _in_order({given.label for _, given in taken})
+    of = [donors.get(cell.sample, cell.sample) for cell, _ in taken]
+    names = tuple(sorted(set(of)))
+    sources = tuple(
+        Source(cell, given, kinds.index(given.label), names.index(donor))
+        for (cell, given), donor in zip(taken, of, strict=True)
+    )
+    return Plan(sources, kinds, names, recipes[0], left_out)
+
+
+def _usable(
+    cells: Iterable[StoredCell],
+    labels: Mapping[int, CellLabel],
+    label_by: LabelBy,
+    classes: tuple[str, ...] | None,
+    left_out: dict[str, int],
+) -> Iterable[tuple[StoredCell, CellLabel]]:
+    """Cells with a label and a tomogram, one for each cell of an acquisition; counts what it leaves out."""
+    seen: dict[tuple[str, str, int], tuple[StoredCell, CellLabel]] = {}
+    for cell in cells:
+        given = labels.get(cell.cell_id)
+        why = _why_not(cell, given, label_by, classes)
+        if why is not None or given is None:
+            left_out[why or ""] = left_out.get(why or "", 0) + 1
+            continue
+        key = (cell.content_id, cell.recipe_id, cell.number)
+        # Of one cell under several models the reviewed row wins, then the first.
+        if key not in seen or (given.source == "review" and seen[key][1].source != "review"):
+            seen[key] = (cell, given)
+    return seen.values()
+
+
+def _why_not(cell: StoredCell, given: CellLabel | None, label_by: LabelBy, classes: tuple[str, ...] | None) -> str | None:
+    if cell.time_index != 0:
+        return "are of a later time point"
+    if given is None:
+        return "have no label"
+    if label_by == "review" and given.source != "review":
+        return "were not reviewed"
+    if classes is not None and given.label not in classes:
+        return "have another label"
+    if cell.tomogram_path is None:
+        return "have no kept tomogram"
+    return None
+
+
+def _in_order(labels: set[str]) -> tuple[str, ...]:
+    """The four of the paper first, in its order, then others by name: a set of the four has the shipped model's order."""
+    known = [c for c in CLASSES if c in labels]
+    return (*known, *sorted(labels - set(known)))
+
+
+def _sample(source: Source, spec: InputSpec) -> sets.CellSample:
+    stored = source.cell
+    path = Path(str(stored.tomogram_path))
+    try:
+        ri, provenance = read_tomogram(path)
+        cell, optics = _cell(stored, ri, provenance, _pitch(path))
+    except (WbcdError, KeyError, TypeError, ValueError) as error:
+        raise BadValue(
+            f"{path}: the tomogram of cell {stored.cell_id} cannot be used: {error}.",
+            action="Process the acquisition again with --keep-tomograms, or restore the output folder.",
+        ) from error
+    delta = delta_ri(cell, spec)
+    purity = 1.0 if source.given.source == "review" else source.given.purity
+    return sets.CellSample(
+        ri_delta=delta,
+        label=source.label,
+        donor=source.donor,
+        six=sets.six_of(stored.morphology),
+        pictures=projected(delta, spec, optics),
+        purity=math.nan if purity is None else float(purity),
+        cell_id=stored.cell_id,
+    )
+
+
+def _pitch(path: Path) -> Triple:
+    """Voxel size (z, y, x) in um of the full resolution, as OME-Zarr 0.5 states it."""
+    ome: Any = zarr.open_group(str(path), mode="r", zarr_format=3).attrs["ome"]
+    scale = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"]
+    z, y, x = (float(v) for v in scale)
+    return z, y, x
+
+
+def _cell(stored: StoredCell, ri: Any, provenance: Mapping[str, Any], voxel_um: Triple) -> tuple[Cell, Optics]:
+    """The crop as the classifier saw it, and the optics of its acquisition (the reference instrument's where not stored)."""
+    medium = float(provenance["medium_ri"])
+    if provenance.get("source_content_id") != stored.content_id:
+        raise ValueError(f"it is of acquisition {provenance.get('source_content_id')}, not of {stored.content_id}")
+    given = {"wavelength_um": provenance.get("wavelength_um"), "objective_na": provenance.get("objective_na")}
+    optics = replace(INSTRUMENT, medium_ri=medium, **{k: float(v) for k, v in given.items() if v is not None})
+    mask = np.zeros(ri.shape, dtype=bool)
+    return Cell(stored.number, ri, mask, voxel_um, medium, stored.centre_um), optics
+
+
+def _any_simulated(url: str | Path, chosen: Plan) -> bool:
+    wanted = {source.cell.content_id for source in chosen.sources}
+    column = schema.acquisition.c
+    target = parse_url(url)
+    engine = make_engine(target)
+    try:
+        with foreign_errors(target), engine.connect().execution_options(**READ_ONLY) as connection:
+            written = connection.execute(select(column.content_id).where(column.instrument_id == INSTRUMENT_ID)).scalars()
+            return any(content_id in wanted for content_id in written)
+    finally:
+        engine.dispose()
+
+
+def _card(chosen: Plan, label_by: LabelBy, spec: InputSpec, seed: int, simulated: bool) -> dict[str, Any]:
+    return {
+        "origin": "a database of wbcd",
+        "pictures": "projections of the tomograms",
+        "classes": list(chosen.classes),
+        "seed": seed,
+        "donors": len(chosen.donors),
+        "donor_names": list(chosen.donors),
+        "path": "database",
+        "label_by": label_by,
+        "simulated": simulated,
+        "input": sets.spec_to_card(spec),
+        "recipe_id": chosen.recipe_id,
+        "six": list(sets.SIX),
+        "cells_digest": chosen.digest,
+    }
+
+
+def read_donors(path: Path) -> dict[str, str]:
+    """Sample -> donor from a CSV file with the columns ``sample`` and ``donor``. Raises BadValue naming the line."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadValue(f"{path}: cannot be read as CSV: {error}.") from error
+    found: dict[str, str] = {}
+    for line, row in enumerate(rows, start=2):
+        sample, donor = row.get("sample"), row.get("donor")
+        if not sample or not donor:
+            raise BadValue(f"{path}: line {line} has sample {sample!r} and donor {donor!r}; both columns are needed.")
+        found[sample] = donor
+    return found
