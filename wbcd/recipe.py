@@ -79,7 +79,8 @@ class QualityRecipe:
 @dataclass(frozen=True, slots=True)
 class MorphologyRecipe:
     """Ryu et al. 2021, section 4.3. ``ri_increment_ml_g``: alpha in n = n_m + alpha C. ``support_margin_um``: how far
-    around the mask the total dry mass is summed. ``max_hole_fl``: enclosed regions below the threshold up to this volume are
+    around the mask the total dry mass is summed. ``mass_rim_um``: how far beyond the half-contrast surface its dry mass is.
+    ``max_hole_fl``: enclosed regions below the threshold up to this volume are
     vacuoles and belong to the cell; a larger one is left out, as the paper's rule says."""
 
     threshold_ri: float = 1.35
@@ -88,6 +89,7 @@ class MorphologyRecipe:
     crop_shape: Shape3 = (100, 150, 150)
     crop_voxel_um: Triple = (0.2, 0.1, 0.1)
     support_margin_um: float = 1.0
+    mass_rim_um: float = 0.2
     max_hole_fl: float = 10.0
 
 

@@ -152,8 +152,9 @@ class InversionReport:
 
     ``focus_um``: height of the object above the recorded plane. ``residue_count``: phase residues inside the object,
     summed over angles. ``frame_residual``: [angle] relative misfit between each frame's measured Rytov spectrum and the
-    tomogram's (a frame that disagrees with the rest stands out: motion). ``residual``: their rms. ``cut_by_field``: the edge
-    of the field of view cuts an object, whose centroids then say nothing of motion.
+    tomogram's (a frame that disagrees with the rest stands out: motion). ``residual``: their rms; ``held_out_residual``:
+    that of the frames that took no part in the fit, NaN where all did. ``cut_by_field``: the edge of the field of view cuts
+    an object, whose centroids then say nothing of motion.
     """
 
     focus_um: float
@@ -165,6 +166,7 @@ class InversionReport:
     seconds: float
     cut_by_field: bool = False
     refinement: Refinement | None = None
+    held_out_residual: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

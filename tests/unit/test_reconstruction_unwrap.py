@@ -36,3 +36,22 @@ def test_a_vortex_is_one_residue() -> None:
     y, x = np.mgrid[-8:8, -8:8] + 0.5
     charge = u.residues(torch.from_numpy(np.arctan2(y, x))[None])
     assert int(charge.abs().sum()) == 1
+
+
+def test_both_ways_agree_where_there_are_no_residues() -> None:
+    y, x = np.mgrid[-90:90, -80:80] * 0.1
+    truth = np.stack([9 * np.exp(-(x**2 + y**2) / 20), 6 * np.exp(-((x - 2) ** 2 + y**2) / 9) - 0.4])
+    wrapped = torch.from_numpy(np.angle(np.exp(1j * truth)))
+    np.testing.assert_allclose(u._counted(wrapped).numpy(), truth, atol=1e-9)
+    np.testing.assert_allclose(u._congruent(wrapped).numpy(), truth, atol=1e-9)
+
+
+def test_a_frame_with_residues_is_still_unwrapped_about_them() -> None:
+    """A pair of residues in a corner must not tear the rest: counting along rows would."""
+    y, x = np.mgrid[-90:90, -80:80] * 0.1
+    truth = 8 * np.exp(-(x**2 + y**2) / 20)
+    pair = np.arctan2(y + 8, x + 7) - np.arctan2(y + 8, x + 6.6)
+    wrapped = torch.from_numpy(np.angle(np.exp(1j * (truth + pair))))[None]
+    assert int(u.residues(wrapped).abs().sum()) == 2
+    found = u.unwrap(wrapped)[0].numpy()
+    np.testing.assert_allclose(found[60:, 60:], (truth + pair)[60:, 60:], atol=1e-6)

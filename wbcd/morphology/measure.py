@@ -21,6 +21,8 @@ from wbcd.morphology.surface import surface_area
 from wbcd.recipe import Recipe
 from wbcd.records import Cell, Morphology, Triple
 
+#: Depth below the surface where the RI of a cell's edge is read: past the blur (0.4 um), before the nucleus.
+EDGE_DEPTH_UM = (0.7, 1.4)
 #: 1 pg/fL = 100 g/dL.
 G_DL_PER_PG_FL = 100.0
 
@@ -50,7 +52,8 @@ def measure(cell: Cell, recipe: Recipe) -> Morphology:
     excess = surface_excess(tight.ri, fill_holes(tight.mask), recipe.morphology.threshold_ri)
     core = core_ri(tight.ri, tight.mask, cell.voxel_um)
     area = surface_area(excess, cell.voxel_um, core - cell.medium_ri) if inside.size else 0.0
-    half = tight.ri[half_contrast_region(tight.ri, tight.mask, 0.5 * (cell.medium_ri + core))].astype(np.float64)
+    edge = edge_ri(tight.ri, tight.mask, cell.voxel_um)
+    half = half_contrast_region(tight.ri, tight.mask, 0.5 * (cell.medium_ri + edge))
     mean = float(inside.mean()) if inside.size else math.nan
     return Morphology(
         volume_fl=volume,
@@ -60,8 +63,8 @@ def measure(cell: Cell, recipe: Recipe) -> Morphology:
         protein_density_g_dl=(mean - cell.medium_ri) / alpha * G_DL_PER_PG_FL,
         mean_ri=mean,
         max_ri=float(inside.max()) if inside.size else math.nan,
-        volume_half_contrast_fl=half.size * tight.voxel_fl,
-        dry_mass_half_contrast_pg=_mass_pg(half, cell.medium_ri, alpha, tight.voxel_fl),
+        volume_half_contrast_fl=int(half.sum()) * tight.voxel_fl,
+        dry_mass_half_contrast_pg=_rimmed_mass_pg(cell, tight, half, recipe),
         dry_mass_total_pg=total_dry_mass_pg(cell, recipe),
     )
 
@@ -86,8 +89,18 @@ def core_ri(ri: NDArray[np.float32], mask: NDArray[np.bool_], voxel_um: Triple) 
     return float(np.median(ri[coarse_steps(voxel_um)][deep]))
 
 
+def edge_ri(ri: NDArray[np.float32], mask: NDArray[np.bool_], voxel_um: Triple) -> float:
+    """RI just inside the cell's surface: the median over the mask between EDGE_DEPTH_UM; :func:`core_ri` where it is thinner.
+
+    A blurred edge passes its true place half-way between what lies on its two sides; a nucleus is not one of them.
+    """
+    depth = coarse_depth(mask, voxel_um)
+    shell = (depth >= EDGE_DEPTH_UM[0]) & (depth <= EDGE_DEPTH_UM[1])
+    return float(np.median(ri[coarse_steps(voxel_um)][shell])) if shell.any() else core_ri(ri, mask, voxel_um)
+
+
 def half_contrast_region(ri: NDArray[np.float32], mask: NDArray[np.bool_], level: float) -> NDArray[np.bool_]:
-    """Mask [z, y, x] of the cell by the surface at ``level``: half-way between medium and :func:`core_ri`, holes filled.
+    """Mask [z, y, x] of the cell by the surface at ``level``: half-way between medium and :func:`edge_ri`, holes filled.
 
     Unlike a fixed threshold it does not move with the blur, and not with the contrast. Only what is connected with
     ``mask`` counts.
@@ -114,16 +127,33 @@ def total_dry_mass_pg(cell: Cell, recipe: Recipe) -> float:
     return total / recipe.morphology.ri_increment_ml_g * math.prod(cell.voxel_um)
 
 
+def _rimmed_mass_pg(cell: Cell, tight: _Tight, half: NDArray[np.bool_], recipe: Recipe) -> float:
+    """Dry mass in pg over the half-contrast region and the rim of ``mass_rim_um`` into which blur carries its mass.
+
+    The blur of an edge takes as much from inside as it puts outside; the rim holds that, and little of the noise that is
+    clamped at the medium.
+    """
+    if not half.any():
+        return 0.0
+    support = half | _near(half, cell.voxel_um, recipe.morphology.mass_rim_um)
+    departure = tight.ri[support].astype(np.float64) - cell.medium_ri
+    return float(departure.sum()) / recipe.morphology.ri_increment_ml_g * tight.voxel_fl
+
+
 def _widened(cell: Cell, margin_um: float) -> NDArray[np.bool_]:
-    """The mask and all within ``margin_um`` of it, computed in its bounding box at the coarse pitch."""
+    """The mask and all within ``margin_um`` of it, computed in its bounding box."""
     box = _box(cell, margin_um)
-    steps = coarse_steps(cell.voxel_um)
-    sampling = [pitch * part.step for pitch, part in zip(cell.voxel_um, steps, strict=True)]
-    distance = np.asarray(ndimage.distance_transform_edt(~cell.mask[box][steps], sampling=sampling))
-    near = enlarge(distance <= margin_um, steps, cell.mask[box].shape)
     support = cell.mask.copy()
-    support[box] |= near
+    support[box] |= _near(cell.mask[box], cell.voxel_um, margin_um)
     return support
+
+
+def _near(mask: NDArray[np.bool_], voxel_um: Triple, margin_um: float) -> NDArray[np.bool_]:
+    """All within ``margin_um`` of the mask, at the coarse pitch."""
+    steps = coarse_steps(voxel_um)
+    sampling = [pitch * part.step for pitch, part in zip(voxel_um, steps, strict=True)]
+    distance = np.asarray(ndimage.distance_transform_edt(~mask[steps], sampling=sampling))
+    return enlarge(distance <= margin_um, steps, mask.shape)
 
 
 def _tighten(cell: Cell, margin_um: float) -> _Tight:

@@ -42,19 +42,29 @@ class Caps(NamedTuple):
 class EwaldOperator:
     """The sampling of one geometry: right-hand side, normal operator and predicted spectra.
 
-    ``shape`` (z, y, x), ``voxel_um`` (z, y, x). Holds one real multiplier of [2 nz, ny, nx/2 + 1] floats.
+    ``shape`` (z, y, x), ``voxel_um`` (z, y, x). Samples of the frames ``held_out`` have no weight: they judge the inversion.
+    Holds one real multiplier of [2 nz, ny, nx/2 + 1] floats.
     """
 
     def __init__(
-        self, k_in_rad_um: NDArray[np.float64], optics: Optics, shape: Shape3, voxel_um: Triple, device: str = "cpu"
+        self,
+        k_in_rad_um: NDArray[np.float64],
+        optics: Optics,
+        shape: Shape3,
+        voxel_um: Triple,
+        device: str = "cpu",
+        held_out: Sequence[int] = (),
     ) -> None:
         self.shape = shape
         self.voxel_um = voxel_um
         self.optics = optics
         self.device = device
         self.frames = len(k_in_rad_um)
+        self.held_out = tuple(held_out)
         caps = _caps(k_in_rad_um, optics, shape, voxel_um, device)
-        self.caps = caps._replace(weight=_density_weight(caps, shape))
+        fitted = torch.ones(self.frames, device=device)
+        fitted[list(self.held_out)] = 0
+        self.caps = caps._replace(weight=_density_weight(caps, shape, fitted[caps.frame]))
         self.multiplier, self.lipschitz = self._transfer()
 
     def samples(self, psi: Tensor) -> Tensor:
@@ -167,10 +177,10 @@ def _caps(k_in: NDArray[np.float64], optics: Optics, shape: Shape3, voxel_um: Tr
     )
 
 
-def _density_weight(caps: Caps, shape: Shape3) -> Tensor:
+def _density_weight(caps: Caps, shape: Shape3, share: Tensor) -> Tensor:
     """Averaging by hits: the inverse of the local density of samples along K_z, in units of the padded grid's spacing.
 
-    An isolated sample gets 2 (its line is two padded bins wide), so that the multiplier stays near 1 where measured.
+    ``share``: 1 for samples that take part, 0 for those held out. An isolated sample gets 2 (its line is two padded bins wide), so that the multiplier stays near 1 where measured.
     """
     nz, ny, nx = shape
     n = 2 * nz
@@ -181,10 +191,10 @@ def _density_weight(caps: Caps, shape: Shape3) -> Tensor:
     high = (low + 1) % n
     histogram = torch.zeros(ny * nx * n, device=caps.column.device)
     base = caps.column * n
-    histogram.index_add_(0, base + low, 1 - fraction)
-    histogram.index_add_(0, base + high, fraction)
+    histogram.index_add_(0, base + low, share * (1 - fraction))
+    histogram.index_add_(0, base + high, share * fraction)
     grid = histogram.reshape(ny * nx, n)
     smooth = 0.5 * grid + 0.25 * (torch.roll(grid, 1, 1) + torch.roll(grid, -1, 1))
     flat = smooth.reshape(-1)
     density = flat[base + low] * (1 - fraction) + flat[base + high] * fraction
-    return 1.0 / density.clamp_min(0.25)
+    return share / density.clamp_min(0.25)

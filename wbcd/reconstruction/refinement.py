@@ -68,7 +68,7 @@ class Refiner:
         self._dz = operator.voxel_um[0]
         self._low, self._high, self._level = _occupied(start, operator.voxel_um[0])
         self._size, self._coarse = _grid(window, stack.pixel_um, fields)
-        held = held_out(operator.frames, recipe.reconstruction.hold_out_every)
+        held = list(operator.held_out)
         self.fit = self._frames(fields, stack, [i for i in range(operator.frames) if i not in held])
         self.held = self._frames(fields, stack, held) if held else self.fit
         self._variation = TotalVariation(operator.voxel_um, recipe.reconstruction.refinement_tv * self._level)
@@ -83,7 +83,9 @@ class Refiner:
         counts = torch.tensor([len(part) for part in picked], device=device)
         columns = caps.column[samples]
         power = self._operator.samples(stack.psi)[samples].abs().square()
-        weight = caps.weight[samples] * self._modelled(columns, pixel)
+        # Held-out samples have no weight in the fit; among themselves they count alike.
+        carried = self._modelled(columns, pixel)
+        weight = carried * (caps.weight[samples] if chosen[0] not in self._operator.held_out else 1.0)
         return _Frames(
             model=MultiSlice(k_in, stack.optics, self._size, self._coarse, pixel, self._dz, device),
             measured=_window_of(w, stack.centre_px, self._size),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wbcd.recipe import Recipe
 from wbcd.reconstruction.operator import EwaldOperator
-from wbcd.reconstruction.refinement import refine
+from wbcd.reconstruction.refinement import held_out, refine
 from wbcd.reconstruction.spectrum import Window, locate, rytov, wave_numbers
 from wbcd.reconstruction.variation import TotalVariation
 from wbcd.records import FieldStack, InversionReport, Optics, Shape3, Tomogram, Triple
@@ -72,7 +72,10 @@ def _reconstruct_window(window: Window, fields: FieldStack, recipe: Recipe, devi
     dz = recipe.reconstruction.voxel_um[0]
     shape = (nz, stack.psi.shape[-2], stack.psi.shape[-1])
     voxel = (dz, stack.pixel_um, stack.pixel_um)
-    operator = _operator(np.ascontiguousarray(stack.k_in_rad_um, np.float64).tobytes(), stack.optics, shape, voxel, device)
+    held = tuple(held_out(len(stack.k_in_rad_um), recipe.reconstruction.hold_out_every))
+    operator = _operator(
+        np.ascontiguousarray(stack.k_in_rad_um, np.float64).tobytes(), stack.optics, shape, voxel, device, held
+    )
     samples = operator.samples(stack.psi)
     potential = invert(operator.right_hand_side(samples), operator, recipe)
     misfit, overall = _misfit(operator, samples, potential)
@@ -84,6 +87,7 @@ def _reconstruct_window(window: Window, fields: FieldStack, recipe: Recipe, devi
         residue_count=stack.residue_count,
         frame_residual=misfit,
         residual=overall,
+        held_out_residual=float(np.sqrt(np.mean(misfit[list(held)] ** 2))) if held else math.nan,
         frame_shift_um=stack.frame_shift_um,
         iterations=recipe.reconstruction.iterations,
         seconds=time.perf_counter() - started,
@@ -120,6 +124,8 @@ def _misfit(operator: EwaldOperator, samples: Tensor, potential: Tensor) -> tupl
 
 
 @lru_cache(maxsize=2)
-def _operator(k_in: bytes, optics: Optics, shape: Shape3, voxel_um: Triple, device: str) -> EwaldOperator:
+def _operator(
+    k_in: bytes, optics: Optics, shape: Shape3, voxel_um: Triple, device: str, held: tuple[int, ...]
+) -> EwaldOperator:
     """The operator of a session's geometry: its illumination comes from the shared reference, so it recurs exactly."""
-    return EwaldOperator(np.frombuffer(k_in, np.float64).reshape(-1, 2), optics, shape, voxel_um, device)
+    return EwaldOperator(np.frombuffer(k_in, np.float64).reshape(-1, 2), optics, shape, voxel_um, device, held)

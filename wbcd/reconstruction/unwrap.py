@@ -1,7 +1,8 @@
-"""Two-dimensional phase unwrapping, batched: least squares by a cosine transform, then congruence.
+"""Two-dimensional phase unwrapping, batched, each frame by the cheapest way that is right for it.
 
-Only frames whose wrapped phase jumps are unwrapped; most frames of small cells need nothing.
-Equations: Ghiglia & Romero 1994 (unweighted least squares, Neumann boundary), Pritt 1996 (congruence).
+A frame without jumps needs nothing. One with jumps but without residues has the same unwrapped phase along every path, so
+its jumps are counted along one (Itoh 1982). One with residues is unwrapped by least squares and made congruent: Ghiglia &
+Romero 1994 (unweighted, Neumann boundary, by a cosine transform), Pritt 1996 (congruence).
 """
 
 from __future__ import annotations
@@ -41,9 +42,22 @@ def unwrap(phase: Tensor) -> Tensor:
     needs = jumps(phase)
     if not bool(needs.any()):
         return phase
+    consistent = residues(phase).abs().flatten(-2).sum(-1) == 0
     out = phase.clone()
-    out[needs] = _congruent(phase[needs])
+    for chosen, way in ((needs & consistent, _counted), (needs & ~consistent, _congruent)):
+        if bool(chosen.any()):
+            out[chosen] = way(phase[chosen])
     return out
+
+
+def _counted(phase: Tensor) -> Tensor:
+    """Jumps counted down the first column and along each row; whole numbers, so nothing accumulates but them."""
+    turns = torch.zeros_like(phase)
+    turns[..., 1:] = -torch.round(torch.diff(phase, dim=-1) / TWO_PI)
+    turns[..., 1:, 0] = -torch.round(torch.diff(phase[..., 0], dim=-1) / TWO_PI)
+    turns[..., :, 0] = turns[..., :, 0].cumsum(-1)
+    exact = phase + TWO_PI * turns.cumsum(-1)
+    return exact - TWO_PI * torch.round(_border_median(exact) / TWO_PI)
 
 
 def _congruent(phase: Tensor) -> Tensor:
