@@ -23,9 +23,16 @@ FINISHED = 0
 
 def serve() -> None:
     """Read ``{"config": {...}, "env": {...}, "log": path}`` a line; answer with the pid, then with the wait status."""
+    import helpers_faults  # noqa: F401 - this and what follows: imported here once, so that each fork has it
     import torch
+    import watchdog.observers.inotify
+    import watchdog.observers.polling  # noqa: F401
 
-    from wbcd.daemon import assembly  # noqa: F401 - imported here once, so that each fork has it
+    import wbcd.cli.common
+    import wbcd.daemon.assembly
+    import wbcd.daemon.start
+    import wbcd.daemon.trial
+    import wbcd.store.migrate  # noqa: F401
 
     torch.set_num_threads(1)
     print("ready", flush=True)

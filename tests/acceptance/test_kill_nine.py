@@ -166,7 +166,7 @@ def test_killed_a_thousand_times(tmp_path: Path, zygote: Zygote, whole: Whole, c
     chance = random.Random(int(os.environ.get("WBCD_SEED", "20262")))
     tally, started = Tally(), time.monotonic()
     while tally.kills < wanted:
-        settings = PATIENT if chance.random() < 0.9 else {}
+        settings = PATIENT if chance.random() < 0.97 else {}
         few = min(chance.randint(8, 40), wanted - tally.kills)
         live_through((_any_death(chance, whole) for _ in range(few)), tmp_path, whole, zygote, tally, **settings)
         with capsys.disabled():

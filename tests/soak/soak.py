@@ -53,6 +53,7 @@ class Soak:
     kills: dict[str, int] = field(default_factory=lambda: {"SIGKILL": 0, "SIGTERM": 0})
     starts: int = 0
     orphans: int = 0
+    before_handler: int = 0
     unexpected_ends: list[int] = field(default_factory=list)
     done_runs: int = 0
 
@@ -103,7 +104,9 @@ class Soak:
         status = daemon.wait()
         if sign is not None:
             self.kills[sign.name] += 1
-        if status != (signal.SIGKILL if sign == signal.SIGKILL else 0):
+        if status == signal.SIGTERM:  # it came before the daemon was far enough to answer it: nothing was begun
+            self.before_handler += 1
+        elif status != (signal.SIGKILL if sign == signal.SIGKILL else 0):
             self.unexpected_ends.append(status)
         _, alive = psutil.wait_procs(children, timeout=10)
         self.orphans += len(alive)
@@ -226,6 +229,7 @@ class Soak:
             "kills": self.kills,
             "starts": self.starts,
             "unexpected_ends": self.unexpected_ends,
+            "terminated_before_they_could_answer": self.before_handler,
             "reader_processes_left_after_10_s": self.orphans,
             "written": dict(sorted(self.feeder.written.items())),
             "contents": len(self.feeder.truth),
