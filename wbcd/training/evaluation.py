@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wbcd.classification import Classifier, load_bundle
+from wbcd.classification import Bundle, Classifier, load_bundle
 from wbcd.training import dataset as sets
 from wbcd.training.calibration import expected_calibration_error
+from wbcd.training.curves import aucs, brier, risk_coverage
+from wbcd.training.purity import Corrected, corrected, mean_purity
+from wbcd.training.statistics import wilson
 
-Z95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
+__all__ = ["Evaluation", "evaluate", "judge", "probabilities_of", "summed", "wilson"]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """``confusion``: [true][predicted] counts. ``per_donor``: accuracy of each. ``ci_*``: Wilson 95 % limits."""
+    """``confusion``: [true][predicted] counts. ``per_donor``: accuracy of each. ``ci_*``: Wilson 95 % limits.
+
+    ``auc``: each class against the rest; ``aurc``: mean share wrong over all coverages; ``corrected``: accuracy behind impure
+    labels, None where they are pure.
+    """
 
     split: str
     classes: tuple[str, ...]
@@ -39,11 +45,15 @@ class Evaluation:
     per_donor: dict[str, float]
     simulated: bool = True
     model_id: str = ""
+    auc: dict[str, float] = field(default_factory=dict)
+    brier: float = math.nan
+    aurc: float = math.nan
+    corrected: Corrected | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready; a class without cells has the recall None."""
         out = asdict(self)
-        for key in ("recall", "precision"):
+        for key in ("recall", "precision", "auc"):
             out[key] = {k: None if math.isnan(v) else v for k, v in out[key].items()}
         return out
 
@@ -57,21 +67,56 @@ class Evaluation:
 
 
 def evaluate(
-    bundle_path: str | Path, dataset_path: str | Path, split: str = "test", *, device: str = "auto", max_batch: int = 16
+    bundle_path: str | Path,
+    dataset_path: str | Path,
+    split: str = "test",
+    *,
+    device: str = "auto",
+    max_batch: int = 16,
+    split_by: str | None = None,
 ) -> Evaluation:
-    """Measure a bundle on one split ("train", "validation", "test", "test_donor") of a set.
+    """Measure a bundle on one split ("train", "validation", "test", "test_donor", "all") of a set.
 
+    ``split_by``: None is the scheme that the bundle was trained by, the only one whose test cells it has not seen.
     Raises BundleInvalid when the set was not prepared for the model, BadValue for an unknown or empty split.
     """
     bundle, data = load_bundle(bundle_path), sets.load(Path(dataset_path))
-    sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
-    cells = data.indices(split)
+    data = sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
+    cells = data.indices(split, split_by or scheme_of(bundle))
     classifier = Classifier(bundle, device, max_batch)
     probabilities = probabilities_of(classifier, data.ri_delta, cells)
-    simulated = bool(data.card.get("simulated", True))
+    return judge_cells(probabilities, data, cells, split, bundle.model_id)
+
+
+def scheme_of(bundle: Bundle) -> str:
+    """The scheme that a bundle was trained by."""
+    found = str(bundle.model.training.get("split_by", "both"))
+    return found if found in sets.SCHEMES else "both"
+
+
+def judge_cells(
+    probabilities: NDArray[np.floating], data: sets.TrainingSet, cells: NDArray[np.intp], split: str, model_id: str
+) -> Evaluation:
+    """:func:`judge` of some cells of a set."""
     return judge(
-        probabilities, data.label[cells], data.donor[cells], data.classes, split, simulated=simulated, model_id=bundle.model_id
+        probabilities,
+        data.label[cells],
+        data.donor[cells],
+        data.classes,
+        split,
+        simulated=data.simulated,
+        model_id=model_id,
+        purity=None if data.purity is None else data.purity[cells],
     )
+
+
+def summed(probabilities: NDArray[np.floating], classes: tuple[str, ...]) -> NDArray[np.float64]:
+    """Probabilities of types -> of lineages [n, 2], in the order of ``dataset.LINEAGES``: the two-class task without a network
+    of its own."""
+    out = np.zeros((len(probabilities), len(sets.LINEAGES)))
+    for k, name in enumerate(classes):
+        out[:, sets.LINEAGES.index(sets.LINEAGE[name])] += probabilities[:, k]
+    return out
 
 
 def probabilities_of(classifier: Classifier, deltas: NDArray[np.float16], cells: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -90,6 +135,7 @@ def judge(
     *,
     simulated: bool = True,
     model_id: str = "",
+    purity: NDArray[np.floating] | None = None,
 ) -> Evaluation:
     """All figures from probabilities [n, classes], true labels [n] and donors [n]."""
     predicted = probabilities.argmax(axis=1)
@@ -116,17 +162,11 @@ def judge(
         per_donor={str(d): float((predicted == labels)[donors == d].mean()) for d in np.unique(donors)},
         simulated=simulated,
         model_id=model_id,
+        auc=aucs(probabilities, labels, classes),
+        brier=brier(probabilities, labels),
+        aurc=risk_coverage(probabilities, labels)[2],
+        corrected=corrected(correct, n, mean_purity(purity), count),
     )
-
-
-def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score limits of a proportion (Wilson 1927); (0, 1) when nothing was counted."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = correct / n, z * z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _ratio(part: NDArray[np.integer], whole: NDArray[np.integer]) -> NDArray[np.float64]:

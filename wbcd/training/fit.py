@@ -47,7 +47,7 @@ from wbcd.training import checkpoint
 from wbcd.training import dataset as sets
 from wbcd.training.augmentation import PAPER, Augmentation, augment
 from wbcd.training.calibration import cross_entropy, fit_temperature
-from wbcd.training.evaluation import Evaluation, judge, probabilities_of
+from wbcd.training.evaluation import Evaluation, judge_cells, probabilities_of
 from wbcd.training.splits import warnings_of
 from wbcd.training.tensorboard import open_board
 
@@ -583,15 +583,7 @@ def _measure(classifier: Classifier, data: sets.TrainingSet, split_by: str, mode
         if data.has(split, split_by):
             cells = data.indices(split, split_by)
             probabilities = probabilities_of(classifier, data.ri_delta, cells)
-            out[split] = judge(
-                probabilities,
-                data.label[cells],
-                data.donor[cells],
-                data.classes,
-                split,
-                simulated=data.simulated,
-                model_id=model_id,
-            )
+            out[split] = judge_cells(probabilities, data, cells, split, model_id)
     return out
 
 

@@ -85,12 +85,14 @@ def dataset_from_db(
     out, spec = Path(out), spec or InputSpec()
     with Ledger.open(url, create=False) as ledger:
         chosen = plan(ledger, label_by, classes=classes, donors=donors or {}, recipe_id=recipe_id)
-    was_simulated = _any_simulated(url, chosen) if simulated is None else simulated
+    written, threshold = _ask(url, chosen.recipe_id)
+    from_simulator = any(source.cell.content_id in written for source in chosen.sources)
+    was_simulated = from_simulator if simulated is None else simulated
     sets.create(out, len(chosen.sources), _card(chosen, label_by, spec, seed, was_simulated))
     total = len(chosen.sources)
     for part in sets.missing_parts(out):
         cells = sets.part_range(part, total)
-        sets.write_part(out, part, [_sample(chosen.sources[i], spec) for i in cells])
+        sets.write_part(out, part, [_sample(chosen.sources[i], spec, threshold) for i in cells])
         if on_part is not None:
             on_part(cells.stop, total)
     return sets.finish(out), chosen
@@ -173,12 +175,12 @@ def _in_order(labels: set[str]) -> tuple[str, ...]:
     return (*known, *sorted(labels - set(known)))
 
 
-def _sample(source: Source, spec: InputSpec) -> sets.CellSample:
+def _sample(source: Source, spec: InputSpec, threshold_ri: float) -> sets.CellSample:
     stored = source.cell
     path = Path(str(stored.tomogram_path))
     try:
         ri, provenance = read_tomogram(path)
-        cell, optics = _cell(stored, ri, provenance, _pitch(path))
+        cell, optics = _cell(stored, ri, provenance, _pitch(path), threshold_ri)
     except (WbcdError, KeyError, TypeError, ValueError) as error:
         raise BadValue(
             f"{path}: the tomogram of cell {stored.cell_id} cannot be used: {error}.",
@@ -205,28 +207,32 @@ def _pitch(path: Path) -> Triple:
     return z, y, x
 
 
-def _cell(stored: StoredCell, ri: Any, provenance: Mapping[str, Any], voxel_um: Triple) -> tuple[Cell, Optics]:
+def _cell(
+    stored: StoredCell, ri: Any, provenance: Mapping[str, Any], voxel_um: Triple, threshold_ri: float
+) -> tuple[Cell, Optics]:
     """The crop as the classifier saw it, and the optics of its acquisition (the reference instrument's where not stored)."""
     medium = float(provenance["medium_ri"])
     if provenance.get("source_content_id") != stored.content_id:
         raise ValueError(f"it is of acquisition {provenance.get('source_content_id')}, not of {stored.content_id}")
     given = {"wavelength_um": provenance.get("wavelength_um"), "objective_na": provenance.get("objective_na")}
     optics = replace(INSTRUMENT, medium_ri=medium, **{k: float(v) for k, v in given.items() if v is not None})
-    mask = np.zeros(ri.shape, dtype=bool)
+    # The crop holds the cell alone: neighbours were replaced by medium when it was cut.
+    mask = ri > np.float32(threshold_ri)
     return Cell(stored.number, ri, mask, voxel_um, medium, stored.centre_um), optics
 
 
-def _any_simulated(url: str | Path, chosen: Plan) -> bool:
-    wanted = {source.cell.content_id for source in chosen.sources}
-    column = schema.acquisition.c
+def _ask(url: str | Path, recipe_id: str) -> tuple[set[str], float]:
+    """Content ids of what the simulated microscope wrote, and the recipe's threshold."""
     target = parse_url(url)
     engine = make_engine(target)
+    seen, recipe = schema.acquisition.c, schema.recipe.c
     try:
         with foreign_errors(target), engine.connect().execution_options(**READ_ONLY) as connection:
-            written = connection.execute(select(column.content_id).where(column.instrument_id == INSTRUMENT_ID)).scalars()
-            return any(content_id in wanted for content_id in written)
+            written = connection.execute(select(seen.content_id).where(seen.instrument_id == INSTRUMENT_ID)).scalars().all()
+            parameters = connection.execute(select(recipe.parameters).where(recipe.id == recipe_id)).scalar_one()
     finally:
         engine.dispose()
+    return set(written), float(parameters["morphology"]["threshold_ri"])
 
 
 def _card(chosen: Plan, label_by: LabelBy, spec: InputSpec, seed: int, simulated: bool) -> dict[str, Any]:

@@ -1,0 +1,343 @@
+"""The judge: one page of everything that a classifier's figures can and cannot say, over one model or several seeds of it.
+
+    judged = judge_models(["run-1/bundle", "run-2/bundle"], "cells.zarr", split="test_donor", out=Path("report"))
+    judged.facts["summary"]["accuracy"]          # mean, SD, least and greatest over the models
+
+Written where ``out`` is given: report.json, report.md and four PNGs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from wbcd.classification import Bundle, Classifier, load_bundle
+from wbcd.classification.bundle import write_file
+from wbcd.errors import BadValue
+from wbcd.training import curves, plots, statistics
+from wbcd.training import dataset as sets
+from wbcd.training.calibration import expected_calibration_error
+from wbcd.training.evaluation import Evaluation, judge, judge_cells, probabilities_of, scheme_of, summed
+from wbcd.training.splits import warnings_of
+
+SUMMARISED = ("accuracy", "balanced_accuracy", "expected_calibration_error", "negative_log_likelihood", "brier", "aurc")
+SHOWN_FAILURES = 18
+COVERAGES = (0.8, 0.9, 0.95, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """``evaluations``: one a model; ``facts``: the whole report, JSON-ready."""
+
+    evaluations: tuple[Evaluation, ...]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One model's answers on the judged cells: ``raw`` without temperature scaling."""
+
+    bundle: Bundle
+    probabilities: NDArray[np.float64]
+    raw: NDArray[np.float64]
+    evaluation: Evaluation
+
+
+def judge_models(
+    models: Sequence[str | Path],
+    dataset_path: str | Path,
+    *,
+    split: str = "test",
+    split_by: str | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+) -> Judged:
+    """Measure every model on one split of a set; the plots show the first. Models must have the same classes.
+
+    Raises BadValue on models that cannot be put beside one another, BundleInvalid on a set for another input.
+    """
+    if not models:
+        raise BadValue("no model is given; at least one is needed.")
+    bundles = [load_bundle(m) for m in models]
+    schemes = {split_by or scheme_of(b) for b in bundles}
+    if len({b.classes for b in bundles}) > 1 or len(schemes) > 1:
+        raise BadValue(
+            f"the models have classes {sorted({b.classes for b in bundles})} and splits by {', '.join(sorted(schemes))};"
+            " one of each is needed.",
+            action="Evaluate them apart, or compare two with `wbcd model compare`.",
+        )
+    scheme = schemes.pop()
+    data = sets.load(Path(dataset_path))
+    fitted = [sets.check_matches(data, b.classes, b.input, b.path) for b in bundles]
+    cells = fitted[0].indices(split, scheme)
+    answers = [_answer(b, d, cells, split, device) for b, d in zip(bundles, fitted, strict=True)]
+    facts = _facts(answers, fitted[0], cells, split, scheme)
+    if out is not None:
+        _write(out, answers[0], fitted[0], cells, facts)
+    return Judged(tuple(a.evaluation for a in answers), facts)
+
+
+def compare_models(
+    first: str | Path,
+    second: str | Path,
+    dataset_path: str | Path,
+    *,
+    split: str = "test",
+    split_by: str | None = None,
+    device: str = "auto",
+) -> tuple[statistics.Comparison, str]:
+    """Two models on the same cells, paired; as lineages where one of them knows only those. Also what was compared.
+
+    Raises BadValue where the two were trained by different splits and ``split_by`` names none: one has seen the other's test.
+    """
+    bundles = [load_bundle(first), load_bundle(second)]
+    schemes = {split_by or scheme_of(b) for b in bundles}
+    if len(schemes) > 1:
+        raise BadValue(
+            f"{first} and {second} were trained by the splits {' and '.join(sorted(schemes))}; neither's test cells are"
+            " unseen by both.",
+            action="Train both by one scheme, or evaluate on another set with --split all.",
+        )
+    data = sets.load(Path(dataset_path))
+    cells = data.indices(split, schemes.pop())
+    lineages = len({b.classes for b in bundles}) > 1
+    right = [_right(b, data, cells, device, lineages) for b in bundles]
+    what = "lymphoid and myeloid" if lineages else ", ".join(bundles[0].classes)
+    return statistics.compare(right[0], right[1]), what
+
+
+def _right(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], device: str, lineages: bool) -> NDArray[np.bool_]:
+    fitted = sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
+    probabilities = probabilities_of(Classifier(bundle, device), data.ri_delta, cells)
+    if lineages and bundle.classes != sets.LINEAGES:
+        fitted, probabilities = fitted.as_lineages(), summed(probabilities, bundle.classes)
+    right: NDArray[np.bool_] = probabilities.argmax(1) == fitted.label[cells]
+    return right
+
+
+def _answer(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], split: str, device: str) -> _Answer:
+    probabilities = probabilities_of(Classifier(bundle, device), data.ri_delta, cells)
+    # softmax(z / T) gives z up to a constant, which no softmax sees.
+    raw = softmax(bundle.model.temperature * np.log(probabilities.clip(1e-300)), axis=1)
+    return _Answer(bundle, probabilities, raw, judge_cells(probabilities, data, cells, split, bundle.model_id))
+
+
+# --- facts ----------------------------------------------------------------------------------------
+
+
+def _facts(
+    answers: Sequence[_Answer], data: sets.TrainingSet, cells: NDArray[np.intp], split: str, scheme: str
+) -> dict[str, Any]:
+    labels, donors = data.label[cells], data.donor[cells]
+    evaluations = [a.evaluation for a in answers]
+    first = answers[0]
+    facts: dict[str, Any] = {
+        "simulated": data.simulated,
+        "data": {"name": data.path.name, "hash": data.data_hash, "split": split, "split_by": scheme, "cells": len(cells)},
+        "classes": list(data.classes),
+        "warnings": _warnings(answers, data, cells, split),
+        "models": [_clean(e.as_json()) for e in evaluations],
+        "summary": {name: statistics.mean_and_sd([float(getattr(e, name)) for e in evaluations]) for name in SUMMARISED},
+        "calibration": {
+            "temperature": first.bundle.model.temperature,
+            "ece_before": expected_calibration_error(first.raw, labels),
+            "ece_after": expected_calibration_error(first.probabilities, labels),
+        },
+        "risk_at_coverage": _risks(first.probabilities, labels),
+        "per_donor": _donor_rows(first.probabilities, labels, donors, data),
+    }
+    if data.classes != sets.LINEAGES and all(c in sets.LINEAGE for c in data.classes):
+        facts["summed_to_lineages"] = _lineage_facts(answers, data, cells, split)
+    return facts
+
+
+def _warnings(answers: Sequence[_Answer], data: sets.TrainingSet, cells: NDArray[np.intp], split: str) -> list[str]:
+    found = warnings_of(data.label, data.donor, data.classes)
+    if missing := [c for k, c in enumerate(data.classes) if not (data.label[cells] == k).any()]:
+        found.append(f"{', '.join(missing)}: not one of the judged cells; nothing is said of it.")
+    known = [a.bundle.model_id for a in answers if a.bundle.model.training.get("data_hash") == data.data_hash]
+    if known and split in ("train", "validation", sets.ALL):
+        found.append(f"{', '.join(known)} was trained on some of the judged cells: this is no held-out figure.")
+    return found
+
+
+def _risks(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
+    _, risk, _ = curves.risk_coverage(probabilities, labels)
+    return {f"{c:g}": float(risk[max(1, math.ceil(c * len(risk))) - 1]) for c in COVERAGES}
+
+
+def _donor_rows(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], donors: NDArray[np.int64], data: sets.TrainingSet
+) -> list[dict[str, Any]]:
+    right = probabilities.argmax(1) == labels
+    names = list(data.card.get("donor_names") or [])
+    rows = []
+    for donor in np.unique(donors).tolist():
+        here = donors == donor
+        n, correct = int(here.sum()), int(right[here].sum())
+        low, high = statistics.wilson(correct, n)
+        name = names[donor] if donor < len(names) else str(donor)
+        rows.append({"donor": name, "n": n, "accuracy": correct / n, "ci_low": low, "ci_high": high})
+    return rows
+
+
+def _lineage_facts(answers: Sequence[_Answer], data: sets.TrainingSet, cells: NDArray[np.intp], split: str) -> dict[str, Any]:
+    two = data.as_lineages()
+    evaluations = [
+        judge(
+            summed(a.probabilities, data.classes),
+            two.label[cells],
+            two.donor[cells],
+            two.classes,
+            split,
+            simulated=data.simulated,
+            model_id=a.bundle.model_id,
+        )
+        for a in answers
+    ]
+    first = evaluations[0]
+    return {
+        "accuracy": statistics.mean_and_sd([e.accuracy for e in evaluations]),
+        "ci_low": first.ci_low,
+        "ci_high": first.ci_high,
+        "confusion": [list(row) for row in first.confusion],
+    }
+
+
+def _clean(value: Any) -> Any:
+    """JSON without numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {str(k): _clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _write(out: Path, answer: _Answer, data: sets.TrainingSet, cells: NDArray[np.intp], facts: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    labels = data.label[cells]
+    what = "simulated" if data.simulated else "measured"
+    _draw_overview(out / "overview.png", answer, labels, data.classes, what, facts)
+    _draw_failures(out / "failures.png", answer, data, cells, what)
+    write_file(out / "report.json", (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
+    write_file(out / "report.md", page(facts).encode())
+
+
+def _draw_overview(
+    path: Path, answer: _Answer, labels: NDArray[np.int64], classes: tuple[str, ...], what: str, facts: Mapping[str, Any]
+) -> None:
+    made = plots.figure(10, 8.6)
+    made.suptitle(f"{answer.bundle.model_id} on {len(labels)} {what} cells")
+    grid = made.subplots(2, 2)
+    plots.confusion(grid[0, 0], answer.evaluation.confusion, classes, "confusion")
+    shown = {c: curves.roc(answer.probabilities[:, k], labels == k) for k, c in enumerate(classes) if (labels == k).any()}
+    plots.roc_curves(grid[0, 1], shown, answer.evaluation.auc)
+    calibration = facts["calibration"]
+    plots.reliability(
+        grid[1, 0],
+        curves.reliability(answer.raw, labels),
+        curves.reliability(answer.probabilities, labels),
+        (calibration["ece_before"], calibration["ece_after"]),
+    )
+    plots.risk_coverage(grid[1, 1], *curves.risk_coverage(answer.probabilities, labels))
+    plots.save(made, path)
+
+
+def _draw_failures(path: Path, answer: _Answer, data: sets.TrainingSet, cells: NDArray[np.intp], what: str) -> None:
+    """The most confident mistakes first."""
+    labels, predicted = data.label[cells], answer.probabilities.argmax(1)
+    wrong = np.flatnonzero(predicted != labels)
+    order = wrong[np.argsort(-answer.probabilities[wrong].max(1), kind="stable")][:SHOWN_FAILURES]
+    shown = [
+        (
+            data.ri_delta[cells[i]],
+            f"{data.classes[labels[i]]}\nas {data.classes[predicted[i]]} {answer.probabilities[i].max():.2f}\n"
+            f"cell {_name(data, int(cells[i]))}, {data.morphology[cells[i], 0]:.0f} fL",
+        )
+        for i in order
+    ]
+    title = f"{len(wrong)} of {len(cells)} {what} cells wrong; the most confident first (x-y and x-z through the middle)"
+    plots.save(plots.gallery(shown, data.input.voxel_um, title), path)
+
+
+def _name(data: sets.TrainingSet, cell: int) -> int:
+    return cell if data.cell_id is None else int(data.cell_id[cell])
+
+
+def page(facts: Mapping[str, Any]) -> str:
+    """The report for a person."""
+    what = "simulated" if facts["simulated"] else "measured"
+    data, models, summary = facts["data"], facts["models"], facts["summary"]
+    first = models[0]
+    classes = facts["classes"]
+    lines = [
+        f"# {', '.join(m['model_id'] for m in models)} on {data['cells']} {what} cells",
+        "",
+        f"{data['name']} (hash `{data['hash']}`), part `{data['split']}` of the split by `{data['split_by']}`."
+        " Research use only; not for diagnosis.",
+        "",
+        *(f"> {text}\n" for text in facts["warnings"]),
+        f"**Accuracy {first['accuracy']:.1%}** (95 % limits {first['ci_low']:.1%} to {first['ci_high']:.1%}, Wilson),"
+        f" balanced {first['balanced_accuracy']:.1%}.",
+        "",
+    ]
+    if len(models) > 1:
+        lines += ["| over the models | mean | SD | least | greatest |", "|---|---|---|---|---|"]
+        lines += [f"| {n.replace('_', ' ')} | {_four(summary[n])} |" for n in SUMMARISED] + [""]
+    if first["corrected"]:
+        row = first["corrected"]
+        lines += [
+            f"The labels are {row['purity']:.1%} pure: a perfect classifier would be seen at {row['ceiling']:.1%}. Corrected"
+            f" for that (Rogan and Gladen 1978, errors independent): {row['accuracy']:.1%} ({row['ci_low']:.1%} to"
+            f" {row['ci_high']:.1%}).",
+            "",
+        ]
+    if "summed_to_lineages" in facts:
+        two = facts["summed_to_lineages"]
+        lines += [
+            f"Summed to lymphoid and myeloid: {two['accuracy']['mean']:.1%} ({two['ci_low']:.1%} to {two['ci_high']:.1%}).",
+            "",
+        ]
+    lines += [
+        "| true \\ predicted | " + " | ".join(classes) + " | recall | precision | AUC |",
+        "|---|" + "---|" * (len(classes) + 3),
+    ]
+    for name, row in zip(classes, first["confusion"], strict=True):
+        figures = (first["recall"][name], first["precision"][name], first["auc"][name])
+        shown = ["" if v is None else f"{v:.3f}" for v in figures]
+        lines.append(f"| {name} | " + " | ".join(str(n) for n in row) + " | " + " | ".join(shown) + " |")
+    calibration = facts["calibration"]
+    lines += [
+        "",
+        f"Calibration error {calibration['ece_before']:.4f} before and {calibration['ece_after']:.4f} after temperature scaling"
+        f" (T = {calibration['temperature']:.3f}, fitted on validation cells). Share wrong among the most confident: "
+        + ", ".join(f"{float(c):.0%} of cells {r:.2%}" for c, r in facts["risk_at_coverage"].items())
+        + ".",
+        "",
+        "![confusion, ROC, reliability, risk and coverage](overview.png)",
+        "",
+        "| donor | cells | accuracy | 95 % limits |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['donor']} | {r['n']} | {r['accuracy']:.1%} | {r['ci_low']:.1%} to {r['ci_high']:.1%} |"
+        for r in facts["per_donor"]
+    ]
+    lines += ["", "![the most confident mistakes](failures.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _four(row: Mapping[str, Any]) -> str:
+    sd = "" if row["sd"] is None else f"{row['sd']:.4f}"
+    return f"{row['mean']:.4f} | {sd} | {row['low']:.4f} | {row['high']:.4f}"

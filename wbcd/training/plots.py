@@ -1,0 +1,107 @@
+"""Plots of evaluations and experiments, as PNG. matplotlib comes with the extra ``train``; no window is ever opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wbcd.errors import ConfigurationError
+
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
+"""Okabe and Ito's, distinct to the colour-blind."""
+RI_RANGE = (0.0, 0.05)
+"""Grey scale of n - n_m in galleries."""
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty figure, inches. Raises ConfigurationError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigurationError(
+            "matplotlib is not installed.", action="Install the extra: pip install 'wbcd[train]'."
+        ) from error
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def save(made: Any, path: Path) -> None:
+    """As PNG, without a time stamp: the same numbers give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def confusion(axes: Any, table: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> None:
+    """True classes down, predicted across; colour is the share of the row."""
+    counts = np.asarray(table, dtype=float)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), value in np.ndenumerate(counts):
+        dark = share[row, column] > 0.5
+        axes.text(column, row, f"{int(value)}", ha="center", va="center", color="white" if dark else "black", fontsize=9)
+    names = [c.replace("_", "\n") for c in classes]
+    axes.set_xticks(range(len(classes)), names, fontsize=8)
+    axes.set_yticks(range(len(classes)), names, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=10)
+
+
+def roc_curves(axes: Any, curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], areas: Mapping[str, float]) -> None:
+    """One curve a class."""
+    for colour, (name, (false, true)) in zip(COLOURS, curves.items(), strict=False):
+        axes.plot(false, true, color=colour, label=f"{name.replace('_', ' ')} {areas[name]:.3f}")
+    axes.plot([0, 1], [0, 1], color="0.7", lw=0.8)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("true positive rate")
+    axes.set_title("ROC, class against rest (area)", fontsize=10)
+    axes.legend(fontsize=8, loc="lower right")
+
+
+def reliability(axes: Any, before: Sequence[Any], after: Sequence[Any], errors: tuple[float, float]) -> None:
+    """Bins before and after temperature scaling."""
+    axes.plot([0, 1], [0, 1], color="0.7", lw=0.8)
+    for bins, colour, name, error in ((before, "0.5", "before", errors[0]), (after, COLOURS[0], "after", errors[1])):
+        size = [8 + 60 * b.n / max(x.n for x in bins) for b in bins]
+        axes.scatter(
+            [b.confidence for b in bins], [b.accuracy for b in bins], s=size, color=colour, label=f"{name}: ECE {error:.3f}"
+        )
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("share that is right")
+    axes.set_title("reliability, temperature scaling", fontsize=10)
+    axes.legend(fontsize=8, loc="upper left")
+
+
+def risk_coverage(axes: Any, coverage: NDArray[Any], risk: NDArray[Any], area: float) -> None:
+    """Share wrong among the cells answered, most confident first."""
+    axes.plot(coverage, risk, color=COLOURS[0])
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, max(0.02, 1.1 * float(risk[len(risk) // 20 :].max(initial=0.0))))
+    axes.set_xlabel("coverage (share of cells answered)")
+    axes.set_ylabel("share of them wrong")
+    axes.set_title(f"risk and coverage (area {area:.4f})", fontsize=10)
+
+
+def gallery(cells: Sequence[tuple[NDArray[Any], str]], pitch_um: tuple[float, float, float], title: str) -> Any:
+    """Each cell as two planes through its middle (x-y and x-z, to scale), with a line of text under it."""
+    columns = min(6, max(len(cells), 1))
+    rows = -(-max(len(cells), 1) // columns)
+    made = figure(1.9 * columns, 3.4 * rows + 0.4)
+    made.suptitle(title, fontsize=10)
+    grid = made.subplots(2 * rows, columns, squeeze=False, height_ratios=[1.0, 1.0] * rows)
+    for axes in grid.ravel():
+        axes.axis("off")
+    for i, (volume, text) in enumerate(cells):
+        nz, ny, _ = volume.shape
+        top, side = grid[2 * (i // columns), i % columns], grid[2 * (i // columns) + 1, i % columns]
+        shown = {"cmap": "gray", "vmin": RI_RANGE[0], "vmax": RI_RANGE[1]}
+        top.imshow(volume[nz // 2].astype(float), aspect=pitch_um[1] / pitch_um[2], **shown)
+        side.imshow(volume[:, ny // 2].astype(float), aspect=pitch_um[0] / pitch_um[2], **shown)
+        top.set_title(text, fontsize=7)
+    return made
