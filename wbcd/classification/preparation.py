@@ -1,8 +1,8 @@
 """From a cell's crop to the network's input: one function for training and for use, so that they cannot differ.
 
-Order: the cell's own medium RI, estimated from the voxels around it, is subtracted; the pitch is changed (whole factors by averaging, which also lowers the noise
-before anything is clipped; the rest by trilinear interpolation); the centre is cut out or padded with medium;
-then normalised, (n - n_m) * scale clipped at 0.
+Order: the cell's own medium RI, estimated from the voxels around it, is subtracted; the pitch is changed (whole factors by
+averaging, which also lowers the noise before anything is clipped; the rest by trilinear interpolation); the centre is cut out
+or padded with medium; then normalised, (n - n_m) * scale clipped at 0.
 """
 
 from __future__ import annotations
