@@ -271,7 +271,8 @@ class Cell:
     ``ri`` float32 and ``mask`` bool, both of the recipe's crop shape [z, y, x]; ``number`` counts from 1 within the
     acquisition; ``centre_um`` (z, y, x) in the instrument's field of view; ``touches_border``: cut by the field of view or
     by the volume; ``solidity``: volume over that of the convex hull; ``lobes``: count of separable bodies by the distance
-    transform (two cells grown together give 2); ``non_physical_voxels``: voxels of the source region that are NaN,
+    transform (two cells grown together give 2); ``objective_na``, ``wavelength_um`` and ``pitch_um`` (lateral, of the source)
+    as the tomogram states them, None where it does not; ``non_physical_voxels``: voxels of the source region that are NaN,
     infinite or outside the recipe's bounds.
     """
 
@@ -286,6 +287,9 @@ class Cell:
     solidity: float = 1.0
     lobes: int = 1
     non_physical_voxels: int = 0
+    objective_na: float | None = None
+    wavelength_um: float | None = None
+    pitch_um: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

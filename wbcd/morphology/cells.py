@@ -133,6 +133,9 @@ def _cut(found: _Found, labels: NDArray[np.int32], tomogram: Tomogram, recipe: R
         solidity=solidity(excess, body, morphology.crop_voxel_um),
         lobes=count_lobes(body, morphology.crop_voxel_um),
         non_physical_voxels=_count_non_physical(tomogram.ri[found.box], recipe),
+        objective_na=tomogram.objective_na,
+        wavelength_um=tomogram.wavelength_um,
+        pitch_um=tomogram.voxel_um[2],
     )
 
 
