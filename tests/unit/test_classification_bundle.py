@@ -184,3 +184,143 @@ def test_a_shipped_name_resolves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert load_bundle("reference").model.name == "reference"
     with pytest.raises(UnknownModel, match="reference"):
         load_bundle("another")
+
+
+# --- hostile bundles -----------------------------------------------------------------------------
+
+
+def _raw(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file (8 bytes of header length, JSON, data) that says whatever a test wants."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def _tensor(begin: int, end: int, shape: list[Any], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\x04\x95",  # the beginning of a pickle
+        b"PK\x03\x04" + bytes(60),  # and of torch.save's zip
+        _raw({}, length=2**63),
+        _raw({}, length=10**9),
+        _raw(b"{" * 1000),
+        _raw(b"\xff\xfe{}"),
+        _raw([1, 2]),
+        _raw({"a": 1}),
+        _raw({"a": _tensor(0, 8, [1])}, bytes(8)),
+        _raw({"a": _tensor(0, 4, [1]), "b": _tensor(0, 4, [1])}, bytes(4)),  # they overlap
+        _raw({"a": _tensor(0, 4, [1]), "b": _tensor(2, 6, [1])}, bytes(6)),
+        _raw({"a": _tensor(4, 8, [1])}, bytes(8)),  # a hole
+        _raw({"a": _tensor(0, 4, [1])}, bytes(40)),  # bytes that belong to nothing
+        _raw({"a": _tensor(0, 4 * 2**40, [2**40])}, bytes(4)),
+        _raw({"a": _tensor(0, 4, [2**63, 2**63])}, bytes(4)),
+        _raw({"a": _tensor(8, 4, [1])}, bytes(8)),
+        _raw({"a": _tensor(-4, 0, [1])}, bytes(4)),
+        _raw({"a": _tensor(0, 4, [-1])}, bytes(4)),
+        _raw({"a": _tensor(0, 4, [1], "OBJECT")}, bytes(4)),
+        _raw({"a": _tensor(0, 0, [0])}),
+        _raw({"../../../etc/cron.d/x": _tensor(0, 4, [1])}, bytes(4)),
+        _raw({"a\u0000b\u001b[2J": _tensor(0, 4, [1])}, bytes(4)),
+        _raw({"__metadata__": {"format": "pt"}}),
+        _raw({f"t{i}": _tensor(0, 0, [0]) for i in range(5000)}),
+    ],
+)
+def test_hostile_weights_are_refused_with_a_sentence(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    _redigest(folder)
+    with pytest.raises(BundleInvalid, match=r"model\.safetensors") as caught:
+        load_bundle(folder)
+    assert len(caught.value.message) < 1000
+    assert caught.value.message.isprintable()
+
+
+def test_a_tensor_smuggled_under_a_known_name_is_refused(folder: Path) -> None:
+    """The right names and sizes, one of them twice in the header: safetensors takes neither."""
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length].rstrip()
+    first = next(iter(json.loads(text).items()))
+    doubled = text[:-1] + b"," + json.dumps({first[0]: _tensor(0, 4, [1])}).encode()[1:]
+    file.write_bytes(len(doubled).to_bytes(8, "little") + doubled + data[8 + length :])
+    _redigest(folder)
+    with pytest.raises(BundleInvalid, match=r"model\.safetensors"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"temperature": 1.0', '"temperature": NaN'),
+        ('"temperature": 1.0', '"temperature": Infinity'),
+        ('"temperature": 1.0', f'"temperature": 1{"0" * 400}'),
+        ('"temperature": 1.0', f'"temperature": 1{"0" * 5000}'),
+        ('"training": {', '"training": {"loss": NaN, '),
+        ('"simulated": true', '"simulated": 1'),
+        ('"name": "toy"', '"name": "toy\\u0000"'),
+        ('"name": "toy"', '"name": "../toy"'),
+        ('"name": "toy"', '"name": ["toy"]'),
+        ('"scale": ', '"scale": -'),
+        ('"architecture": {', '"architecture": {"code": "import os", "x": '),
+        ('"envelope"', '"envelope": {"volume_fl": [5, 1], "mean_delta_ri": [0, 1]}, "old"'),
+    ],
+)
+def test_hostile_metadata_text(folder: Path, old: str, new: str) -> None:
+    file = folder / "metadata.json"
+    text = file.read_text()
+    if old == '"envelope"':
+        text = text.replace('"temperature": 1.0', '"temperature": 1.0, "envelope": 0')
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with pytest.raises(BundleInvalid, match=r"metadata\.json"):
+        load_bundle(folder)
+
+
+def test_what_is_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundles, "MAX_WEIGHTS_BYTES", 1000)
+    with pytest.raises(BundleInvalid, match="at most 1000 bytes"):
+        load_bundle(folder)
+    monkeypatch.undo()
+    with (folder / "metadata.json").open("a") as stream:
+        stream.write(" " * 2**20)
+    with pytest.raises(BundleInvalid, match="at most 1048576 bytes"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metadata.json"])
+def test_a_fifo_or_a_folder_in_place_of_a_part(folder: Path, name: str) -> None:
+    import os
+
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(BundleInvalid, match="regular file"):
+        load_bundle(folder)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(BundleInvalid, match="regular file"):
+        load_bundle(folder)
+
+
+def test_nothing_of_a_bundle_is_unpickled(folder: Path) -> None:
+    """A pickle under every name that other programs would load: never opened."""
+    for name in ("model.pt", "pytorch_model.bin", "model.pth", "optimizer.pt"):
+        (folder / name).write_bytes(b"cos\nsystem\n(S'touch /tmp/wbcd-pickle'\ntR.")
+    assert load_bundle(folder).model_id.startswith("toy@")
+    assert not Path("/tmp/wbcd-pickle").exists()
+
+
+def test_every_prediction_names_the_digest(folder: Path) -> None:
+    from helpers_classification import toy_cell
+
+    from wbcd.classification import Classifier
+
+    bundle = load_bundle(folder)
+    (prediction,) = Classifier(bundle, device="cpu").predict([toy_cell()])
+    name, _, digits = prediction.model_id.partition("@")
+    assert (name, digits) == ("toy", bundle.digest[:12])
+    # ... and the card that the store keeps under that id gives the whole digest back.
+    assert bundles.digest_of_card(bundle.card) == bundle.digest

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ MODELS = Path(__file__).parent / "models"
 MAX_WEIGHTS_BYTES, MAX_METADATA_BYTES = 1 << 30, 1 << 20
 MAX_WIDTH, MAX_CLASSES, MAX_INPUT_VOXELS = 256, 64, 64_000_000
 MEDIUM_RULE = "subtract each cell's own medium RI"
+MAX_NUMBER = 1e300
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -332,25 +334,38 @@ def _refuse(file: Path, what: str, value: object, limit: str) -> NoReturn:
 
 
 def _read(file: Path, limit: int) -> bytes:
-    if not file.is_file():
-        raise BundleInvalid(f"{file}: not there; a bundle has {WEIGHTS}, {METADATA} and {CARD}.")
-    if (size := file.stat().st_size) > limit:
-        _refuse(file, "size", f"{size} bytes", f"at most {limit} bytes")
+    """All bytes of a regular file; a FIFO is not awaited, a file that grows meanwhile not followed beyond the limit."""
     try:
-        return file.read_bytes()
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise BundleInvalid(f"{file}: not there; a bundle has {WEIGHTS}, {METADATA} and {CARD}.") from error
     except OSError as error:
         raise BundleInvalid(f"{file}: cannot be read: {error.strerror}.", action="Check its permissions.") from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            _refuse(file, "kind", "no regular file", "a regular file")
+        with os.fdopen(os.dup(handle), "rb") as stream:
+            data = stream.read(limit + 1)
+    finally:
+        os.close(handle)
+    if len(data) > limit:
+        _refuse(file, "size", f"over {limit} bytes", f"at most {limit} bytes")
+    return data
 
 
 def _metadata(file: Path) -> dict[str, Any]:
     try:
-        card = json.loads(_read(file, MAX_METADATA_BYTES))
+        card = json.loads(_read(file, MAX_METADATA_BYTES), parse_constant=_no_constant)
     # A deeply nested document exhausts the parser's recursion.
     except (ValueError, RecursionError) as error:
         raise BundleInvalid(f"{file}: not JSON: {error}.") from error
     if not isinstance(card, dict):
         _refuse(file, "top level", type(card).__name__, "an object")
     return card
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 class _Reader:
@@ -408,7 +423,7 @@ class _Reader:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def _model_card(file: Path, section: dict[str, Any]) -> ModelCard:
@@ -468,9 +483,11 @@ def _input(reader: _Reader) -> InputSpec:
 def _network(file: Path, model: ModelCard, data: bytes) -> FishNet3d:
     try:
         state = safetensors_load(data)
-    except SafetensorError as error:
+    # A header is a stranger's JSON: types that torch does not have, sizes that do not fit, names that are none.
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise BundleInvalid(
-            f"{file}: not safetensors: {error}.", action="Copy the bundle again from where it was made."
+            f"{file}: not safetensors: {what}.", action="Copy the bundle again from where it was made."
         ) from error
     with torch.device("meta"):
         network = ARCHITECTURES[model.architecture](len(model.classes), model.width)
