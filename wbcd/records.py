@@ -168,6 +168,16 @@ class InversionReport:
     refinement: Refinement | None = None
     held_out_residual: float = math.nan
 
+    @property
+    def mode(self) -> str:
+        """The mode whose result this is: "accurate" only where the held-out frames preferred it."""
+        return "accurate" if self.refinement is not None and self.refinement.kept else "fast"
+
+    @property
+    def judged_by(self) -> float:
+        """Relative misfit of the held-out frames under the mode's own model."""
+        return self.refinement.misfit_after if self.refinement is not None and self.refinement.kept else self.held_out_residual
+
 
 @dataclass(frozen=True, slots=True)
 class Tomogram:
@@ -273,7 +283,8 @@ class Cell:
     by the volume; ``solidity``: volume over that of the convex hull; ``lobes``: count of separable bodies by the distance
     transform (two cells grown together give 2); ``objective_na``, ``wavelength_um`` and ``pitch_um`` (lateral, of the source)
     as the tomogram states them, None where it does not; ``non_physical_voxels``: voxels of the source region that are NaN,
-    infinite or outside the recipe's bounds.
+    infinite or outside the recipe's bounds. ``mode``: "fast" or "accurate", empty where the RI was read, not inverted;
+    ``held_out_residual``: relative misfit of the frames that took no part in the inversion, NaN where none were left out.
     """
 
     number: int
@@ -290,6 +301,8 @@ class Cell:
     objective_na: float | None = None
     wavelength_um: float | None = None
     pitch_um: float | None = None
+    mode: str = ""
+    held_out_residual: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +310,8 @@ class Morphology:
     """The six parameters of Ryu et al. 2021, section 4.3, and those kept beside them.
 
     The ``half_contrast`` columns are taken at the surface half-way between the medium and the cell's core. The
-    ``uncertainty`` columns are standard uncertainties (one sigma); NaN where they were not measured.
+    ``uncertainty`` columns are standard uncertainties (one sigma) of the half-contrast volume, its dry mass and the mean RI
+    of the two; NaN where they were not measured.
     """
 
     volume_fl: float
@@ -313,6 +327,12 @@ class Morphology:
     mean_ri_uncertainty: float = math.nan
     volume_uncertainty_fl: float = math.nan
     dry_mass_uncertainty_pg: float = math.nan
+
+    def mean_ri_half_contrast(self, ri_increment_ml_g: float, medium_ri: float) -> float:
+        """Mean RI that the half-contrast volume and dry mass give together: n_m + alpha m/V."""
+        if not self.volume_half_contrast_fl:
+            return math.nan
+        return medium_ri + ri_increment_ml_g * self.dry_mass_half_contrast_pg / self.volume_half_contrast_fl
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,8 @@ def _cut(found: _Found, labels: NDArray[np.int32], tomogram: Tomogram, recipe: R
         objective_na=tomogram.objective_na,
         wavelength_um=tomogram.wavelength_um,
         pitch_um=tomogram.voxel_um[2],
+        mode=tomogram.report.mode if tomogram.report else "",
+        held_out_residual=tomogram.report.judged_by if tomogram.report else math.nan,
     )
 
 

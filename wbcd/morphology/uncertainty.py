@@ -1,0 +1,46 @@
+"""Standard uncertainties of one cell's volume, dry mass and mean RI, from how well frames held out of the fit agree with it.
+
+Each is the value times sqrt(floor^2 + (slope x residual)^2), the residual being the relative misfit of the held-out frames.
+The constants were fitted to random exact spheres with and without a nucleus (``make bench-reconstruction``; another seed than
+the one reported in docs/benchmarks.md), so that value +- 1.96 u covers the truth in about 95 % of them. They hold the
+systematic error of the mode: the fast mode's volumes are high by 3 to 8 % (Rytov), and its uncertainty says so.
+
+They belong to ``volume_half_contrast_fl``, to ``dry_mass_half_contrast_pg`` and to the mean RI that follows from the two; a
+threshold at a fixed RI cuts another surface, whose distance to the true one depends on the contrast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from wbcd.records import Cell
+
+
+class Law(NamedTuple):
+    """Relative standard uncertainty: a floor, and what the residual of the held-out frames adds."""
+
+    floor: float
+    slope: float
+
+    def __call__(self, residual: float) -> float:
+        """Of a value under this residual; NaN where no frame was held out."""
+        return math.hypot(self.floor, self.slope * residual)
+
+
+class Uncertainty(NamedTuple):
+    """Relative standard uncertainties; the RI's is relative to its contrast with the medium."""
+
+    volume: float
+    dry_mass: float
+    contrast: float
+
+
+FAST = {"volume": Law(0.035, 0.12), "dry_mass": Law(0.006, 0.04), "contrast": Law(0.034, 0.12)}
+
+
+def relative_uncertainty(cell: Cell) -> Uncertainty:
+    """Of one cell; NaN where its inversion says nothing (RI volumes that were read, modes without constants)."""
+    if cell.mode != "fast":
+        return Uncertainty(math.nan, math.nan, math.nan)
+    return Uncertainty(*(FAST[name](cell.held_out_residual) for name in ("volume", "dry_mass", "contrast")))
