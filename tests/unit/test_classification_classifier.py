@@ -8,6 +8,7 @@ import torch
 from helpers_classification import CLASSES, toy_bundle, toy_cell
 
 from wbcd.classification import UNCLASSIFIED, Bundle, Classifier
+from wbcd.classification.backends import EagerBackend
 from wbcd.classification.network import FishNet3d, Output
 from wbcd.errors import BadValue, DeviceError, DeviceLost, OutOfDeviceMemory
 from wbcd.records import Cell
@@ -127,4 +128,5 @@ def test_senseless_settings_are_refused(bundle: Bundle, device: str, batch: int)
 def test_warm_up_and_fp32_on_the_cpu(bundle: Bundle) -> None:
     classifier = Classifier(bundle, "cpu")
     classifier.warm_up()
-    assert classifier.dtype is torch.float32
+    assert isinstance(classifier.backend, EagerBackend)
+    assert classifier.backend.dtype is torch.float32

@@ -27,14 +27,18 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
 import wbcd
+from wbcd.classification.conformal import METHODS, Conformal
 from wbcd.classification.network import ARCHITECTURES, FishNet3d
 from wbcd.classification.preparation import InputSpec
+from wbcd.classification.unknown import Gauge
 from wbcd.errors import BundleInvalid, UnknownModel
 
 WEIGHTS, METADATA, CARD = "model.safetensors", "metadata.json", "README.md"
+GAUGE = "unknown.safetensors"
 SECTION, FORMAT_VERSION = "wbcd", 1
 MODELS = Path(__file__).parent / "models"
 MAX_WEIGHTS_BYTES, MAX_METADATA_BYTES = 1 << 30, 1 << 20
+MAX_GAUGE_BYTES = 1 << 29
 MAX_WIDTH, MAX_CLASSES, MAX_INPUT_VOXELS = 256, 64, 64_000_000
 MEDIUM_RULE = "subtract each cell's own medium RI"
 MAX_NUMBER = 1e300
@@ -60,11 +64,54 @@ class Envelope:
 
 
 @dataclass(frozen=True, slots=True)
+class InstrumentRange:
+    """The instruments (low, high) whose cells a model was trained on; None where that is not known.
+
+    ``pitch_um``: lateral pitch of the tomogram; ``noise_ri``: standard deviation of the medium around a cell. No score of a
+    network detects another aperture, so it is asked of the metadata.
+    """
+
+    objective_na: tuple[float, float] | None = None
+    wavelength_um: tuple[float, float] | None = None
+    pitch_um: tuple[float, float] | None = None
+    noise_ri: tuple[float, float] | None = None
+
+    def departures(self, **values: float | None) -> tuple[str, ...]:
+        """Names of the values outside their range. What a file does not state (None) or the model does not know passes."""
+        out = []
+        for name, value in values.items():
+            limits: tuple[float, float] | None = getattr(self, name)
+            # Written so that a NaN departs.
+            if value is not None and limits is not None and not limits[0] <= value <= limits[1]:
+                out.append(name)
+        return tuple(out)
+
+
+INSTRUMENT_LIMITS: Mapping[str, tuple[float, float]] = {
+    "objective_na": (0.0, 2.0),
+    "wavelength_um": (0.1, 3.0),
+    "pitch_um": (0.0, 10.0),
+    "noise_ri": (0.0, 0.5),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownRule:
+    """What the card says of :class:`wbcd.classification.unknown.Gauge`: its threshold, and the digest of its file."""
+
+    threshold: float
+    acceptance: float
+    cells: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """What a bundle says of itself besides its weights; ``measured`` and ``training`` are JSON-ready and free in form.
 
     ``bfloat16``: evaluation proved bf16 equal to fp32 on a GPU. ``simulated``: trained and measured on simulated cells.
-    ``envelope``: what it was trained on, or None when not known (then no cell is told apart by it).
+    ``envelope``, ``instrument``: what it was trained on, or None when not known (then no cell is told apart by it).
+    ``unknown``: how a cell of no class is told; ``conformal``: how prediction sets are made.
     """
 
     name: str
@@ -74,6 +121,9 @@ class ModelCard:
     input: InputSpec = field(default_factory=InputSpec)
     temperature: float = 1.0
     envelope: Envelope | None = None
+    instrument: InstrumentRange | None = None
+    unknown: UnknownRule | None = None
+    conformal: Conformal | None = None
     bfloat16: bool = False
     simulated: bool = True
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -89,6 +139,7 @@ class Bundle:
     model: ModelCard
     card: Mapping[str, Any]
     network: FishNet3d
+    gauge: Gauge | None = None
 
     @property
     def model_id(self) -> str:
@@ -134,18 +185,24 @@ def load_bundle(path_or_name: str | Path) -> Bundle:
     if stated != (found := weights_digest(data)):
         _refuse(path / WEIGHTS, "BLAKE2b digest", found, f"{stated} as in {METADATA}")
     network = _network(path / WEIGHTS, model, data)
-    return Bundle(path, bundle_digest(model, found), model, card, network)
+    return Bundle(path, bundle_digest(model, found), model, card, network, _gauge(path / GAUGE, model))
 
 
-def save_bundle(path: Path, network: FishNet3d, model: ModelCard) -> Bundle:
-    """Write a bundle folder (each file: temporary, fsync, rename; the metadata last), read it back and return it."""
+def save_bundle(path: Path, network: FishNet3d, model: ModelCard, gauge: Gauge | None = None) -> Bundle:
+    """Write a bundle folder (each file: temporary, fsync, rename; the metadata last), read it back and return it.
+
+    ``gauge``: how cells of no class are told; the card's ``unknown`` follows from it, whatever was there.
+    """
     if not NAME.fullmatch(model.name):
         raise BundleInvalid(f"{path}: name is {model.name!r}; letters, digits, dot, dash and underscore only, at most 64.")
     path.mkdir(parents=True, exist_ok=True)
     # Contiguous CPU copies: safetensors refuses views, and a channels-last weight is one.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
     data = safetensors_save(state)
+    model, parts = _with_gauge(model, gauge)
     card = metadata_of(model, weights_digest(data))
+    if parts is not None:
+        write_file(path / GAUGE, parts)
     write_file(path / WEIGHTS, data)
     write_file(path / CARD, card_text(model, card).encode())
     write_file(path / METADATA, (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
@@ -258,6 +315,7 @@ def card_text(model: ModelCard, card: Mapping[str, Any]) -> str:
         f" max(0, (n - n_m) * {spec.scale:g}). Probabilities: softmax(logits / {model.temperature:.4g}).",
         "",
         *_envelope_lines(model.envelope),
+        *_knowing_lines(model),
         f"## Measured on {what} cells",
         "",
         *_bullets(model.measured),
@@ -280,6 +338,27 @@ def _envelope_lines(envelope: Envelope | None) -> list[str]:
         " `outside_training_range` and counted as unclassified.",
         "",
     ]
+
+
+def _knowing_lines(model: ModelCard) -> list[str]:
+    lines = []
+    if model.unknown is not None:
+        lines += [
+            f"A cell whose features lie farther than {model.unknown.threshold:.1f} (Mahalanobis) from every class is flagged"
+            f" `unknown_cell`; {model.unknown.acceptance:.0%} of known cells lie within (set on {model.unknown.cells}).",
+            "",
+        ]
+    if model.conformal is not None:
+        lines += [
+            f"Prediction sets hold the true class in {model.conformal.coverage:.0%} of cells like those of the calibration"
+            f" ({model.conformal.method}, by class).",
+            "",
+        ]
+    if model.instrument is not None:
+        ranges = {k: v for k, v in dataclasses.asdict(model.instrument).items() if v is not None}
+        named = "; ".join(f"{k} {low:g} to {high:g}" for k, (low, high) in ranges.items())
+        lines += [f"Trained on instruments of {named}; cells of another are flagged `outside_instrument_range`.", ""]
+    return lines
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -306,7 +385,31 @@ def _identity(model: ModelCard) -> dict[str, Any]:
         },
         "temperature": model.temperature,
         **_envelope_facts(model.envelope),
+        **_knowing_facts(model),
     }
+
+
+def _knowing_facts(model: ModelCard) -> dict[str, Any]:
+    """What decides over flags; absent parts are left out, so that older bundles keep their digest."""
+    facts: dict[str, Any] = {}
+    if model.instrument is not None:
+        ranges = dataclasses.asdict(model.instrument)
+        facts["instrument"] = {name: list(limits) for name, limits in ranges.items() if limits is not None}
+    if model.unknown is not None:
+        facts["unknown"] = dataclasses.asdict(model.unknown)
+    if model.conformal is not None:
+        limits = [value if math.isfinite(value) else None for value in model.conformal.thresholds]
+        facts["conformal"] = {"method": model.conformal.method, "coverage": model.conformal.coverage, "thresholds": limits}
+    return facts
+
+
+def _with_gauge(model: ModelCard, gauge: Gauge | None) -> tuple[ModelCard, bytes | None]:
+    if gauge is None:
+        return dataclasses.replace(model, unknown=None), None
+    tensors = {"means": torch.from_numpy(gauge.means), "whitening": torch.from_numpy(gauge.whitening)}
+    data = safetensors_save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    rule = UnknownRule(gauge.threshold, gauge.acceptance, gauge.cells, weights_digest(data))
+    return dataclasses.replace(model, unknown=rule), data
 
 
 def _envelope_facts(envelope: Envelope | None) -> dict[str, Any]:
@@ -444,6 +547,9 @@ def _model_card(file: Path, section: dict[str, Any]) -> ModelCard:
         input=_input(top.inner("input")),
         temperature=top.number("temperature", 0.01, 100.0),
         envelope=_envelope(top),
+        instrument=_instrument(top),
+        unknown=_unknown(top),
+        conformal=_conformal(top, len(classes)),
         bfloat16=top.flag("bfloat16_proven_equal"),
         simulated=top.flag("simulated"),
         training=top.inner("training").data,
@@ -456,6 +562,65 @@ def _envelope(top: _Reader) -> Envelope | None:
         return None
     reader = top.inner("envelope")
     return Envelope(reader.interval("volume_fl", 0.0, 1e6), reader.interval("mean_delta_ri", -0.5, 0.5))
+
+
+def _instrument(top: _Reader) -> InstrumentRange | None:
+    if top.data.get("instrument") is None:
+        return None
+    reader = top.inner("instrument")
+    if strange := sorted(set(reader.data) - set(INSTRUMENT_LIMITS)):
+        reader.refuse(strange[0], "one of " + ", ".join(INSTRUMENT_LIMITS))
+    return InstrumentRange(**{name: reader.interval(name, *INSTRUMENT_LIMITS[name]) for name in reader.data})
+
+
+def _unknown(top: _Reader) -> UnknownRule | None:
+    if top.data.get("unknown") is None:
+        return None
+    reader = top.inner("unknown")
+    return UnknownRule(
+        threshold=reader.number("threshold", 0.0, 1e9),
+        acceptance=reader.number("acceptance", 0.5, 1.0),
+        cells=reader.integer("cells", 1, 1 << 40),
+        digest=reader.text("digest"),
+    )
+
+
+def _conformal(top: _Reader, classes: int) -> Conformal | None:
+    if top.data.get("conformal") is None:
+        return None
+    reader = top.inner("conformal")
+    method = METHODS[METHODS.index(reader.text("method", METHODS))]  # type: ignore[arg-type]  # one of them: just checked
+    limits = reader.data.get("thresholds")
+    good = isinstance(limits, list) and len(limits) == classes
+    if not good or not all(v is None or (_is_number(v) and 0 <= v <= 1 + 1e-6) for v in reader.data["thresholds"]):
+        reader.refuse("thresholds", f"{classes} numbers from 0 to 1, or null where a class is in every set")
+    thresholds = tuple(math.inf if v is None else float(v) for v in reader.data["thresholds"])
+    return Conformal(method, reader.number("coverage", 0.01, 0.9999), thresholds)
+
+
+def _gauge(file: Path, model: ModelCard) -> Gauge | None:
+    """The gauge that the card speaks of, checked against it; a file that it does not speak of is not read."""
+    rule = model.unknown
+    if rule is None:
+        return None
+    data = _read(file, MAX_GAUGE_BYTES)
+    if weights_digest(data) != rule.digest:
+        _refuse(file, "BLAKE2b digest", weights_digest(data), f"{rule.digest} as in {METADATA}")
+    try:
+        parts = safetensors_load(data)
+    except SafetensorError as error:
+        raise BundleInvalid(f"{file}: not safetensors: {error}.") from error
+    features = 33 * model.width
+    means, whitening = parts.get("means"), parts.get("whitening")
+    if means is None or whitening is None or set(parts) != {"means", "whitening"}:
+        _refuse(file, "tensors", sorted(parts), "means and whitening")
+    if means.shape != (len(model.classes), features) or means.dtype != torch.float32:
+        _refuse(file, "means", f"{tuple(means.shape)} {means.dtype}", f"({len(model.classes)}, {features}) float32")
+    if whitening.ndim != 2 or len(whitening) != features or whitening.shape[1] > features or whitening.dtype != torch.float32:
+        _refuse(file, "whitening", f"{tuple(whitening.shape)} {whitening.dtype}", f"({features}, at most {features}) float32")
+    if not bool(torch.isfinite(means).all()) or not bool(torch.isfinite(whitening).all()):
+        _refuse(file, "tensors", "not finite", "finite")
+    return Gauge(means.numpy(), whitening.numpy(), rule.threshold, rule.acceptance, rule.cells)
 
 
 def _classes(top: _Reader) -> tuple[str, ...]:

@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wbcd.classification.backends import EagerBackend, make_backend, tempered
 from wbcd.classification.bundle import Bundle
+from wbcd.classification.medium import medium_ri, noise_ri
 from wbcd.classification.network import Output
-from wbcd.classification.preparation import delta_ri, normalise
+from wbcd.classification.preparation import delta_from
 from wbcd.errors import BadValue, DeviceError, DeviceLost, OutOfDeviceMemory
 from wbcd.records import Cell, Prediction
 
@@ -25,6 +27,13 @@ UNCLASSIFIED = "unclassified"
 another flag says why."""
 OUTSIDE_TRAINING_RANGE = "outside_training_range"
 """Flag of a cell smaller, larger, thinner or denser than all that the model was trained on."""
+
+OUTSIDE_INSTRUMENT_RANGE = "outside_instrument_range"
+"""Flag of a cell from an instrument (aperture, wavelength, pitch, noise) unlike those of the training."""
+UNKNOWN_CELL = "unknown_cell"
+"""Flag of a cell whose features lie far from those of every class."""
+MAY_BE = "may_be:"
+"""Prefix of a flag that names a further class of the prediction set; the cell keeps its label and is counted under it."""
 
 LOST = (
     "device-side assert",
@@ -41,7 +50,9 @@ class Classifier:
     """``device``: "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1". ``max_batch`` cells at once.
 
     ``min_probability``: of the recipe; below it a prediction is flagged "unclassified". ``keep_features``: put the
-    pooled features of the second downsampling block on each prediction. Raises BadValue on a device that is not there.
+    pooled features of the second downsampling block on each prediction. ``backend``: of
+    :data:`wbcd.classification.backends.BACKENDS`, or "auto" to measure which is fastest. Raises BadValue on a device or backend
+    that is not there.
     """
 
     def __init__(
@@ -52,6 +63,7 @@ class Classifier:
         *,
         min_probability: float = 0.0,
         keep_features: bool = True,
+        backend: str = "eager",
     ) -> None:
         if max_batch < 1:
             raise BadValue(f"[classification] max_batch is {max_batch}; it must be at least 1.")
@@ -60,9 +72,7 @@ class Classifier:
         self.batch_size = max_batch
         self.min_probability = min_probability
         self.keep_features = keep_features
-        # bf16 Conv3d on a CPU is slower and, in training, not even finite; on CUDA only what the bundle's evaluation proved.
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" and bundle.model.bfloat16 else torch.float32
-        self.network = bundle.network.to(self.device)
+        self.backend = EagerBackend(bundle, self.device) if backend == "eager" else make_backend(bundle, backend, self.device)
 
     def warm_up(self) -> None:
         """One pass on an empty input: kernels are chosen and memory taken before the service says it is ready."""
@@ -73,9 +83,11 @@ class Classifier:
         out: list[Prediction] = []
         while len(out) < len(cells):
             batch = cells[len(out) : len(out) + self.batch_size]
-            deltas = np.stack([delta_ri(cell, self.bundle.input) for cell in batch])
+            media = [medium_ri(cell) for cell in batch]
+            deltas = np.stack([delta_from(cell, self.bundle.input, m) for cell, m in zip(batch, media, strict=True)])
             probabilities, features = self.probabilities(torch.from_numpy(deltas))
-            out += [self._prediction(c, p, f) for c, p, f in zip(batch, probabilities, features, strict=True)]
+            flags = self._flags(batch, media, probabilities, features)
+            out += [self._prediction(*of_cell) for of_cell in zip(probabilities, features, flags, strict=True)]
         if len(out) != len(cells):
             raise DeviceError(f"{len(out)} predictions came back for {len(cells)} cells.", action="Report this.")
         return out
@@ -91,11 +103,10 @@ class Classifier:
             else:
                 parts.append(part)
                 done += len(part.logits)
-        logits = torch.cat([p.logits for p in parts]).double()
-        probabilities = torch.softmax(logits / self.bundle.model.temperature, dim=1)
-        if not bool(torch.isfinite(probabilities).all()):
+        probabilities = tempered(torch.cat([p.logits for p in parts]), self.bundle.model.temperature)
+        if not np.isfinite(probabilities).all():
             raise DeviceError("the network gave probabilities that are not finite.")
-        return probabilities.numpy(), torch.cat([p.features for p in parts]).numpy()
+        return probabilities, torch.cat([p.features for p in parts]).numpy()
 
     def _attempt(self, deltas: Tensor) -> Output | None:
         """None when the memory did not suffice: the caller recovers outside the except block, whose traceback pins tensors."""
@@ -108,30 +119,49 @@ class Classifier:
 
     def _guarded(self, deltas: Tensor) -> Output:
         try:
-            return self._forward(deltas)
+            return self.backend.outputs(deltas)
         except RuntimeError as error:
             raise _named(error, len(deltas), self.device) from error
 
-    def _forward(self, deltas: Tensor) -> Output:
-        with torch.inference_mode():
-            x = normalise(deltas.to(self.device), self.bundle.input)[:, None]
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-                logits, features = self.network.both(x)
-            return Output(logits.float().cpu(), features.float().cpu())
-
     def _halve(self) -> None:
         self.batch_size = max(1, self.batch_size // 2)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.backend.shrink()
 
-    def _flags(self, cell: Cell, probability: float) -> tuple[str, ...]:
-        """Why a label is not to be counted, with "unclassified" last; () for one that is."""
-        known = self.bundle.model.envelope is None or self.bundle.model.envelope.holds(*_size_and_contrast(cell))
-        reasons = () if known else (OUTSIDE_TRAINING_RANGE,)
-        unsure = probability < self.min_probability
-        return (*reasons, UNCLASSIFIED) if reasons or unsure else ()
+    def _flags(
+        self, cells: Sequence[Cell], media: Sequence[float], probabilities: NDArray[np.float64], features: NDArray[np.float32]
+    ) -> list[tuple[str, ...]]:
+        """Of each cell: why its label is not to be counted, with "unclassified" last; or which further classes it may be."""
+        gauge, conformal = self.bundle.gauge, self.bundle.model.conformal
+        far = gauge.distance(features) > gauge.threshold if gauge else np.zeros(len(cells), dtype=bool)
+        member = conformal.sets(probabilities) if conformal else np.zeros(probabilities.shape, dtype=bool)
+        out = []
+        for cell, medium, p, unknown, inside in zip(cells, media, probabilities, far, member, strict=True):
+            reasons = self._outside(cell, medium) + ((UNKNOWN_CELL,) if unknown else ())
+            if reasons or float(p.max()) < self.min_probability:
+                out.append((*reasons, UNCLASSIFIED))
+                continue
+            best = int(p.argmax())
+            out.append(tuple(MAY_BE + c for i, c in enumerate(self.bundle.classes) if inside[i] and i != best))
+        return out
 
-    def _prediction(self, cell: Cell, probabilities: NDArray[np.float64], features: NDArray[np.float32]) -> Prediction:
+    def _outside(self, cell: Cell, medium: float) -> tuple[str, ...]:
+        """What the training's envelope and instruments say against a cell."""
+        model = self.bundle.model
+        reasons: tuple[str, ...] = ()
+        if model.envelope is not None and not model.envelope.holds(*_size_and_contrast(cell, medium)):
+            reasons += (OUTSIDE_TRAINING_RANGE,)
+        if model.instrument is not None and model.instrument.departures(
+            objective_na=cell.objective_na,
+            wavelength_um=cell.wavelength_um,
+            pitch_um=cell.pitch_um,
+            noise_ri=None if model.instrument.noise_ri is None else noise_ri(cell, medium),
+        ):
+            reasons += (OUTSIDE_INSTRUMENT_RANGE,)
+        return reasons
+
+    def _prediction(
+        self, probabilities: NDArray[np.float64], features: NDArray[np.float32], flags: tuple[str, ...]
+    ) -> Prediction:
         best = int(probabilities.argmax())
         classes = self.bundle.classes
         return Prediction(
@@ -139,17 +169,17 @@ class Classifier:
             label=classes[best],
             probability=float(probabilities[best]),
             probabilities={c: float(p) for c, p in zip(classes, probabilities, strict=True)},
-            flags=self._flags(cell, float(probabilities[best])),
+            flags=flags,
             features=features.copy() if self.keep_features else None,
         )
 
 
-def _size_and_contrast(cell: Cell) -> tuple[float, float]:
-    """Volume in fL and mean n - n_m over the mask; (0, 0) for an empty mask."""
+def _size_and_contrast(cell: Cell, medium: float) -> tuple[float, float]:
+    """Volume in fL and mean n - n_m over the mask, n_m as the tomogram shows it; (0, 0) for an empty mask."""
     inside = cell.ri[cell.mask]
     if not inside.size:
         return 0.0, 0.0
-    return float(inside.size * math.prod(cell.voxel_um)), float(inside.mean(dtype=np.float64) - cell.medium_ri)
+    return float(inside.size * math.prod(cell.voxel_um)), float(inside.mean(dtype=np.float64) - medium)
 
 
 def choose_device(name: str) -> torch.device:

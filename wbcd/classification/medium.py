@@ -48,6 +48,12 @@ def medium_ri(cell: Cell) -> float:
     return cell.medium_ri + _mode(near) if near.size >= MIN_VOXELS else cell.medium_ri
 
 
+def noise_ri(cell: Cell, medium: float) -> float:
+    """Robust standard deviation (from the median distance) of the background about ``medium``; NaN without background."""
+    departure = _background(cell) - (medium - cell.medium_ri)
+    return float(np.median(np.abs(departure))) / QUARTILE if departure.size >= MIN_VOXELS else math.nan
+
+
 def _background(cell: Cell) -> NDArray[np.float64]:
     """Departures from the stated medium, at every second row and column, of the voxels beside the cell and its shadow."""
     distance = _distance_um(cell)

@@ -1,8 +1,8 @@
 """The fish network as an ONNX graph, written node by node: no tracing, no TorchScript, no code in the file.
 
-One file holds all: n - n_m at the network's pitch goes in, probabilities, logits and pooled features come out; normalisation and
-temperature are nodes of the graph. Initialisers carry the names of the bundle's tensors. The spatial shape is fixed, the batch
-is free. Written against opset 18, which ONNX Runtime 1.14+ and OpenVINO 2023+ read.
+One file holds all: n - n_m at the network's pitch goes in, probabilities, logits and pooled features come out; normalisation
+and temperature are nodes of the graph. Initialisers carry the names of the bundle's tensors. The spatial shape is fixed, the
+batch is free. Written against opset 18, which ONNX Runtime 1.14+ and OpenVINO 2023+ read.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A network gives a confident label to anything, and its logits do not tell: the energy of a red cell was that of a lymphocyte in
 a prototype (AUROC 0.35), while its features lie far from all that the training showed. Each class has its mean, all share one
-covariance, shrunk as Ledoit and Wolf 2004 so that it can be inverted with fewer cells than features; the distance is that to the
-nearest class. What is stored is the whitening, so that use is one product of matrices.
+covariance, shrunk as Ledoit and Wolf 2004 so that it can be inverted with fewer cells than features; the distance is that to
+the nearest class. What is stored is the whitening, so that use is one product of matrices.
 """
 
 from __future__ import annotations
