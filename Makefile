@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, one thread each: a file of tests stays with one worker, so that its fixtures are made once.
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-all soak lint bench docs clean
+.PHONY: help setup demo test test-all soak lint bench bench-reconstruction docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,9 @@ lint: $(STAMP) ## format, lint, types, architecture
 
 bench: $(STAMP) ## the benchmarks behind docs/benchmarks.md
 	$(BIN)/pytest -q -s -m benchmark tests/benchmarks
+
+bench-reconstruction: $(STAMP) ## the reconstruction against exact scattering: table, plots, others beside (hours; resumes)
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_reconstruction.py $(ARGS)
 
 docs: $(STAMP) ## check the documentation: links, and pages that follow from the code
 	$(BIN)/python docs/build.py
