@@ -95,17 +95,21 @@ def supervise(arguments: argparse.Namespace) -> dict[str, Any]:
     begin = time.monotonic()
     running = {index: _start(arguments, index) for index in range(arguments.workers)}
     deaths: list[dict[str, Any]] = []
-    while running:
-        for index, child in list(running.items()):
-            status = child.poll()
-            if status is None:
-                continue
-            del running[index]
-            if status != 0:
-                deaths.append({"seed": int((out / f"worker-{index}" / "current").read_text()), "status": status})
-                _skip(out / f"worker-{index}" / "state.json", deaths[-1]["seed"], arguments)
-                running[index] = _start(arguments, index)
-        time.sleep(0.2)
+    try:
+        while running:
+            for index, child in list(running.items()):
+                status = child.poll()
+                if status is None:
+                    continue
+                del running[index]
+                if status != 0:
+                    deaths.append({"seed": int((out / f"worker-{index}" / "current").read_text()), "status": status})
+                    _skip(out / f"worker-{index}" / "state.json", deaths[-1]["seed"], arguments)
+                    running[index] = _start(arguments, index)
+            time.sleep(0.2)
+    finally:
+        for child in running.values():
+            child.kill()
     return _summary(out, deaths, time.monotonic() - begin, arguments)
 
 
