@@ -63,7 +63,7 @@ def tempered(logits: Tensor, temperature: float) -> NDArray[np.float64]:
 
 
 class EagerBackend(Backend):
-    """torch, operation by operation: the reference of the others. float32, but for CUDA where the evaluation proved bfloat16."""
+    """torch, operation by operation: the reference. float32, but bfloat16 on a CUDA device where the evaluation proved it."""
 
     name = "eager"
 

@@ -2,9 +2,9 @@
 
 A set of classes is given instead of one, large enough to hold the true class in a stated share of cells that are exchangeable
 with those of the calibration. Scores: "lac", 1 - p(class) (Sadinle et al. 2019: smallest sets), and "aps", the summed
-probability of all classes at least as probable (Romano et al. 2020: adapts to hard cells). One threshold for all classes, or one a class
-(Mondrian), which keeps the coverage within each class and not only on average. The most probable class is always in the
-set: an empty set would say nothing, and adding to a set never lowers its coverage.
+probability of all classes at least as probable (Romano et al. 2020: adapts to hard cells). One threshold for all classes, or
+one a class (Mondrian), which keeps the coverage within each class and not only on average. The most probable class is always
+in the set: an empty set would say nothing, and adding to a set never lowers its coverage.
 """
 
 from __future__ import annotations
