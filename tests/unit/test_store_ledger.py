@@ -250,6 +250,30 @@ def test_a_purity_is_a_fraction(any_ledger: Ledger, purity: float) -> None:
         any_ledger.label_sample("S1", "monocyte", purity=purity, by="R")
 
 
+def test_an_acknowledgement_that_is_lost_doubles_no_row(any_ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit arrives, its answer does not; the same words said twice by a person stay two rows."""
+    any_ledger.commit(make_measured("a"), *KEY)
+    clock = FakeClock()
+    monkeypatch.setattr(any_ledger, "_retry", Retry(5.0, sleep=clock.sleep, clock=clock))
+    real, lost = any_ledger._transaction, [0]
+
+    def loses_every_second_answer(work: Any, **options: Any) -> Any:
+        done = real(work, **options)
+        lost[0] += 1
+        if lost[0] % 2:
+            raise DatabaseUnavailable("the answer was lost")
+        return done
+
+    monkeypatch.setattr(any_ledger, "_transaction", loses_every_second_answer)
+    for _ in range(2):
+        any_ledger.event("note", "x", value=1)
+        any_ledger.review(1, "R", "monocyte")
+        any_ledger.label_sample("S1", "monocyte", by="R")
+    monkeypatch.setattr(any_ledger, "_transaction", real)
+    for table in ("event", "review", "sample_label"):
+        assert any_ledger.read(lambda c, table=table: c.exec_driver_sql(f"SELECT COUNT(*) FROM {table}").scalar()) == 2  # type: ignore[misc]
+
+
 def test_an_unknown_sample_has_no_label(any_ledger: Ledger) -> None:
     with pytest.raises(StoreError, match="no sample 'S9'"):
         any_ledger.label_sample("S9", "monocyte", by="R")

@@ -152,7 +152,7 @@ class Ledger:
         """Append to the journal. ``fields``: ``code`` has its own column, the rest goes into ``details``."""
         code = fields.pop("code", None)
         row = _event_row(self._now(), kind, message, fields, code=None if code is None else str(code))
-        self._write(lambda connection: chain.append(connection, schema.event, row))
+        self._append(schema.event, lambda _: row)
 
     def review(self, cell_id: int, reviewer: str, label: str, note: str | None = None) -> None:
         """Append a person's reading of one cell. Raises :class:`StoreError` when there is no such cell."""
@@ -163,7 +163,7 @@ class Ledger:
             "note": rows.clean_optional(note),
             "at": self._now(),
         }
-        self._write(lambda connection: chain.append(connection, schema.review, row))
+        self._append(schema.review, lambda _: row)
 
     def label_sample(self, name: str, label: str, *, purity: float | None = None, by: str, note: str | None = None) -> None:
         """Append what is known of a whole sample: its cells are ``label``, but for a fraction 1 - ``purity`` of them.
@@ -180,7 +180,7 @@ class Ledger:
             "note": rows.clean_optional(note),
             "at": self._now(),
         }
-        self._write(lambda connection: _label_sample(connection, rows.clean_text(name), row))
+        self._append(schema.sample_label, lambda connection: {"sample_id": _known_sample(connection, name), **row})
 
     def end_pause(self, message: str) -> None:
         """Journal ``intake_resumed`` when the last word on intake was a pause: the daemon that paused may have ended in it."""
@@ -312,6 +312,19 @@ class Ledger:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _append(self, table: Table, row_of: Callable[[Connection], Mapping[str, Any]]) -> None:
+        """Add one row to a chain; when the acknowledgement of a first try was lost, look whether it is there already."""
+        tried = False
+
+        def work(connection: Connection) -> None:
+            nonlocal tried
+            row = row_of(connection)
+            if not (tried and chain.holds(connection, table, row)):
+                chain.append(connection, table, row)
+            tried = True
+
+        self._write(work)
 
     def _write(self, work: Callable[[Connection], T]) -> T:
         return self._persist(lambda: self._transaction(work))
@@ -532,11 +545,12 @@ def _event_row(
     }
 
 
-def _label_sample(connection: Connection, name: str, row: Mapping[str, Any]) -> None:
-    sample_id = connection.execute(select(schema.sample.c.id).where(schema.sample.c.name == name)).scalar()
+def _known_sample(connection: Connection, name: str) -> int:
+    query = select(schema.sample.c.id).where(schema.sample.c.name == rows.clean_text(name))
+    sample_id = connection.execute(query).scalar()
     if sample_id is None:
         raise StoreError(f"There is no sample {name!r}.", action="Name a sample of `wbcd counts`; its files name it.")
-    chain.append(connection, schema.sample_label, {"sample_id": sample_id, **row})
+    return int(sample_id)
 
 
 def _with_cells(connection: Connection, row: Any) -> StoredOutcome:
