@@ -44,7 +44,8 @@ class QualityRecipe:
     """Limits of the optical and the cell verdict; the codes of the checks are in docs/reference/checks.md.
 
     ``frame_quantile``: a per-frame value is judged by what this share of the frames keeps to. ``max_lost_frames`` is a
-    share of the recorded frames; ``max_phase_residue_fraction`` is per pixel and frame.
+    share of the recorded frames; ``max_phase_residue_fraction`` is per pixel and frame. ``max_instrument_drift``: in tolerances
+    of the stored calibration, where there is one; above 1 it is told, above this refused.
     """
 
     frame_quantile: float = 0.9
@@ -74,6 +75,7 @@ class QualityRecipe:
     min_solidity: float = 0.55
     max_lobes: int = 1
     max_medium_offset_ri: float = 0.004
+    max_instrument_drift: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

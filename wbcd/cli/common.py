@@ -50,6 +50,10 @@ Examples:
 Examples:
   wbcd reprocess --accurate --sample donor-7
   wbcd reprocess --outcome rejected --dry-run""",
+    "calibrate": """\b
+Examples:
+  wbcd calibrate empty.h5 --illumination-na 1.05
+  wbcd calibrate bead.h5 --bead-um 5 --bead-ri 1.40 --store""",
     "status": """\b
 Examples:
   wbcd status
@@ -76,15 +80,33 @@ Examples:
     "model": """\b
 Example:
   wbcd model show reference --json""",
+    "label": """\b
+Examples:
+  wbcd label --sample donor-7-cd14 --as monocyte --purity 0.95 --note "CD14 beads"
+  wbcd label --list""",
+    "review": """\b
+Example:
+  wbcd review 1204 --as myelocyte --note "eccentric nucleus, coarse granules" """,
+    "model compare": """\b
+Example:
+  wbcd model compare training-a/bundle training-b/bundle cells.zarr --split test_donor""",
     "dataset": """\b
-Example:
-  wbcd dataset make cells.zarr --cells 2400 --seed 1""",
+Examples:
+  wbcd dataset make cells.zarr --cells 2400 --seed 1
+  wbcd dataset from-db --label-by sample --out ours.zarr
+  wbcd dataset show cells.zarr --json""",
     "train": """\b
-Example:
-  wbcd train cells.zarr training --epochs 12""",
+Examples:
+  wbcd train cells.zarr training --epochs 12
+  wbcd train cells.zarr lineages --task two --split-by donor --seed 1""",
     "evaluate": """\b
-Example:
-  wbcd evaluate training/bundle cells.zarr --json""",
+Examples:
+  wbcd evaluate training/bundle cells.zarr --out report
+  wbcd evaluate seed-0/bundle cells.zarr --also seed-1/bundle --also seed-2/bundle --split test_donor""",
+    "paper": """\b
+Examples:
+  wbcd paper fig2 --data cells.zarr --out paper
+  wbcd paper all --data cells.zarr --out paper --quick""",
     "doctor": """\b
 Example:
   wbcd doctor --config /etc/wbcd/wbcd.toml""",

@@ -13,6 +13,7 @@ from wbcd.acquisition import ReadDefaults, identify, read, stat_candidate
 from wbcd.acquisition.isolate import IsolatedReader, IsolationLimits
 from wbcd.classification import Classifier, load_bundle
 from wbcd.config import Config, LimitSettings
+from wbcd.daemon.instruments import Instruments
 from wbcd.daemon.stages import Stages
 from wbcd.morphology import find_cells, measure
 from wbcd.quality import judge_cell, judge_fields, judge_fringes, judge_tomogram
@@ -66,6 +67,7 @@ def make_stages(config: Config) -> Stages:
         model_card=dict(bundle.card),
         discard=_discarder(config),
         close=readers.close if readers else lambda: None,
+        judge_instrument=Instruments(config.output.dir).judge,
     )
 
 

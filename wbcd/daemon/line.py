@@ -160,7 +160,7 @@ def examine(
 def _examined_cells(
     acquisition: Acquisition, payload: Payload, stages: Stages, recipe: Recipe, timing: Timing, summary: _Summary
 ) -> Iterator[ExaminedCell]:
-    for tomogram in _tomograms(payload, stages, recipe, timing, summary):
+    for tomogram in _tomograms(acquisition, payload, stages, recipe, timing, summary):
         if not summary.judged(stages.judge_tomogram(tomogram, recipe)):
             continue  # judged early: a bad tomogram costs no measuring
         cells = stages.find_cells(tomogram, recipe, summary.cells + 1)
@@ -174,7 +174,9 @@ def _examined_cells(
             timing.skip()
 
 
-def _tomograms(payload: Payload, stages: Stages, recipe: Recipe, timing: Timing, summary: _Summary) -> Iterator[Tomogram]:
+def _tomograms(
+    acquisition: Acquisition, payload: Payload, stages: Stages, recipe: Recipe, timing: Timing, summary: _Summary
+) -> Iterator[Tomogram]:
     """From holograms: fringes, fields, tomograms, each judged before the next is made. An RI series enters as it is."""
     if not isinstance(payload, HologramStack):
         for tomogram in payload:
@@ -187,7 +189,8 @@ def _tomograms(payload: Payload, stages: Stages, recipe: Recipe, timing: Timing,
         return
     fields = stages.retrieve_fields(payload, fringes, recipe)
     timing.done("fields")
-    if not summary.judged_early(stages.judge_fields(fields, recipe)):
+    drift = stages.judge_instrument(acquisition, fringes, fields, recipe)
+    if not summary.judged_early(stages.judge_fields(fields, recipe) + drift):
         return
     tomograms = stages.reconstruct(fields, recipe)
     timing.done("tomogram")

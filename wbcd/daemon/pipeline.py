@@ -23,6 +23,7 @@ from wbcd.config import Config
 from wbcd.daemon import line
 from wbcd.daemon.channel import Channel, Closed, Crew, take_batch
 from wbcd.daemon.desk import Desk, GaveUp, LedgerLike, Patience, Pauses
+from wbcd.daemon.drift import DRIFT, DriftWatch
 from wbcd.daemon.faults import FaultPoints
 from wbcd.daemon.identity import unread
 from wbcd.daemon.line import End, ExaminedCell, Part, Timing, conclude, examine, finish, predict, to_classify
@@ -157,6 +158,7 @@ class Pipeline:
         self._crew = Crew()
         self._failures = FailureWatch()
         self._in_hand = InHand()
+        self._drift = DriftWatch()
         self._later: list[tuple[float, Path]] = []
         self._later_lock = threading.Lock()
         self._stopping = threading.Event()
@@ -327,8 +329,10 @@ class Pipeline:
             self._look_again(path, DUPLICATE_IN_HAND_RETRY_S)  # a copy of what is in work: a duplicate once that is stored
             return None
         self._desk.tell(lambda ledger: self._sight(ledger, acquisition))
-        if self._known(acquisition.content_id) is not None:
-            self._note_duplicate(acquisition)
+        stored = self._known(acquisition.content_id)
+        if stored is not None:
+            if str(stored.path) != str(path):  # else it is the very file: forgotten while its folder was away, or touched
+                self._note_duplicate(acquisition)
             return None
         tries = self._desk.ask(lambda ledger: ledger.begin(acquisition))
         self._faults.passing("after_begin")
@@ -512,6 +516,10 @@ class Pipeline:
         ledger.commit(outcome, self._recipe.recipe_id, self._stages.model_id)
         job.timing.seconds["commit"] = time.monotonic() - started
         self._faults.passing("after_commit")
+        drifted = self._drift.message(outcome)
+        if drifted is not None:
+            self._log.warning(DRIFT, message=drifted)
+            ledger.event(DRIFT, drifted)
         self.totals.count(outcome)
         self._log.info("outcome", **outcome_fields(outcome, job.timing.seconds))
         self._on_outcome(outcome)

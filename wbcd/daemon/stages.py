@@ -38,7 +38,7 @@ class Stat(Protocol):
 class Stages:
     """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is
     kept; ``discard`` removes the volumes of a content that no row will name; ``close`` ends what the stages hold (reader
-    processes)."""
+    processes); ``judge_instrument``: drift against the stored calibration, where there is one."""
 
     look: Callable[[Path], Stat | None]
     identify: Callable[[Path], Acquisition]
@@ -59,3 +59,4 @@ class Stages:
     model_card: dict[str, object]
     discard: Callable[[str], object] = lambda _: None
     close: Callable[[], None] = lambda: None
+    judge_instrument: Callable[[Acquisition, FringeReport, FieldStack, Recipe], Verdict] = lambda *_: Verdict()
