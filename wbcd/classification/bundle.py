@@ -645,6 +645,13 @@ def _input(reader: _Reader) -> InputSpec:
     return InputSpec((int(shape[0]), int(shape[1]), int(shape[2])), voxel, normalisation.number("scale", 1e-3, 1e3))
 
 
+def model_card_of(file: Path, section: object) -> ModelCard:
+    """The checked card from the section ``wbcd`` of a metadata; ``file`` is named in refusals. Raises BundleInvalid."""
+    if not isinstance(section, dict):
+        _refuse(file, SECTION, section, "an object")
+    return _model_card(file, section)
+
+
 def _network(file: Path, model: ModelCard, data: bytes) -> FishNet3d:
     try:
         state = safetensors_load(data)
@@ -654,6 +661,11 @@ def _network(file: Path, model: ModelCard, data: bytes) -> FishNet3d:
         raise BundleInvalid(
             f"{file}: not safetensors: {what}.", action="Copy the bundle again from where it was made."
         ) from error
+    return network_from(file, model, state)
+
+
+def network_from(file: Path, model: ModelCard, state: Mapping[str, Tensor]) -> FishNet3d:
+    """The card's architecture with these tensors, strictly; ``file`` is named in refusals. Raises BundleInvalid."""
     with torch.device("meta"):
         network = ARCHITECTURES[model.architecture](len(model.classes), model.width)
     _check_tensors(file, network.state_dict(), state)
