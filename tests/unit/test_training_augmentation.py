@@ -90,7 +90,7 @@ def test_the_generator_decides_everything() -> None:
 def test_a_crop_leaves_medium_beyond_a_box_and_touches_nothing_within() -> None:
     flat = torch.full((16, 20, 30, 30), 0.03)
     out = augment(flat, VOXEL, Augmentation(0.0, False, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, crop_um=1.0, flip=False), seeded(9))
-    assert set(out.unique().tolist()) == {0.0, flat[0, 0, 0, 0].item()}
+    assert bool(((out == 0) | ((out - 0.03).abs() < 1e-7)).all())
     for axis, pitch in enumerate(VOXEL, start=1):
         others = tuple(a for a in (1, 2, 3) if a != axis)
         lost = (out.amax(others) == 0).float().sum(1) * pitch

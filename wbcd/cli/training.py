@@ -1,13 +1,22 @@
-"""`wbcd dataset`, `wbcd train`, `wbcd evaluate`."""
+"""`wbcd dataset`, `wbcd train`, `wbcd evaluate`, `wbcd model compare`."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from wbcd.cli.common import EXAMPLES, quiet_console, to_json
+from wbcd.cli.common import EXAMPLES, quiet_console, site_options, to_json
+
+if TYPE_CHECKING:
+    from wbcd.config import Config
+
+SPLITS = ["train", "validation", "test", "test_donor", "all"]
+SCHEMES = ["both", "cell", "donor"]
+SPLIT_BY = "cell (the paper's), donor (whole donors), or both: donors held out first, the rest by cell."
 
 
 @click.command(epilog=EXAMPLES["train"])
@@ -15,53 +24,153 @@ from wbcd.cli.common import EXAMPLES, quiet_console, to_json
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--epochs", type=click.IntRange(1), default=12, show_default=True)
 @click.option("--preset", type=click.Choice(["modern", "paper"]), default="modern", show_default=True)
+@click.option(
+    "--task",
+    type=click.Choice(["four", "two"]),
+    default="four",
+    show_default=True,
+    help="The set's classes, or their lineages.",
+)
+@click.option("--split-by", type=click.Choice(SCHEMES), default="both", show_default=True, help=SPLIT_BY)
 @click.option("--width", type=click.IntRange(2), default=16, show_default=True, help="Channels of the stem; the paper's is 64.")
+@click.option("--patience", type=click.IntRange(0), help="Stop after so many epochs without progress.  [default: the preset's]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="bf16 on CUDA only.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write OUT/tensorboard beside OUT/log.csv.")
 @click.option("--name", default="wbcd", show_default=True, help="Name of the bundle.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def train(
-    training_set: Path, out: Path, epochs: int, preset: str, width: int, seed: int, device: str, name: str, as_json: bool
+    training_set: Path,
+    out: Path,
+    epochs: int,
+    preset: str,
+    task: str,
+    split_by: str,
+    width: int,
+    patience: int | None,
+    seed: int,
+    device: str,
+    precision: str,
+    tensorboard: bool,
+    name: str,
+    as_json: bool,
 ) -> None:
     """Train a classifier on TRAINING_SET and write OUT/bundle; an interrupted training goes on where it stopped."""
     from wbcd.training.fit import train as fit
     from wbcd.training.live import training_progress
 
-    with training_progress(epochs, quiet_console(stderr=True)) as on_epoch:
+    with training_progress(epochs, quiet_console(stderr=True)) as (on_epoch, on_step):
         report = fit(
-            training_set, out, preset=preset, width=width, epochs=epochs, seed=seed, device=device, on_epoch=on_epoch, name=name
+            training_set,
+            out,
+            preset=preset,
+            width=width,
+            epochs=epochs,
+            seed=seed,
+            device=device,
+            on_epoch=on_epoch,
+            on_step=on_step,
+            name=name,
+            task=task,
+            split_by=split_by,
+            patience=patience,
+            precision=precision,
+            board=tensorboard,
+            notes={"command": command_line()},
         )
     if as_json:
-        click.echo(to_json({"bundle": report.bundle, "model_id": report.model_id, "evaluations": report.evaluations}))
+        facts = {"bundle": report.bundle, "model_id": report.model_id, "evaluations": report.evaluations}
+        click.echo(to_json({**facts, "warnings": list(report.warnings)}))
         return
     click.echo(f"{report.model_id} in {report.bundle}")
     for evaluation in report.evaluations.values():
         click.echo(evaluation.sentence())
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def command_line() -> str:
+    """What was typed, with the program by its name: for the card."""
+    return shlex.join(["wbcd", *sys.argv[1:]])
 
 
 @click.command(epilog=EXAMPLES["evaluate"])
 @click.argument("bundle")
 @click.argument("training_set", type=click.Path(exists=True, path_type=Path))
-@click.option("--split", type=click.Choice(["train", "validation", "test", "test_donor"]), default="test", show_default=True)
+@click.option("--also", multiple=True, help="Another seed of the same model; repeat for more: mean and SD are given.")
+@click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
+@click.option("--split-by", type=click.Choice(SCHEMES), help=f"{SPLIT_BY}  [default: as the model was trained]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for report.md, report.json and the plots.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="The evaluation as one JSON object.")
-def evaluate(bundle: str, training_set: Path, split: str, device: str, as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON object.")
+def evaluate(
+    bundle: str,
+    training_set: Path,
+    also: tuple[str, ...],
+    split: str,
+    split_by: str | None,
+    out: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """Measure BUNDLE (a folder, or `reference`) on the held-out cells of TRAINING_SET."""
     from wbcd.classification.bundle import resolve
-    from wbcd.training.evaluation import evaluate as measure
+    from wbcd.training.judge import judge_models
 
-    result = measure(resolve(bundle), training_set, split, device=device)
+    models = [resolve(name) for name in (bundle, *also)]
+    judged = judge_models(models, training_set, split=split, split_by=split_by, device=device, out=out)
     if as_json:
-        click.echo(to_json(result.as_json()))
+        click.echo(to_json(judged.facts))
         return
-    click.echo(result.sentence())
-    for row, label in zip(result.confusion, result.classes, strict=True):
+    first = judged.evaluations[0]
+    click.echo(first.sentence())
+    for row, label in zip(first.confusion, first.classes, strict=True):
         click.echo(f"  {label:>12}  {'  '.join(f'{count:5d}' for count in row)}")
+    if len(models) > 1:
+        mean = judged.facts["summary"]["accuracy"]
+        click.echo(f"over {len(models)} models: {mean['mean']:.1%}, SD {100 * mean['sd']:.2f} points")
+    if first.corrected is not None:
+        click.echo(first.corrected.sentence())
+    for warning in judged.facts["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+    if out is not None:
+        click.echo(f"report in {out / 'report.md'}")
+
+
+@click.command(epilog=EXAMPLES["model compare"])
+@click.argument("first")
+@click.argument("second")
+@click.argument("training_set", type=click.Path(exists=True, path_type=Path))
+@click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
+@click.option("--split-by", type=click.Choice(SCHEMES), help=f"{SPLIT_BY}  [default: as the models were trained]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def compare(first: str, second: str, training_set: Path, split: str, split_by: str | None, device: str, as_json: bool) -> None:
+    """Put two models beside one another on the same cells: McNemar's exact test, and the difference with its limits."""
+    from wbcd.classification.bundle import resolve
+    from wbcd.training.judge import compare_models
+
+    found, what = compare_models(resolve(first), resolve(second), training_set, split=split, split_by=split_by, device=device)
+    click.echo(to_json({"classes": what, **to_plain(found)}) if as_json else f"{what}: {found.sentence()}")
+
+
+def to_plain(found: object) -> dict[str, object]:
+    """The fields of a dataclass."""
+    import dataclasses
+
+    return {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}  # type: ignore[arg-type]  # always one
 
 
 @click.group(epilog=EXAMPLES["dataset"])
 def dataset() -> None:
-    """Make training sets."""
+    """Make training sets, and show what they hold."""
 
 
 @dataset.command(epilog=EXAMPLES["dataset"])
@@ -84,3 +193,71 @@ def make(out: Path, cells: int, donors: int, seed: int, workers: int, path: str)
     with dataset_progress(cells, quiet_console(stderr=True)) as on_part:
         digest = make_dataset(out, cells, donors=donors, seed=seed, workers=workers, path=optics, on_part=on_part)
     click.echo(f"{out}: {cells} simulated cells, data hash {digest}")
+
+
+@dataset.command("from-db", epilog=EXAMPLES["dataset"])
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The set to make (Zarr).")
+@click.option(
+    "--label-by",
+    type=click.Choice(["sample", "review"]),
+    default="sample",
+    show_default=True,
+    help="sample: a person's review of a cell wins over its sample's label; review: reviewed cells alone.",
+)
+@click.option("--classes", help="Only these labels, in this order: a,b,c.")
+@click.option("--donors", type=click.Path(exists=True, path_type=Path), help="CSV with the columns sample and donor.")
+@click.option("--recipe", help="Recipe id, where cells of several recipes are stored.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the splits.")
+@click.option("--measured/--simulated", default=None, help="What the cells are.  [default: as their files say]")
+@site_options
+def from_db(
+    config: Config,
+    out: Path,
+    label_by: str,
+    classes: str | None,
+    donors: Path | None,
+    recipe: str | None,
+    seed: int,
+    measured: bool | None,
+) -> None:
+    """Make a training set of the accepted cells whose tomograms were kept; each sample is a donor, but for --donors."""
+    from wbcd.training.fromdb import dataset_from_db, read_donors
+    from wbcd.training.live import dataset_progress
+
+    with dataset_progress(None, quiet_console(stderr=True), "reading tomograms") as on_part:
+        digest, chosen = dataset_from_db(
+            config.database_url(),
+            out,
+            label_by="review" if label_by == "review" else "sample",
+            classes=tuple(c.strip() for c in classes.split(",")) if classes else None,
+            donors=read_donors(donors) if donors else None,
+            recipe_id=recipe,
+            seed=seed,
+            simulated=None if measured is None else not measured,
+            on_part=on_part,
+        )
+    click.echo(f"{out}: {len(chosen.sources)} cells of {len(chosen.donors)} donors, data hash {digest}")
+    for why, count in chosen.left_out.items():
+        click.echo(f"  left out: {count} {why}", err=True)
+    _warn(out)
+
+
+def _warn(path: Path) -> None:
+    from wbcd.training import dataset as sets
+    from wbcd.training.splits import warnings_of
+
+    data = sets.load(path)
+    for warning in warnings_of(data.label, data.donor, data.classes):
+        click.echo(f"warning: {warning}", err=True)
+
+
+@dataset.command(epilog=EXAMPLES["dataset"])
+@click.argument("training_set", type=click.Path(exists=True, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The data card as one JSON object.")
+def show(training_set: Path, as_json: bool) -> None:
+    """The data card of TRAINING_SET: where it comes from, its hash, its splits, and what it cannot show."""
+    from wbcd.training import card
+    from wbcd.training import dataset as sets
+
+    found = card.data_card(sets.read_attributes(training_set), sets.load(training_set))
+    click.echo(to_json(found) if as_json else card.page(training_set.name, found), nl=as_json)

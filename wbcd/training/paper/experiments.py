@@ -1,0 +1,459 @@
+"""The four experiments, and the page and the JSON that hold their figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from wbcd.classification.bundle import write_file
+from wbcd.errors import BadValue
+from wbcd.training import dataset as sets
+from wbcd.training import plots, statistics
+from wbcd.training.augmentation import Augmentation
+from wbcd.training.baselines import NAMES, classical
+from wbcd.training.calibration import fit_temperature
+from wbcd.training.evaluation import Evaluation, judge_cells, summed
+from wbcd.training.fit import PRESETS, Training
+from wbcd.training.paper.images import KINDS, picture_set
+from wbcd.training.paper.published import ACCURACY, CLASSICAL_BELOW, POPULATION, TENTH_AT_LEAST
+from wbcd.training.splits import warnings_of
+
+FIGURES = ("fig2", "fig3", "fig4", "figS2")
+SPLITS = {"test": "donors known from training", "test_donor": "donors never seen"}
+FACTS, PAGE = "figures.json", "paper.md"
+RULE = "|---|---|---|---|---|"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is computed: epochs of a network on all training cells, its width, seeds a network, shares of figure S2."""
+
+    epochs: int = 20
+    width: int = 16
+    seeds: int = 1
+    shares: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 1.0)
+    most_epochs: int = 80
+
+
+FULL = Size()
+QUICK = Size(epochs=2, width=4, shares=(0.2, 1.0), most_epochs=4)
+"""For a look and for tests: the figures mean nothing."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class _Run:
+    """One set, one folder; ``trained`` keeps networks that several figures need."""
+
+    data: sets.TrainingSet
+    out: Path
+    size: Size
+    device: str
+    preset: str
+    umap: bool
+    say: Say
+    trained: dict[str, list[Training]] = field(default_factory=dict)
+
+    @property
+    def what(self) -> str:
+        """For titles."""
+        return "Simulated cells" if self.data.simulated else "Measured cells"
+
+    def splits(self) -> list[str]:
+        return [s for s in SPLITS if self.data.has(s)]
+
+    def networks(
+        self, name: str, data: sets.TrainingSet, *, augmentation: Augmentation | None = None, share: float = 1.0
+    ) -> list[Training]:
+        """One trained network a seed; what an earlier run has trained is taken up."""
+        if name not in self.trained:
+            self.trained[name] = [self._network(name, data, seed, augmentation, share) for seed in range(self.size.seeds)]
+        return self.trained[name]
+
+    def _network(
+        self, name: str, data: sets.TrainingSet, seed: int, augmentation: Augmentation | None, share: float
+    ) -> Training:
+        self.say(f"{name}, seed {seed}")
+        preset = PRESETS[self.preset]
+        preset = preset if augmentation is None else replace(preset, augmentation=augmentation)
+        # Few cells make short epochs: they get more of them, or a small share would be judged untrained.
+        epochs = min(self.size.most_epochs, round(self.size.epochs / share))
+        folder = self.out / "trainings" / f"{name}-{seed}"
+        run = Training(data, folder, preset, epochs=epochs, width=self.size.width, seed=seed, device=self.device, share=share)
+        run.fit()
+        return run
+
+
+def run_experiments(
+    which: Sequence[str],
+    dataset_path: str | Path,
+    out: str | Path,
+    *,
+    size: Size = FULL,
+    preset: str = "modern",
+    device: str = "auto",
+    umap: bool = True,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """Run some of :data:`FIGURES` and write tables, plots, ``figures.json`` and ``paper.md`` into ``out``; returns the figures.
+
+    ``umap``: draw the features too (the first time, a minute goes to compiling). Networks go on where they were interrupted;
+    figures made before, of the same set, stay in the JSON. Raises BadValue on an unknown figure, or a folder that holds
+    figures of another set.
+    """
+    if unknown := [name for name in which if name not in FIGURES]:
+        raise BadValue(f"there is no figure {unknown[0]!r}; there are {', '.join(FIGURES)}.")
+    data, folder = sets.load(Path(dataset_path)), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = _earlier(folder, data, size)
+    run = _Run(data, folder, size, device, preset, umap, say)
+    makers = {"fig2": figure_2, "fig3": figure_3, "fig4": figure_4, "figS2": figure_s2}
+    for name in which:
+        facts[name] = makers[name](run)
+        write_file(folder / FACTS, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
+        write_file(folder / PAGE, page(facts).encode())
+    return facts
+
+
+def _earlier(folder: Path, data: sets.TrainingSet, size: Size) -> dict[str, Any]:
+    head: dict[str, Any] = {
+        "simulated": data.simulated,
+        "data_hash": data.data_hash,
+        "cells": len(data.label),
+        "donors": len(np.unique(data.donor)),
+        "classes": list(data.classes),
+        "size": json.loads(json.dumps(asdict(size))),
+        "warnings": warnings_of(data.label, data.donor, data.classes),
+    }
+    file = folder / FACTS
+    if not file.exists():
+        return head
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise BadValue(f"{file}: not JSON: {error}.", action="Choose another folder.") from error
+    for key in ("data_hash", "size"):
+        if found.get(key) != head[key]:
+            raise BadValue(
+                f"{file}: holds figures whose {key} is {found.get(key)}, not {head[key]}.", action="Choose another folder."
+            )
+    return {**found, **head}
+
+
+# --- figure 2: the populations --------------------------------------------------------------------
+
+
+def figure_2(run: _Run) -> dict[str, Any]:
+    """Mean and SD of the six parameters, beside the paper's; SD of the donors' means beside it."""
+    data = run.data
+    table: dict[str, Any] = {}
+    for name, column in zip(sets.SIX, data.morphology.T.astype(np.float64), strict=True):
+        table[name] = {c: _population_row(data, column, k, name, c) for k, c in enumerate(data.classes)}
+    made = plots.figure(12, 7)
+    made.suptitle(f"{run.what}: the six parameters (boxes: quartiles; diamonds: the paper's means, exchange put right)")
+    for axes, (name, column) in zip(made.subplots(2, 3).ravel(), zip(sets.SIX, data.morphology.T, strict=True), strict=True):
+        axes.boxplot([column[data.label == k] for k in range(len(data.classes))], showfliers=False)
+        published = [POPULATION[name].get(c, (np.nan,))[0] for c in data.classes]
+        axes.plot(range(1, len(data.classes) + 1), published, "D", color=plots.COLOURS[5], ms=5)
+        axes.set_xticks(range(1, len(data.classes) + 1), [c.replace("_", "\n") for c in data.classes], fontsize=8)
+        axes.set_title(name.replace("_", " "), fontsize=10)
+    plots.save(made, run.out / "fig2.png")
+    return {"table": table}
+
+
+def _population_row(data: sets.TrainingSet, column: NDArray[np.float64], k: int, name: str, kind: str) -> dict[str, Any]:
+    values = column[data.label == k]
+    donors = data.donor[data.label == k]
+    means = [float(values[donors == d].mean()) for d in np.unique(donors)]
+    mean, sd = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    row = {
+        "n": len(values),
+        "mean": mean,
+        "sd": sd,
+        "sd_of_donor_means": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+    }
+    published = POPULATION[name].get(kind)
+    if published is None:
+        return row
+    return {**row, "paper_mean": published[0], "paper_sd": published[1], "mean_ratio": mean / published[0]}
+
+
+# --- figure 3: the 3D network ---------------------------------------------------------------------
+
+
+def figure_3(run: _Run) -> dict[str, Any]:
+    """Two and four classes; the two also by summing the four; UMAP of the features."""
+    four = _judged(run, "3d-four", run.data)
+    facts: dict[str, Any] = {"four": four, "paper": {"two": ACCURACY["3d_two"], "four": ACCURACY["3d_four"]}}
+    tasks = {"four": run.data}
+    if all(c in sets.LINEAGE for c in run.data.classes):
+        two = run.data.as_lineages()
+        facts["two"] = _judged(run, "3d-two", two)
+        facts["two_by_summing_four"] = _summed(run, run.data)
+        tasks["two"] = two
+    made = plots.figure(5 * len(tasks), 4.4 * len(run.splits()))
+    made.suptitle(f"{run.what}: 3D network, held-out cells")
+    grid = made.subplots(len(run.splits()), len(tasks), squeeze=False)
+    for row, split in enumerate(run.splits()):
+        for column, (task, data) in enumerate(tasks.items()):
+            first = facts[task][split]["seeds"][0]
+            title = f"{task} classes, {SPLITS[split]}: {first['accuracy']:.1%}"
+            plots.confusion(grid[row, column], first["confusion"], data.classes, title)
+    plots.save(made, run.out / "fig3.png")
+    facts["umap"] = {task: _umap(run, f"3d-{task}", data) for task, data in tasks.items()}
+    return facts
+
+
+def _judged(
+    run: _Run,
+    name: str,
+    data: sets.TrainingSet,
+    *,
+    augmentation: Augmentation | None = None,
+    share: float = 1.0,
+) -> dict[str, Any]:
+    """Mean and SD of the accuracy over the seeds, and each seed's evaluation, a split."""
+    networks = run.networks(name, data, augmentation=augmentation, share=share)
+    found = {s: [_evaluate(n, data, s) for n in networks] for s in run.splits()}
+    return {s: _row(evaluations) for s, evaluations in found.items()} | {"train_cells": len(networks[0].cells)}
+
+
+def _row(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    keys = ("n", "accuracy", "ci_low", "ci_high", "balanced_accuracy", "expected_calibration_error", "confusion", "recall")
+    return {
+        "accuracy": statistics.mean_and_sd([e.accuracy for e in evaluations]),
+        "seeds": [{key: e.as_json()[key] for key in keys} for e in evaluations],
+    }
+
+
+def _probabilities(network: Training, data: sets.TrainingSet, cells: NDArray[np.intp]) -> NDArray[np.float64]:
+    temperature = fit_temperature(network.logits(network.watched), data.label[network.watched])
+    out: NDArray[np.float64] = softmax(network.logits(cells).astype(np.float64) / temperature, axis=1)
+    return out
+
+
+def _evaluate(network: Training, data: sets.TrainingSet, split: str) -> Evaluation:
+    cells = data.indices(split)
+    return judge_cells(_probabilities(network, data, cells), data, cells, split, network.out.name)
+
+
+def _summed(run: _Run, data: sets.TrainingSet) -> dict[str, Any]:
+    two, networks = data.as_lineages(), run.networks("3d-four", data)
+    found: dict[str, Any] = {}
+    for split in run.splits():
+        cells = data.indices(split)
+        answers = [summed(_probabilities(n, data, cells), data.classes) for n in networks]
+        found[split] = _row([judge_cells(a, two, cells, split, "3d-four summed") for a in answers])
+    return found
+
+
+def _umap(run: _Run, name: str, data: sets.TrainingSet) -> str:
+    """Draw the features of all held-out cells in two dimensions; what was made, or why not."""
+    if not run.umap:
+        return "not asked for"
+    try:
+        from umap import UMAP
+    except ImportError:
+        return "not made: umap-learn is not installed (pip install 'wbcd[train]')"
+    cells = np.concatenate([data.indices(split) for split in run.splits()])
+    features = run.networks(name, data)[0].features(cells)
+    # One job: the seed decides the picture only then.
+    reducer = UMAP(n_neighbors=min(15, len(cells) - 1), random_state=0, n_jobs=1)
+    plane = reducer.fit_transform(features)
+    made = plots.figure(6, 5.4)
+    axes = made.subplots()
+    for k, kind in enumerate(run.data.classes):
+        here = run.data.label[cells] == k
+        axes.scatter(plane[here, 0], plane[here, 1], s=9, color=plots.COLOURS[k], label=kind.replace("_", " "))
+    axes.set_title(f"{run.what}: features after the second downsampling block\n({name}, UMAP, held-out cells)", fontsize=10)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(fontsize=8)
+    plots.save(made, run.out / f"fig3-umap-{name}.png")
+    rows = [(int(c), run.data.classes[run.data.label[c]], *map(float, p)) for c, p in zip(cells, plane, strict=True)]
+    _write_csv(run.out / f"fig3-umap-{name}.csv", ("cell", "class", "x", "y"), rows)
+    return f"fig3-umap-{name}.png"
+
+
+# --- figure 4: what else could do it ----------------------------------------------------------------
+
+
+def figure_4(run: _Run) -> dict[str, Any]:
+    """Five classifiers on six parameters, 2D networks on three kinds of picture, and the 3D network."""
+    facts: dict[str, Any] = {"3d": _judged(run, "3d-four", run.data)}
+    run.say("classifiers on the six parameters")
+    for name, found in classical(run.data, run.splits()).items():
+        facts[name] = {split: _row([evaluation]) for split, evaluation in found.items()}
+    for kind in KINDS:
+        pictures, augmentation = picture_set(run.data, kind)
+        facts[kind] = _judged(run, f"2d-{kind}", pictures, augmentation=augmentation)
+    facts["pictures_from"] = str(run.data.card.get("pictures", "projections of the tomograms"))
+    facts["paper"] = {**{k: ACCURACY[k] for k in KINDS}, "3d": ACCURACY["3d_four"], "classical": f"below {CLASSICAL_BELOW}"}
+    _draw_bars(run, facts)
+    return facts
+
+
+def _draw_bars(run: _Run, facts: Mapping[str, Any]) -> None:
+    names = (*NAMES, *KINDS, "3d")
+    made = plots.figure(10, 4.4)
+    axes = made.subplots()
+    for i, split in enumerate(run.splits()):
+        means = [facts[n][split]["accuracy"]["mean"] for n in names]
+        low = [facts[n][split]["seeds"][0]["ci_low"] for n in names]
+        high = [facts[n][split]["seeds"][0]["ci_high"] for n in names]
+        place = np.arange(len(names)) + 0.38 * i
+        error = np.abs(np.array([low, high]) - means)
+        axes.bar(place, means, 0.36, yerr=error, color=plots.COLOURS[i], capsize=2, label=SPLITS[split], error_kw={"lw": 0.8})
+    marks = [(names.index(k) + 0.19, v) for k, v in ACCURACY.items() if k in names] + [(len(names) - 0.81, ACCURACY["3d_four"])]
+    axes.plot(*zip(*marks, strict=True), "D", color=plots.COLOURS[5], label="the paper's (real cells)")
+    axes.set_xticks(np.arange(len(names)) + 0.19, [n.replace("_", "\n") for n in names])
+    axes.set_ylabel("accuracy")
+    axes.set_ylim(0, 1.02)
+    axes.set_title(f"{run.what}: accuracy on held-out cells, 95 % limits", fontsize=10)
+    axes.legend(fontsize=8, loc="lower left")
+    plots.save(made, run.out / "fig4.png")
+
+
+# --- figure S2: how many cells it takes -------------------------------------------------------------
+
+
+def figure_s2(run: _Run) -> dict[str, Any]:
+    """Accuracy of the 3D network against the share of the training cells."""
+    rows = []
+    for share in run.size.shares:
+        name = "3d-four" if share == 1 else f"3d-four-{100 * share:g}-percent"
+        rows.append({"share": share, **_judged(run, name, run.data, share=share)})
+    made = plots.figure(6, 4.4)
+    axes = made.subplots()
+    for i, split in enumerate(run.splits()):
+        mean = [r[split]["accuracy"]["mean"] for r in rows]
+        low = [r[split]["seeds"][0]["ci_low"] for r in rows]
+        high = [r[split]["seeds"][0]["ci_high"] for r in rows]
+        axes.errorbar(
+            [100 * r["share"] for r in rows],
+            mean,
+            yerr=np.abs(np.array([low, high]) - mean),
+            color=plots.COLOURS[i],
+            marker="o",
+            capsize=2,
+            label=SPLITS[split],
+        )
+    axes.set_xscale("log")
+    axes.set_xticks([100 * r["share"] for r in rows], [f"{100 * r['share']:g}" for r in rows])
+    axes.minorticks_off()
+    axes.set_xlabel(f"% of the {rows[-1]['train_cells']} training cells")
+    axes.set_ylabel("accuracy")
+    axes.set_title(f"{run.what}: learning curve, 95 % limits", fontsize=10)
+    axes.legend(fontsize=8)
+    plots.save(made, run.out / "figS2.png")
+    return {"curve": rows, "paper": f"a tenth of the training cells: at least {TENTH_AT_LEAST}"}
+
+
+# --- the page ---------------------------------------------------------------------------------------
+
+
+def page(facts: Mapping[str, Any]) -> str:
+    """All figures made so far, for a person."""
+    what = "simulated" if facts["simulated"] else "measured"
+    lines = [
+        f"# The paper's experiments on {facts['cells']} {what} cells",
+        "",
+        f"{facts['donors']} donors; data hash `{facts['data_hash']}`. Research use only; not for diagnosis.",
+        "",
+    ]
+    if facts["simulated"]:
+        lines += [
+            "The cells are **simulated**: the ordering of the methods is partly a property of the phantoms, and no evidence"
+            " for the paper.",
+            "",
+        ]
+    lines += [f"> {text}\n" for text in facts["warnings"]]
+    writers = {"fig2": _page_2, "fig3": _page_3, "fig4": _page_4, "figS2": _page_s2}
+    for name, writer in writers.items():
+        if name in facts:
+            lines += writer(facts[name], facts["classes"])
+    return "\n".join(lines) + "\n"
+
+
+def _page_2(facts: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    lines = ["## Figure 2: the six parameters, mean ± SD (the paper's)", "", "| | " + " | ".join(classes) + " |"]
+    lines.append("|---|" + "---|" * len(classes))
+    for name, row in facts["table"].items():
+        shown = []
+        for kind in classes:
+            r = row[kind]
+            paper = f" ({r['paper_mean']:.4g} ± {r['paper_sd']:.3g})" if "paper_mean" in r else ""
+            shown.append(f"{r['mean']:.4g} ± {r['sd']:.2g}{paper}")
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return [*lines, "", "![the six parameters](fig2.png)", ""]
+
+
+def _page_3(facts: Mapping[str, Any], classes: Sequence[str]) -> list[str]:  # noqa: ARG001 - one signature for all
+    lines = [
+        "## Figure 3: the 3D network",
+        "",
+        "| task | held out | accuracy | 95 % limits | the paper's |",
+        "|---|---|---|---|---|",
+    ]
+    for task, published in (("two", "two"), ("two_by_summing_four", "two"), ("four", "four")):
+        for split, where in SPLITS.items():
+            if task in facts and split in facts[task]:
+                row = _accuracy_cells(facts[task][split])
+                lines.append(f"| {task.replace('_', ' ')} | {where} | {row} | {facts['paper'][published]:.1%} |")
+    lines += ["", "![confusion](fig3.png)", ""]
+    return lines + [f"UMAP, {task} classes: {made}\n" for task, made in facts["umap"].items()]
+
+
+def _page_4(facts: Mapping[str, Any], classes: Sequence[str]) -> list[str]:  # noqa: ARG001 - one signature for all
+    lines = [
+        "## Figure 4: other ways",
+        "",
+        "| what | held out | accuracy | 95 % limits | the paper's |",
+        "|---|---|---|---|---|",
+    ]
+    for name in (*NAMES, *KINDS, "3d"):
+        published = facts["paper"].get(name)
+        shown = facts["paper"]["classical"] if published is None else f"{published:.1%}"
+        for split, where in SPLITS.items():
+            if split in facts[name]:
+                lines.append(f"| {name} | {where} | {_accuracy_cells(facts[name][split])} | {shown} |")
+    return [*lines, "", f"Phase and amplitude come from: {facts['pictures_from']}.", "", "![accuracy](fig4.png)", ""]
+
+
+def _page_s2(facts: Mapping[str, Any], classes: Sequence[str]) -> list[str]:  # noqa: ARG001 - one signature for all
+    lines = [
+        "## Figure S2: how many cells it takes",
+        "",
+        "| cells | share | held out | accuracy | 95 % limits |",
+        "|---|---|---|---|---|",
+    ]
+    for row in facts["curve"]:
+        for split, where in SPLITS.items():
+            if split in row:
+                lines.append(f"| {row['train_cells']} | {row['share']:.0%} | {where} | {_accuracy_cells(row[split])} |")
+    return [*lines, "", f"The paper: {facts['paper']}.", "", "![learning curve](figS2.png)", ""]
+
+
+def _accuracy_cells(row: Mapping[str, Any]) -> str:
+    sd = row["accuracy"]["sd"]
+    first = row["seeds"][0]
+    spread = "" if sd is None else f" (SD {100 * sd:.2f} points of {row['accuracy']['n']} seeds)"
+    return f"{row['accuracy']['mean']:.1%}{spread} | {first['ci_low']:.1%} to {first['ci_high']:.1%}"
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(head)
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode())
