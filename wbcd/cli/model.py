@@ -8,11 +8,15 @@ from typing import Any
 import click
 
 from wbcd.cli.common import EXAMPLES, to_json
+from wbcd.cli.training import compare
 
 
 @click.group(epilog=EXAMPLES["model"])
 def model() -> None:
     """List and show model bundles."""
+
+
+model.add_command(compare)
 
 
 @model.command("list", epilog=EXAMPLES["model"])
