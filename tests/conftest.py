@@ -9,6 +9,7 @@ import pytest
 from helpers_pgsecure import secure_server  # noqa: F401 - a fixture
 from helpers_postgres import own_postgres, postgres_server, postgres_url  # noqa: F401 - fixtures
 from helpers_store import any_ledger, any_url, postgres_cleaned, sqlite_ledger, sqlite_template  # noqa: F401 - fixtures
+from helpers_zygote import zygote  # noqa: F401 - a fixture
 from hypothesis import settings
 
 # The same examples at every run: a gate must not fail by luck. WBCD_RANDOM_EXAMPLES=1 hunts for new ones.

@@ -6,11 +6,13 @@ its own. Nothing of this is in wbcd: a daemon that was not forked by a test cann
 
 from __future__ import annotations
 
+import ctypes
 import datetime as dt
 import functools
 import importlib
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -31,14 +33,14 @@ def hang_in(place: str, *, passage: int = 1, once: Path | None = None) -> Fault:
     return {"fault": "hang", "place": place, "passage": passage, "once": None if once is None else str(once)}
 
 
-def raise_in(place: str, error: str, text: str, *, passages: int = 1, once: Path | None = None) -> Fault:
-    """The first calls raise ``error`` (``module:Class``) with ``text``."""
+def raise_in(place: str, error: str, text: str, *, passage: int = 1, once: Path | None = None) -> Fault:
+    """The n-th call raises ``error`` (``module:Class``) with ``text``; ``once`` as for :func:`hang_in`."""
     return {
         "fault": "raise",
         "place": place,
         "error": error,
         "text": text,
-        "passages": passages,
+        "passage": passage,
         "once": None if once is None else str(once),
     }
 
@@ -46,6 +48,16 @@ def raise_in(place: str, error: str, text: str, *, passages: int = 1, once: Path
 def too_many_cells_at_once(limit: int, note: Path) -> Fault:
     """The network has memory for ``limit`` cells; the size of each batch that it is given goes into the file ``note``."""
     return {"fault": "memory", "limit": limit, "note": str(note)}
+
+
+def count_calls(place: str, note: Path) -> Fault:
+    """Each call leaves a byte in the file ``note``."""
+    return {"fault": "count", "place": place, "note": str(note)}
+
+
+def without_rights_over_files() -> Fault:
+    """Root as any other user where files are concerned: what their modes forbid is forbidden (no change for others)."""
+    return {"fault": "rights"}
 
 
 def clock_shifted_by(file: Path) -> Fault:
@@ -56,7 +68,7 @@ def clock_shifted_by(file: Path) -> Fault:
 def install(faults: list[Fault]) -> None:
     """In the child: put each fault in its place."""
     for fault in faults:
-        {"kill": _kill, "hang": _hang, "raise": _raise, "memory": _memory, "clock": _clock}[fault["fault"]](fault)
+        _KINDS[fault["fault"]](fault)
 
 
 def _replace(place: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -135,13 +147,42 @@ def _raise(fault: Fault) -> None:
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         def raising(*args: Any, **kwargs: Any) -> Any:
-            if count() <= fault["passages"] and _first_process(fault):
+            if count() == fault["passage"] and _first_process(fault):
                 raise getattr(importlib.import_module(module), name)(fault["text"])
             return function(*args, **kwargs)
 
         return raising
 
     _replace(fault["place"], wrap)
+
+
+def _calls(fault: Fault) -> None:
+    note = os.open(fault["note"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            os.write(note, b".")
+            return function(*args, **kwargs)
+
+        return counted
+
+    _replace(fault["place"], wrap)
+
+
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+
+
+def _rights(_fault: Fault) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread (there is no other yet)
+    data = ctypes.create_string_buffer(24)
+    if libc.capget(header, data):
+        raise OSError(ctypes.get_errno(), "capget")
+    words = list(struct.unpack("=6I", data.raw))
+    for index in range(3):  # effective, permitted, inheritable of capabilities 0 to 31
+        words[index] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+    if libc.capset(header, struct.pack("=6I", *words)):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _memory(fault: Fault) -> None:
@@ -181,3 +222,14 @@ def _clock(fault: Fault) -> None:
 
     # utc_now() is where every label of the database comes from; datetime itself is C and cannot be changed.
     wbcd.store.ledger.dt = SimpleNamespace(datetime=Shifted, UTC=dt.UTC, timedelta=dt.timedelta)  # type: ignore[attr-defined]
+
+
+_KINDS: dict[str, Callable[[Fault], None]] = {
+    "kill": _kill,
+    "hang": _hang,
+    "raise": _raise,
+    "memory": _memory,
+    "clock": _clock,
+    "count": _calls,
+    "rights": _rights,
+}

@@ -177,10 +177,11 @@ class MemoryLedger:
         self.tries[acquisition.content_id] = self.tries.get(acquisition.content_id, 0) + 1
         return self.tries[acquisition.content_id]
 
-    def known(self, content_id: str, recipe_id: str, model_id: str) -> Outcome | None:
-        """The stored outcome, or None."""
+    def known(self, content_id: str, recipe_id: str, model_id: str) -> Any:
+        """Something with the path of the stored outcome, or None."""
         self._touch()
-        return self.outcomes.get((content_id, recipe_id, model_id))
+        found = self.outcomes.get((content_id, recipe_id, model_id))
+        return None if found is None else SimpleNamespace(path=str(found.acquisition.path), outcome=found)
 
     def commit(self, outcome: Outcome, recipe_id: str, model_id: str) -> None:
         """Store an outcome; a second one for the same content, recipe and model changes nothing."""

@@ -6,6 +6,7 @@ A forked daemon is a process like any other: it is killed with SIGKILL and leave
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -13,10 +14,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 FINISHED = 0
 
@@ -38,9 +41,6 @@ def serve() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        if "command" in request:
-            print(subprocess.run(request["command"], check=False, stdout=2, stderr=2).returncode, flush=True)
-            continue
         pid = os.fork()
         if pid == 0:
             _be_a_daemon(request)
@@ -82,13 +82,15 @@ class Daemon:
         self._status: int | None = None
 
     def send(self, sign: int) -> None:
-        """A signal, if it still lives."""
-        _kill(self.pid, sign)
+        """A signal, if it was not waited for yet."""
+        if self._status is None:
+            _kill(self.pid, sign)
 
     def wait(self) -> int:
         """The wait status: a signal's number, or the exit status shifted by 8 bits (``os.waitstatus_to_exitcode``)."""
         if self._status is None:
             self._status = int(self._zygote._read())
+            self._zygote._running = None
         return self._status
 
     @property
@@ -106,6 +108,7 @@ class Zygote:
     """The parent's side: one daemon at a time."""
 
     def __init__(self, *, own_mounts: bool = False) -> None:
+        self._running: Daemon | None = None
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WBCD_")}
         namespace = ["unshare", "-m" if os.geteuid() == 0 else "-Urm"] if own_mounts else []
         self._process = subprocess.Popen(
@@ -125,9 +128,9 @@ class Zygote:
         self._process.stdin.flush()  # type: ignore[union-attr]
 
     def command(self, *words: object) -> int:
-        """Run a program among the daemons' file systems; its exit status."""
-        self._write({"command": [str(word) for word in words]})
-        return int(self._read())
+        """Run a program among the daemons' file systems, also while one runs; its exit status."""
+        into = ["nsenter", "-t", str(self._process.pid), "-m", *(() if os.geteuid() == 0 else ("-U", "--preserve-credentials"))]
+        return subprocess.run([*into, *map(str, words)], check=False).returncode
 
     def seen(self, path: Path) -> Path:
         """A path as the daemons see it, reached from here."""
@@ -143,9 +146,19 @@ class Zygote:
         faults: list[dict[str, Any]] | None = None,
     ) -> Daemon:
         """Start a daemon and go on."""
+        self.end_running()
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}
         self._write({"config": plain, "env": env or {}, "log": str(log), "until_idle": until_idle, "faults": faults or []})
-        return Daemon(int(self._read()), self)
+        self._running = Daemon(int(self._read()), self)
+        return self._running
+
+    def end_running(self) -> None:
+        """Kill the daemon that a failed test has left."""
+        if self._running is not None:
+            self._running.send(signal.SIGCONT)
+            self._running.send(signal.SIGKILL)
+            self._running.wait()
+            self._running = None
 
     def run(
         self,
@@ -169,9 +182,28 @@ class Zygote:
         return status
 
     def close(self) -> None:
+        self.end_running()
         self._process.stdin.close()  # type: ignore[union-attr]
         self._process.wait(20)
         self._process.stdout.close()  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """One for the whole session: it takes seconds to start. Its daemons have mounts of their own where that is allowed."""
+    made = Zygote(own_mounts=may_mount())
+    yield made
+    made.close()
+
+
+@functools.cache
+def may_mount() -> bool:
+    """True when a program may have mounts of its own here."""
+    command = ["unshare", "-m" if os.geteuid() == 0 else "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    try:
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 def wait_until(condition: Any, timeout_s: float = 60.0, what: str = "") -> Any:

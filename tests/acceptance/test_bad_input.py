@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -89,18 +88,14 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(bad_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[str, str, str]]]:
+def rows(bad_files: Path, tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> dict[str, tuple[str, str, str]]:
     """Name -> (outcome, reason, message), from the database of a daemon that met them all."""
     folder = tmp_path_factory.mktemp("daemon")
-    zygote = Zygote()
-    try:
-        settings = cheap_settings(folder, tiny_bundle(folder / "bundle"), **{"limits.isolate": True})
-        status = zygote.run(settings | {"watch.dir": bad_files, "watch.quiet_s": 0.3}, folder / "log", until_idle=True)
-        assert status == 0, (folder / "log").read_text()[-3000:]
-        again = zygote.run(settings | {"watch.dir": bad_files, "watch.quiet_s": 0.3}, folder / "log", until_idle=True)
-        assert again == 0, (folder / "log").read_text()[-3000:]
-    finally:
-        zygote.close()
+    settings = cheap_settings(folder, tiny_bundle(folder / "bundle"), **{"limits.isolate": True})
+    status = zygote.run(settings | {"watch.dir": bad_files, "watch.quiet_s": 0.3}, folder / "log", until_idle=True)
+    assert status == 0, (folder / "log").read_text()[-3000:]
+    again = zygote.run(settings | {"watch.dir": bad_files, "watch.quiet_s": 0.3}, folder / "log", until_idle=True)
+    assert again == 0, (folder / "log").read_text()[-3000:]
     connection = sqlite3.connect(folder / "wbcd.db")
     query = "SELECT a.path, r.outcome, r.reason, r.message FROM run r JOIN acquisition a ON a.id = r.acquisition_id"
     found = connection.execute(query).fetchall()

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from helpers_postgres import OwnServer
 from helpers_spheres import cheap_settings, tiny_bundle, write_run
 from helpers_zygote import Zygote
 
 from wbcd.errors import StoreError
 from wbcd.report.counts import read_differential, read_status
-
-
-@pytest.fixture
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
 
 
 def test_the_daemon_counts_the_same_into_both(tmp_path: Path, postgres_url: str, zygote: Zygote) -> None:

@@ -81,13 +81,6 @@ class Tally:
 
 
 @pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Whole:
     """The acquisitions, the model, and what a run that nobody killed makes of them, with its duration."""
     return make_whole(tmp_path_factory.mktemp("whole"), zygote, ACQUISITIONS)

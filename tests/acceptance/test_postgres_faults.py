@@ -29,13 +29,6 @@ LEFT JOIN cell c ON c.run_id = r.id LEFT JOIN prediction p ON p.cell_id = c.id
 
 
 @pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Whole:
     """What SQLite holds after an undisturbed run."""
     return make_whole(tmp_path_factory.mktemp("whole"), zygote, ACQUISITIONS)
