@@ -480,7 +480,9 @@ class Pipeline:
                 ) from error
         elif error is None:
             self._failures.item_went_through()
-        if isinstance(error, line.MAY_PASS) and job.tries < self._config.limits.max_tries:
+        # What another daemon of the same database has stored meanwhile is not looked at again: the commit ends its tries.
+        may_pass = isinstance(error, line.MAY_PASS) and job.tries < self._config.limits.max_tries
+        if may_pass and error is not None and self._known(job.acquisition.content_id) is None:
             self._again_later(job, error)
             return
         ended = End(end.acquisition, end.verdict, error)
