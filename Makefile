@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, one thread each: a file of tests stays with one worker, so that its fixtures are made once.
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-all soak lint bench bench-reconstruction docs clean
+.PHONY: help setup demo test test-all soak lint bench bench-reconstruction bench-quality docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,6 +43,9 @@ bench: $(STAMP) ## the benchmarks behind docs/benchmarks.md
 
 bench-reconstruction: $(STAMP) ## the reconstruction against exact scattering: table, plots, others beside (hours; resumes)
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_reconstruction.py $(ARGS)
+
+bench-quality: $(STAMP) ## each defect swept in strength: detection, limits, bias of what passes (resumable)
+	$(BIN)/pytest -q -s -m benchmark tests/benchmarks/test_quality_sweep.py
 
 docs: $(STAMP) ## check the documentation: links, and pages that follow from the code
 	$(BIN)/python docs/build.py
