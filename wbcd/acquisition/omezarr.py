@@ -202,7 +202,7 @@ def _header(
         wavelength_um=_own(own, "wavelength_um", WAVELENGTH_UM, path),
         objective_na=_own(own, "objective_na", NUMERICAL_APERTURE, path),
         zarr_format=version,
-        values_checked=any(_checks(codec) for codec in _codecs(meta)),
+        values_checked=any(_checks(codec) for codec in _codecs(meta, path)),
         metadata=json.dumps(meta).encode(),
     )
 
@@ -229,7 +229,7 @@ def _dtype(name: str, path: Path) -> np.dtype[Any]:
 
 
 def _demand_known_codecs(meta: Json, path: Path) -> None:
-    for name in _codec_names(meta):
+    for name in _codec_names(meta, path):
         if not isinstance(name, str) or name not in CODECS:
             raise Forbidden(
                 f"{path}: codec {str(name)[:60]!r} is not allowed; known are {', '.join(sorted(CODECS))}.",
@@ -237,25 +237,25 @@ def _demand_known_codecs(meta: Json, path: Path) -> None:
             )
 
 
-def _codec_names(meta: Json) -> Iterator[Any]:
+def _codec_names(meta: Json, path: Path) -> Iterator[Any]:
     """Names of all codecs, those inside shards too."""
-    for codec in _codecs(meta):
+    for codec in _codecs(meta, path):
         yield codec.get("name", codec.get("id")) if isinstance(codec, dict) else codec
 
 
-def _codecs(meta: Json) -> Iterator[Any]:
+def _codecs(meta: Json, path: Path) -> Iterator[Any]:
     """All codecs as they are written, those inside shards too; raises BadField where lists are none."""
     listed = [meta.get("compressor")]
     for key in ("filters", "storage_transformers", "codecs", "index_codecs"):
         members = meta.get(key) or []
         if not isinstance(members, list):
-            raise BadField(f"the array's `{key}` is {str(members)[:60]!r}; a list is expected.")
+            raise BadField(f"{path}: the array's `{key}` is {str(members)[:60]!r}; a list is expected.")
         listed += members
     for codec in listed:
         if codec is not None:
             yield codec
         if isinstance(codec, dict) and isinstance(codec.get("configuration"), dict):
-            yield from _codecs(codec["configuration"])
+            yield from _codecs(codec["configuration"], path)
 
 
 def _checks(codec: Any) -> bool:
@@ -352,7 +352,7 @@ def _demand_chunks(header: ZarrHeader, meta: Json, names: set[str], path: Path) 
 def _inner_counts(meta: Json, chunks: tuple[int, ...], path: Path) -> Iterator[int]:
     """For each nested shard the number of chunks in one of its own."""
     outer = chunks
-    for codec in _codecs(meta):
+    for codec in _codecs(meta, path):
         if isinstance(codec, dict) and codec.get("name") == "sharding_indexed":
             options = _get(codec, "configuration", dict, path)
             inner = _sizes(_get(options, "chunk_shape", list, path), "chunk_shape", path)
