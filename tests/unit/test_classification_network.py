@@ -45,9 +45,10 @@ def test_stage_table_parameters_and_cost(width: int, millions: float, gflop: flo
 def test_any_input_size_works(shape: tuple[int, int, int]) -> None:
     network = FishNet3d(3, 4).eval()
     with torch.inference_mode():
-        logits, features = network.both(torch.rand((2, 1, *shape)))
+        logits, features, early = network.both(torch.rand((2, 1, *shape)))
     assert logits.shape == (2, 3)
     assert features.shape == (2, 33 * 4)
+    assert early.shape == (2, 13 * 4)
     assert bool(torch.isfinite(logits).all())
 
 

@@ -44,7 +44,7 @@ class Backend(ABC):
 
     @abstractmethod
     def outputs(self, deltas: Tensor) -> Output:
-        """Logits and features, float32 on the CPU, of n - n_m [n, z, y, x]. Raises RuntimeError as the library does."""
+        """Logits and pooled features, float32 on the CPU, of n - n_m [n, z, y, x]. Raises RuntimeError as the library does."""
 
     def probabilities(self, deltas: Tensor) -> NDArray[np.float64]:
         """softmax(logits / temperature), [n, classes]."""
@@ -76,8 +76,8 @@ class EagerBackend(Backend):
         with torch.inference_mode():
             x = normalise(deltas.to(self.device), self.bundle.input)[:, None]
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-                logits, features = self.network.both(x)
-            return Output(logits.float().cpu(), features.float().cpu())
+                found = self.network.both(x)
+            return Output(*(part.float().cpu() for part in found))
 
 
 class CudaBackend(Backend):
@@ -103,7 +103,7 @@ class CudaBackend(Backend):
             graph, held, result = self._graphs.get(size) or self._capture(size)
             held[: len(deltas)].copy_(normalise(deltas.to(self.device, non_blocking=True), self.bundle.input)[:, None])
             graph.replay()
-            return Output(result.logits[: len(deltas)].float().cpu(), result.features[: len(deltas)].float().cpu())
+            return Output(*(part[: len(deltas)].float().cpu() for part in result))
 
     def shrink(self) -> None:
         self._graphs.clear()
@@ -144,14 +144,14 @@ class OnnxRuntimeBackend(Backend):
         self._session = runtime.InferenceSession(_graph(bundle), options, providers=["CPUExecutionProvider"])
 
     def outputs(self, deltas: Tensor) -> Output:
-        from wbcd.classification.onnxgraph import FEATURES, INPUT, LOGITS
+        from wbcd.classification.onnxgraph import EARLY_FEATURES, FEATURES, INPUT, LOGITS
 
         array = deltas.float().contiguous().numpy()[:, None]
         try:
-            logits, features = self._session.run([LOGITS, FEATURES], {INPUT: array})
+            found = self._session.run([LOGITS, FEATURES, EARLY_FEATURES], {INPUT: array})
         except Exception as error:  # the library's errors share no base but this one
             raise RuntimeError(f"onnxruntime: {error}") from error
-        return Output(torch.from_numpy(logits), torch.from_numpy(features))
+        return Output(*map(torch.from_numpy, found))
 
 
 class OpenVinoBackend(Backend):
@@ -166,11 +166,11 @@ class OpenVinoBackend(Backend):
         self._compiled = core.compile_model(core.read_model(_graph(bundle), b""), "CPU", settings)
 
     def outputs(self, deltas: Tensor) -> Output:
-        from wbcd.classification.onnxgraph import FEATURES, LOGITS
+        from wbcd.classification.onnxgraph import EARLY_FEATURES, FEATURES, LOGITS
 
         found = self._compiled(deltas.float().contiguous().numpy()[:, None])
         # Copies: the library's arrays live in its own buffers, which the next call overwrites.
-        return Output(*(torch.from_numpy(np.array(found[name])) for name in (LOGITS, FEATURES)))
+        return Output(*(torch.from_numpy(np.array(found[name])) for name in (LOGITS, FEATURES, EARLY_FEATURES)))
 
 
 MAKERS: dict[str, Callable[[Bundle, torch.device], Backend]] = {

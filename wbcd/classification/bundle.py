@@ -28,7 +28,7 @@ from torch import Tensor
 
 import wbcd
 from wbcd.classification.conformal import METHODS, Conformal
-from wbcd.classification.network import ARCHITECTURES, FishNet3d
+from wbcd.classification.network import ARCHITECTURES, EARLY_CHANNELS, FishNet3d
 from wbcd.classification.preparation import InputSpec
 from wbcd.classification.unknown import Gauge
 from wbcd.errors import BundleInvalid, UnknownModel
@@ -610,7 +610,7 @@ def _gauge(file: Path, model: ModelCard) -> Gauge | None:
         parts = safetensors_load(data)
     except SafetensorError as error:
         raise BundleInvalid(f"{file}: not safetensors: {error}.") from error
-    features = 33 * model.width
+    features = EARLY_CHANNELS * model.width
     means, whitening = parts.get("means"), parts.get("whitening")
     if means is None or whitening is None or set(parts) != {"means", "whitening"}:
         _refuse(file, "tensors", sorted(parts), "means and whitening")

@@ -85,15 +85,22 @@ class Classifier:
             batch = cells[len(out) : len(out) + self.batch_size]
             media = [medium_ri(cell) for cell in batch]
             deltas = np.stack([delta_from(cell, self.bundle.input, m) for cell, m in zip(batch, media, strict=True)])
-            probabilities, features = self.probabilities(torch.from_numpy(deltas))
-            flags = self._flags(batch, media, probabilities, features)
-            out += [self._prediction(*of_cell) for of_cell in zip(probabilities, features, flags, strict=True)]
+            found = self.outputs(torch.from_numpy(deltas))
+            probabilities = self._tempered(found)
+            flags = self._flags(batch, media, probabilities, found.early.numpy())
+            rows = zip(probabilities, found.features.numpy(), flags, strict=True)
+            out += [self._prediction(*of_cell) for of_cell in rows]
         if len(out) != len(cells):
             raise DeviceError(f"{len(out)} predictions came back for {len(cells)} cells.", action="Report this.")
         return out
 
     def probabilities(self, deltas: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Of n - n_m at the bundle's pitch, float [n, z, y, x]: probabilities [n, classes] and features [n, f]."""
+        found = self.outputs(deltas)
+        return self._tempered(found), found.features.numpy()
+
+    def outputs(self, deltas: Tensor) -> Output:
+        """Of n - n_m at the bundle's pitch, float [n, z, y, x]: logits and pooled features, batch by batch."""
         parts: list[Output] = []
         done = 0
         while done < len(deltas):
@@ -103,10 +110,13 @@ class Classifier:
             else:
                 parts.append(part)
                 done += len(part.logits)
-        probabilities = tempered(torch.cat([p.logits for p in parts]), self.bundle.model.temperature)
+        return Output(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+
+    def _tempered(self, found: Output) -> NDArray[np.float64]:
+        probabilities = tempered(found.logits, self.bundle.model.temperature)
         if not np.isfinite(probabilities).all():
             raise DeviceError("the network gave probabilities that are not finite.")
-        return probabilities, torch.cat([p.features for p in parts]).numpy()
+        return probabilities
 
     def _attempt(self, deltas: Tensor) -> Output | None:
         """None when the memory did not suffice: the caller recovers outside the except block, whose traceback pins tensors."""
@@ -128,11 +138,11 @@ class Classifier:
         self.backend.shrink()
 
     def _flags(
-        self, cells: Sequence[Cell], media: Sequence[float], probabilities: NDArray[np.float64], features: NDArray[np.float32]
+        self, cells: Sequence[Cell], media: Sequence[float], probabilities: NDArray[np.float64], early: NDArray[np.float32]
     ) -> list[tuple[str, ...]]:
         """Of each cell: why its label is not to be counted, with "unclassified" last; or which further classes it may be."""
         gauge, conformal = self.bundle.gauge, self.bundle.model.conformal
-        far = gauge.distance(features) > gauge.threshold if gauge else np.zeros(len(cells), dtype=bool)
+        far = gauge.distance(early) > gauge.threshold if gauge else np.zeros(len(cells), dtype=bool)
         member = conformal.sets(probabilities) if conformal else np.zeros(probabilities.shape, dtype=bool)
         out = []
         for cell, medium, p, unknown, inside in zip(cells, media, probabilities, far, member, strict=True):

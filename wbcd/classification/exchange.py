@@ -38,7 +38,8 @@ from wbcd.classification.bundle import (
     save_bundle,
     write_file,
 )
-from wbcd.classification.onnxgraph import FEATURES, INPUT, LOGITS, OUTPUTS, PROBABILITIES, onnx_model
+from wbcd.classification.network import EARLY_CHANNELS
+from wbcd.classification.onnxgraph import EARLY_FEATURES, FEATURES, INPUT, LOGITS, OUTPUTS, PROBABILITIES, onnx_model
 from wbcd.errors import BundleInvalid, ConfigurationError
 
 OPERATORS = frozenset(
@@ -257,7 +258,8 @@ def _documentation(bundle: Bundle) -> str:
     measured = "## Validation\n\nThe figures under 'Measured' are on held-out cells; nothing else is known of it.\n"
     use = (
         f"Input: n - n_m (refractive index less the medium's, as estimated around the cell), {bundle.input.shape} voxels"
-        f" (z, y, x) of {bundle.input.voxel_um} um, the cell in the middle. Output: probabilities of {', '.join(bundle.classes)}.\n"
+        f" (z, y, x) of {bundle.input.voxel_um} um, the cell in the middle."
+        f" Output: probabilities of {', '.join(bundle.classes)}.\n"
     )
     return f"{card_text(bundle.model, bundle.card)}\n## Use\n\n{use}\n{measured}"
 
@@ -265,7 +267,8 @@ def _documentation(bundle: Bundle) -> str:
 def _rdf(bundle: Bundle, files: dict[str, bytes]) -> dict[str, Any]:
     """The resource description, JSON-ready (JSON is YAML)."""
     what = "simulated" if bundle.model.simulated else "measured"
-    feature = {"type": "index", "id": "feature", "size": 33 * bundle.network.width}
+    width = bundle.network.width
+    late, early = ({"type": "index", "id": "feature", "size": n * width} for n in (33, EARLY_CHANNELS))
     classes = {"type": "channel", "channel_names": list(bundle.classes)}
     return {
         "type": "model",
@@ -282,7 +285,8 @@ def _rdf(bundle: Bundle, files: dict[str, bytes]) -> dict[str, Any]:
         "outputs": [
             _output(PROBABILITIES, classes, "probability of each class", files),
             _output(LOGITS, classes, "before softmax and temperature", files),
-            _output(FEATURES, feature, "pooled map after the second downsampling block", files),
+            _output(FEATURES, late, "pooled map after the second downsampling block", files),
+            _output(EARLY_FEATURES, early, "pooled map after its first stage", files),
         ],
         "weights": {"onnx": {**_file(WEIGHTS_FILE, files), "opset_version": 18}},
     }

@@ -36,6 +36,10 @@ DILATIONS = (1, 2, 4)
 LAST_LAYER_STD = 0.01
 """Of the last layer's weights: the first loss is then ln(classes), where He's would give about 8."""
 
+EARLY, EARLY_CHANNELS = "down 2.1", 13
+"""The map whose means tell unknown cells best (measured over all of them, docs/benchmarks.md), and its channels over the width:
+later ones have forgotten what does not part the classes, earlier ones have not yet seen the cell as a whole."""
+
 PAPER_WIDTH = 48
 """From this width on, the paper's proportions are built; below it, the light ones."""
 
@@ -65,10 +69,12 @@ def plan_of(width: int) -> Plan:
 
 
 class Output(NamedTuple):
-    """Of one pass: ``logits`` [n, classes] and ``features`` [n, 33 width], pooled after the second downsampling block."""
+    """Of one pass: ``logits`` [n, classes]; ``features`` [n, 33 width], pooled after the second downsampling block; ``early``
+    [n, 13 width], pooled after :data:`EARLY`, by which cells of no class are told."""
 
     logits: Tensor
     features: Tensor
+    early: Tensor
 
 
 class Bottleneck(nn.Module):
@@ -163,8 +169,9 @@ class FishNet3d(nn.Module):
 
     def both(self, x: Tensor) -> Output:
         """Logits and pooled features of one pass."""
-        head = self.stages(x)["down 2.3"]
-        return Output(self.classifier(head).flatten(1), head.mean((2, 3, 4)))
+        maps = self.stages(x)
+        head = maps["down 2.3"]
+        return Output(self.classifier(head).flatten(1), head.mean((2, 3, 4)), maps[EARLY].mean((2, 3, 4)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [n, classes]."""

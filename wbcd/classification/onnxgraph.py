@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from wbcd.classification.bundle import Bundle
-from wbcd.classification.network import Bottleneck, FishNet3d, SqueezeExcite
+from wbcd.classification.network import EARLY_CHANNELS, Bottleneck, FishNet3d, SqueezeExcite
 from wbcd.errors import ConfigurationError
 from wbcd.records import Shape3
 
 OPSET, IR_VERSION = 18, 9
-INPUT, PROBABILITIES, LOGITS, FEATURES = "delta_ri", "probabilities", "logits", "features"
-OUTPUTS = (PROBABILITIES, LOGITS, FEATURES)
+INPUT, PROBABILITIES, LOGITS, FEATURES, EARLY_FEATURES = "delta_ri", "probabilities", "logits", "features", "early_features"
+OUTPUTS = (PROBABILITIES, LOGITS, FEATURES, EARLY_FEATURES)
 
 
 def onnx_model(bundle: Bundle, shape: Shape3 | None = None) -> Any:
@@ -64,15 +64,17 @@ class _Graph:
         """All of it; names and widths of the outputs."""
         self.sizes[INPUT] = shape
         scaled = self.node("Mul", [INPUT, self.number("scale", bundle.input.scale)], shape)
-        head = self.stages(self.node("Relu", [scaled], shape))
+        early, head = self.stages(self.node("Relu", [scaled], shape))
         self.flat(head, FEATURES)
+        self.flat(early, EARLY_FEATURES)
         logits = self.classifier(head)
         tempered = self.node("Div", [logits, self.number("temperature", bundle.model.temperature)])
         self.node("Softmax", [tempered], name=PROBABILITIES, axis=1)
-        return [(PROBABILITIES, self.network.classes), (LOGITS, self.network.classes), (FEATURES, 33 * self.network.width)]
+        classes, width = self.network.classes, self.network.width
+        return list(zip(OUTPUTS, (classes, classes, 33 * width, EARLY_CHANNELS * width), strict=True))
 
-    def stages(self, x: str) -> str:
-        """As :meth:`FishNet3d.stages`; the last map."""
+    def stages(self, x: str) -> tuple[str, str]:
+        """As :meth:`FishNet3d.stages`; the maps "down 2.1" and "down 2.3"."""
         net = self.network
         tail = [self.sequence(net.stem, "stem", x)]
         for number, block in enumerate(net.down1):
@@ -83,11 +85,12 @@ class _Graph:
             refined = self.sequence(refine, f"refine.{number}", up)
             up = self.join(refined, self.sequence(link, f"up_links.{number}", tail[2 - number]))
             links.append(up)
-        down = up
+        down, heads = up, []
         for number, (block, link) in enumerate(zip(net.down2, net.down_links, strict=True)):
             halved = self.halve(self.sequence(block, f"down2.{number}", down))
             down = self.join(halved, self.sequence(link, f"down_links.{number}", links[2 - number]))
-        return down
+            heads.append(down)
+        return heads[0], heads[-1]
 
     def classifier(self, head: str) -> str:
         """Logits [n, classes] under their name."""

@@ -78,8 +78,8 @@ def calibrate(
     of_train, of_watched = outputs_of(engine, data.ri_delta, train), outputs_of(engine, data.ri_delta, watched)
     model, gauge = know_limits(
         bundle.model,
-        (of_train.features.numpy(), data.label[train]),
-        (of_watched.features.numpy(), of_watched.logits.numpy(), data.label[watched]),
+        (of_train.early.numpy(), data.label[train]),
+        (of_watched.early.numpy(), of_watched.logits.numpy(), data.label[watched]),
         acceptance=acceptance,
         coverage=coverage,
         method=method,
@@ -105,7 +105,8 @@ def know_limits(
 ) -> tuple[ModelCard, Gauge]:
     """Card with temperature and prediction sets, and the gauge for :func:`save_bundle`: what a trainer calls at its end.
 
-    ``train``: features and labels of the cells trained on. ``held_out``: features, logits and labels of others.
+    ``train``: early features (:class:`wbcd.classification.network.Output`) and labels of the cells trained on.
+    ``held_out``: early features, logits and labels of others.
     """
     features, logits, labels = held_out
     gauge = fit_gauge(*train, features, acceptance=acceptance)
@@ -120,7 +121,7 @@ def outputs_of(backend: Backend, deltas: NDArray[np.floating[Any]], cells: NDArr
     parts = [
         backend.outputs(torch.from_numpy(deltas[cells[i : i + BATCH]].astype(np.float32))) for i in range(0, len(cells), BATCH)
     ]
-    return Output(torch.cat([p.logits for p in parts]), torch.cat([p.features for p in parts]))
+    return Output(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
 
 def set_figures(
@@ -138,7 +139,7 @@ def _figures(
 ) -> SplitFigures:
     cells = data.indices(split)
     found = outputs_of(backend, data.ri_delta, cells)
-    accepted = float((gauge.distance(found.features.numpy()) <= gauge.threshold).mean())
+    accepted = float((gauge.distance(found.early.numpy()) <= gauge.threshold).mean())
     probabilities = tempered(found.logits, model.temperature)
     assured = model.conformal or Conformal("lac", 0.0, (0.0,) * len(bundle.classes))
     return SplitFigures(len(cells), accepted, *set_figures(assured, probabilities, data.label[cells], bundle.classes))
