@@ -114,10 +114,10 @@ def _keeper(config: Config) -> Callable[[Cell, Acquisition], str | None]:
     return keep
 
 
-def _discarder(config: Config) -> Callable[[str], object]:
+def _discarder(config: Config) -> Callable[[str], object] | None:
     root, recipe_id = config.output.dir, config.recipe.recipe_id
     if not config.output.keep_tomograms:
-        return lambda _: None
+        return None
     return lambda content_id: discard_tomograms(root, content_id=content_id, recipe_id=recipe_id)
 
 

@@ -52,7 +52,8 @@ class ProcessOnce:
         return process(acquisition, self._stages, self._config.recipe, max_batch=self._config.classification.max_batch)
 
     def _committed(self, outcome: Outcome) -> Outcome:
-        if isinstance(outcome, SetAside):  # cells found before the error: no row names their volumes
+        if isinstance(outcome, SetAside) and self._stages.discard is not None:
+            # Of cells found before the error: no row names their volumes.
             self._stages.discard(outcome.acquisition.content_id)
         self._ledger.commit(outcome, self._config.recipe.recipe_id, self._stages.model_id)
         return outcome

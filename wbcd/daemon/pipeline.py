@@ -257,6 +257,9 @@ class Pipeline:
     @contextmanager
     def _abandoned_discarded(self, ledger: LedgerLike) -> Iterator[None]:
         """What was begun and lies nowhere any more will have no outcome: no row will name the volumes kept of it."""
+        if self._stages.discard is None:
+            yield
+            return
         begun = {one.content_id for one in ledger.unfinished()}
         yield
         for content_id in begun.difference(one.content_id for one in ledger.unfinished()):
@@ -265,8 +268,9 @@ class Pipeline:
 
     def _discard(self, ledger: LedgerLike, content_id: str) -> None:
         """Remove the volumes of a content, unless an outcome names them (another daemon's, of the same folders)."""
-        if ledger.known(content_id, self._recipe.recipe_id, self._stages.model_id) is None:
-            self._stages.discard(content_id)
+        discard = self._stages.discard
+        if discard is not None and ledger.known(content_id, self._recipe.recipe_id, self._stages.model_id) is None:
+            discard(content_id)
 
     def stop(self, timeout_s: float) -> bool:
         """Finish what is begun and end; False when something was left unfinished (it is taken up at the next start)."""

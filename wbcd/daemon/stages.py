@@ -37,8 +37,8 @@ class Stat(Protocol):
 @dataclass(frozen=True, slots=True)
 class Stages:
     """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is
-    kept; ``discard`` removes the volumes of a content that no row will name; ``close`` ends what the stages hold (reader
-    processes); ``judge_instrument``: drift against the stored calibration, where there is one."""
+    kept; ``discard`` removes the volumes of a content that no row will name (None when none are kept); ``close`` ends what
+    the stages hold (reader processes); ``judge_instrument``: drift against the stored calibration, where there is one."""
 
     look: Callable[[Path], Stat | None]
     identify: Callable[[Path], Acquisition]
@@ -57,6 +57,6 @@ class Stages:
     keep: Callable[[Cell, Acquisition], str | None]
     model_id: str
     model_card: dict[str, object]
-    discard: Callable[[str], object] = lambda _: None
+    discard: Callable[[str], object] | None = None
     close: Callable[[], None] = lambda: None
     judge_instrument: Callable[[Acquisition, FringeReport, FieldStack, Recipe], Verdict] = lambda *_: Verdict()
