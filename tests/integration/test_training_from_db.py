@@ -1,0 +1,178 @@
+"""The loop to one's own model: label samples, review cells, and make a set of what the daemon stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from helpers_classification import SPEC, toy_cell
+from helpers_store import MODEL_ID, RECIPE, RECIPE_ID, opened
+
+from wbcd.classification.preparation import delta_ri
+from wbcd.cli import cli
+from wbcd.errors import BadValue
+from wbcd.morphology import measure
+from wbcd.records import Acquisition, Check, Measured, MeasuredCell, Verdict
+from wbcd.simulation.microscope import INSTRUMENT_ID
+from wbcd.store import Ledger, write_tomogram
+from wbcd.store.volumes import tomogram_path
+from wbcd.training import dataset as sets
+from wbcd.training.fromdb import dataset_from_db, read_donors
+
+REFUSED = Verdict((Check("cell_volume", 1.0, 30.0, "min", "fL"),))
+RADII = {"lymph": 2.2, "mono": 3.2, "other": 2.7}
+
+
+def radius(sample: str, number: int) -> float:
+    return RADII[sample.split("-")[0]] + 0.02 * number
+
+
+def store_cell(ledger: Ledger, root: Path, sample: str, number: int, *, keep: bool = True, refused: bool = False) -> None:
+    """One acquisition of one cell, its tomogram kept or not."""
+    content = hashlib.blake2b(f"{sample} {number}".encode(), digest_size=20).hexdigest()
+    acquisition = Acquisition(content, root / f"{sample}-{number}.h5", 10, 1, sample_id=sample, instrument_id=INSTRUMENT_ID)
+    cell = toy_cell(radius(sample, number))
+    path = str(write_tomogram(root, cell, acquisition=acquisition, recipe_id=RECIPE_ID)) if keep else None
+    verdict = REFUSED if refused else Verdict()
+    made = MeasuredCell(
+        1, 0, (0.0, 0.0, 0.0), verdict, measure(cell, RECIPE), None, tomogram_path=None if path is None else str(path)
+    )
+    ledger.begin(acquisition)
+    ledger.commit(Measured(acquisition, Verdict(), (made,)), RECIPE_ID, MODEL_ID)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples lymph-1, lymph-2, mono-1, mono-2 of six kept cells each; one refused, one not kept, and an unlabelled sample."""
+    root = tmp_path_factory.mktemp("store")
+    with opened(str(root / "wbcd.db")) as ledger:
+        for sample in ("lymph-1", "lymph-2", "mono-1", "mono-2"):
+            for number in range(6):
+                store_cell(ledger, root, sample, number)
+        store_cell(ledger, root, "mono-1", 6, keep=False)
+        store_cell(ledger, root, "mono-1", 7, refused=True)
+        store_cell(ledger, root, "other-1", 0)
+        for sample, label, purity in (
+            ("lymph-1", "t_lymphocyte", 0.9),
+            ("lymph-2", "t_lymphocyte", None),
+            ("mono-1", "monocyte", 0.95),
+            ("mono-2", "monocyte", 0.85),
+        ):
+            ledger.label_sample(sample, label, purity=purity, by="cytometer")
+        first = next(cell for cell in ledger.cells(sample="lymph-1"))
+        ledger.review(first.cell_id, "A. Reader", "monocyte", "kidney-shaped nucleus")
+    return root
+
+
+def url(root: Path) -> str:
+    return f"sqlite:///{root / 'wbcd.db'}"
+
+
+def test_a_set_of_labelled_samples(stored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ours.zarr"
+    digest, chosen = dataset_from_db(url(stored), out, spec=SPEC)
+    data = sets.load(out)
+    assert data.data_hash == digest
+    assert data.classes == ("t_lymphocyte", "monocyte")
+    assert chosen.donors == ("lymph-1", "lymph-2", "mono-1", "mono-2")
+    assert len(data.label) == 24
+    assert chosen.left_out == {"have no kept tomogram": 1, "have no label": 1}
+    # The review wins over its sample's label, and is pure.
+    assert np.bincount(data.label).tolist() == [11, 13]
+    reviewed = (data.donor == 0) & (data.label == 1)
+    assert reviewed.sum() == 1
+    assert data.purity is not None
+    assert data.purity[reviewed] == 1
+    np.testing.assert_allclose(data.purity[data.donor == 2], 0.95)
+    assert np.isnan(data.purity[data.donor == 1]).all()
+    assert data.card["simulated"] is True
+
+
+def test_volumes_and_parameters_are_those_that_the_classifier_saw(stored: Path, tmp_path: Path) -> None:
+    dataset_from_db(url(stored), tmp_path / "a.zarr", spec=SPEC)
+    data = sets.load(tmp_path / "a.zarr")
+    with Ledger.open(url(stored), create=False) as ledger:
+        rows = {cell.cell_id: cell for cell in ledger.cells()}
+    assert data.cell_id is not None
+    for i in (0, 10, 23):
+        row = rows[int(data.cell_id[i])]
+        cell = toy_cell(radius(row.sample, int(row.path.split("-")[-1].removesuffix(".h5"))))
+        np.testing.assert_allclose(data.ri_delta[i].astype(float), delta_ri(cell, SPEC), atol=2e-5)
+        np.testing.assert_allclose(data.morphology[i], sets.six_of(measure(cell, RECIPE)), rtol=1e-5)
+
+
+def test_by_review_only_what_a_person_saw_is_taken(stored: Path, tmp_path: Path) -> None:
+    _, chosen = dataset_from_db(url(stored), tmp_path / "b.zarr", label_by="review", spec=SPEC)
+    assert [s.given.label for s in chosen.sources] == ["monocyte"]
+    assert chosen.left_out["were not reviewed"] == 24
+
+
+def test_one_donor_gave_several_samples(stored: Path, tmp_path: Path) -> None:
+    table = tmp_path / "donors.csv"
+    table.write_text("sample,donor\nlymph-1,anna\nmono-1,anna\nlymph-2,bert\nmono-2,bert\n")
+    _, chosen = dataset_from_db(url(stored), tmp_path / "c.zarr", donors=read_donors(table), spec=SPEC)
+    assert chosen.donors == ("anna", "bert")
+    table.write_text("sample,donor\nlymph-1,\n")
+    with pytest.raises(BadValue, match="line 2"):
+        read_donors(table)
+
+
+def test_labels_that_change_mean_another_set(stored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.zarr"
+    dataset_from_db(url(stored), out, spec=SPEC, classes=("monocyte",))
+    again, _ = dataset_from_db(url(stored), out, spec=SPEC, classes=("monocyte",))
+    assert again == sets.load(out).data_hash
+    with pytest.raises(BadValue, match="holds a set whose"):
+        dataset_from_db(url(stored), out, spec=SPEC)
+
+
+def test_no_label_and_a_lost_tomogram_are_named(stored: Path, tmp_path: Path) -> None:
+    with opened(str(tmp_path / "wbcd.db")) as ledger:
+        store_cell(ledger, tmp_path, "mono-9", 0)
+    with pytest.raises(BadValue, match="1 have no label"):
+        dataset_from_db(url(tmp_path), tmp_path / "e.zarr", spec=SPEC)
+    with Ledger.open(url(tmp_path), create=False) as ledger:
+        ledger.label_sample("mono-9", "monocyte", by="me")
+        content = next(iter(ledger.cells())).content_id
+    image = tomogram_path(tmp_path, content_id=content, recipe_id=RECIPE_ID, number=1)
+    image.rename(tmp_path / "elsewhere")
+    with pytest.raises(BadValue, match="cannot be used"):
+        dataset_from_db(url(tmp_path), tmp_path / "f.zarr", spec=SPEC)
+
+
+# --- the verbs ------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli, words)
+
+
+def test_label_review_and_from_db_on_the_command_line(tmp_path: Path) -> None:
+    with opened(str(tmp_path / "wbcd.db")) as ledger:
+        for number in range(4):
+            store_cell(ledger, tmp_path, "mono-1", number)
+    db = ("--db", url(tmp_path))
+    assert run("label", *db).exit_code == 2
+    made = run("label", "--sample", "mono-1", "--as", "monocyte", "--purity", "0.95", "--by", "me", *db)
+    assert made.exit_code == 0, made.output
+    assert "95.0%" in made.output
+    assert run("label", "--sample", "absent", "--as", "monocyte", *db).exit_code == 69
+    listed = json.loads(run("label", "--json", *db).output)
+    assert [(row["sample"], row["label"], row["purity"]) for row in listed] == [("mono-1", "monocyte", 0.95)]
+    assert "mono-1: monocyte (95.0% pure), by me" in run("label", "--list", *db).output
+    assert run("review", "1", "--as", "myelocyte", "--by", "me", *db).exit_code == 0
+    assert run("review", "999", "--as", "myelocyte", *db).exit_code == 69
+    out = tmp_path / "ours.zarr"
+    result = run("dataset", "from-db", "--out", str(out), *db)
+    assert result.exit_code == 0, result.output
+    assert "4 cells of 1 donors" in result.output
+    assert "All cells are of one donor" in result.output
+    card = json.loads(run("dataset", "show", str(out), "--json").output)
+    assert card["cells_by_donor"]["0"] == {"monocyte": 3, "myelocyte": 1}
+    assert card["purity"] == pytest.approx({"monocyte": 0.95, "myelocyte": 1.0})
+    assert json.loads((tmp_path / "ours.card.json").read_text())["data_hash"] == card["data_hash"]
+    assert "**simulated** cells" in (tmp_path / "ours.card.md").read_text()
