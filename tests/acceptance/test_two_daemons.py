@@ -14,7 +14,7 @@ from helpers_zygote import Zygote
 from wbcd.store import Ledger, verification
 from wbcd.store.chain import CHAINED
 
-SHARED, OWN = 20, 10
+SHARED, OWN = 10, 10
 RUNS = "SELECT COUNT(*), COUNT(DISTINCT acquisition_id) FROM run"
 BY_INSTRUMENT = (
     "SELECT split_part(path, '/', -2) AS instrument, COUNT(*) FROM acquisition JOIN run ON run.acquisition_id = acquisition.id "
