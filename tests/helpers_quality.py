@@ -164,20 +164,24 @@ SCALES: Mapping[str, Scale] = {
 GOOD = "good"
 
 
+MEDIUM_RI = 1.337
 YES_OR_NO = frozenset({"lobes", "touches_border", "repeated_frames", "non_physical_voxels"})
 """Checks that know no degrees: passed is 0, failed is infinite."""
 
 
 def score(verdict: Verdict) -> float:
     """How near a verdict is to refusal: the greatest ratio of value and limit; above 1 is refused."""
-    graded = [_nearness(check.value, check.limit, check.sense) for check in verdict.checks if check.code not in YES_OR_NO]
-    failed = any(not check.passed for check in verdict.checks if check.code in YES_OR_NO)
-    return math.inf if failed else max(graded, default=0.0)
+    return max((nearness(check.code, check.value, check.limit, check.sense) for check in verdict.checks), default=0.0)
 
 
-def _nearness(value: float, limit: float, sense: str) -> float:
+def nearness(code: str, value: float, limit: float, sense: str) -> float:
+    """Ratio of value and limit the way that 1 is the limit and more is worse; mean RI counts from the medium."""
     if not math.isfinite(value):
         return math.inf
+    if code in YES_OR_NO:
+        return math.inf if (value > limit if sense == "max" else value < limit) else 0.0
+    if code.startswith("mean_ri"):
+        value, limit = value - MEDIUM_RI, limit - MEDIUM_RI
     over, under = (value, limit) if sense == "max" else (limit, value)
     if under <= 0:
         return math.inf if over > under else 0.0
@@ -188,7 +192,8 @@ def _nearness(value: float, limit: float, sense: str) -> float:
 class Trial:
     """One acquisition of the sweep; ``values``: volume_fl, dry_mass_pg, mean_ri of its best cell, {} where none is accepted.
 
-    ``score``: how near to refusal the whole acquisition is (see :func:`score`); ``reason``: None where accepted.
+    ``score``: how near to refusal the whole acquisition is (see :func:`score`), ``near``: the same for each check;
+    ``reason``: None where accepted.
     """
 
     kind: str
@@ -198,6 +203,7 @@ class Trial:
     score: float
     reason: str | None
     values: Mapping[str, float]
+    near: Mapping[str, float]
 
 
 def examined(stack: HologramStack, recipe: Recipe) -> tuple[Verdict, list[Tomogram]]:
@@ -214,7 +220,7 @@ def examined(stack: HologramStack, recipe: Recipe) -> tuple[Verdict, list[Tomogr
 def tried(kind: str, index: int, base: int, strength: float, verdict: Verdict, tomograms: Iterable[Tomogram]) -> Trial:
     """Cells found, judged and measured; the acquisition is as near to refusal as its optics and its best cell together."""
     recipe = Recipe()
-    best, values, reasons = math.inf, {}, []
+    best, values, reasons, own = math.inf, {}, [], Verdict()
     for tomogram in tomograms:
         verdict += judge_tomogram(tomogram, recipe)
         for cell in find_cells(tomogram, recipe) if verdict.accepted else ():
@@ -223,10 +229,14 @@ def tried(kind: str, index: int, base: int, strength: float, verdict: Verdict, t
             reasons += [cellular.failed.code] if cellular.failed else []
             near = score(cellular)
             if near < best:
-                best = near
+                best, own = near, cellular
                 values = {name: getattr(morphology, name) for name in ("volume_fl", "dry_mass_pg", "mean_ri")}
     optical = score(verdict)
     failed = verdict.failed
     whole = max(optical, best) if failed is None else max(optical, 1.0 + 1e-9)
     reason = failed.code if failed else None if best <= 1 else (reasons or ["empty_field"])[0]
-    return Trial(kind, index, base, strength, whole, reason, values if reason is None else {})
+    by_check: dict[str, float] = {}
+    for check in (verdict + own).checks:
+        ratio = nearness(check.code, check.value, check.limit, check.sense)
+        by_check[check.code] = max(by_check.get(check.code, 0.0), min(ratio, 1e6))
+    return Trial(kind, index, base, strength, whole, reason, values if reason is None else {}, by_check)

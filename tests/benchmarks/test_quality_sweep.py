@@ -271,7 +271,8 @@ def markdown(table: Sequence[Mapping[str, Any]]) -> str:
         bias = row["bias"]
         lines.append(
             f"| {row['kind']} | {row['n']} | {100 * row['refused']:.0f} % | {100 * row['at_two_percent']:.0f} %"
-            f" | {row['auc']:.3f} | {100 * row['rightly']:.0f} % | {shown(row['sure_from'], unit)} | {shown(row['sure_from_two_percent'], unit)}"
+            f" | {row['auc']:.3f} | {100 * row['rightly']:.0f} %"
+            f" | {shown(row['sure_from'], unit)} | {shown(row['sure_from_two_percent'], unit)}"
             f" | {100 * bias['volume_fl']:.1f} %, {100 * bias['dry_mass_pg']:.1f} %, {100 * bias['mean_ri']:.1f} % |"
         )
     return "\n".join(lines)
