@@ -40,7 +40,7 @@ BEGIN
     GRANT USAGE ON SEQUENCE review_id_seq, sample_label_id_seq TO wbcd_reviewer;
     REVOKE ALL ON ALL TABLES IN SCHEMA public FROM wbcd_auditor;
     REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM wbcd_auditor;
-    GRANT SELECT ON differential_count, rejection_count, cell_rejection_count, backlog, cell_label, sample, acquisition, run, cell, prediction, event, review, sample_label, recipe, model, source_file, audit_head, alembic_version TO wbcd_auditor;
+    GRANT SELECT ON differential_count, rejection_count, cell_rejection_count, backlog, cell_label, sample, acquisition, run, cell, prediction, event, review, sample_label, recipe, model, source_file, audit_head, alembic_version, sample_id_seq, acquisition_id_seq, run_id_seq, cell_id_seq, prediction_id_seq, event_id_seq, review_id_seq, sample_label_id_seq TO wbcd_auditor;
   END IF;
 END
 $$;

@@ -16,7 +16,7 @@ import datetime as dt
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -213,6 +213,15 @@ class Ledger:
             file.path == rows.clean_text(str(path)), file.size_bytes == int(size), file.mtime_ns == int(mtime_ns)
         )
         return self._read(lambda connection: connection.execute(query).scalar())
+
+    def counted(self, paths: Sequence[Path], recipe_id: str, model_id: str) -> dict[Path, tuple[int, int]]:
+        """Those of ``paths`` whose content, as it was last sighted there, has its outcome; with that size and mtime (ns).
+
+        One question for a thousand files, where :meth:`recall` and :meth:`known` would be two for each.
+        """
+        names = {rows.clean_text(str(path)): path for path in paths}
+        query = queries.counted_files(list(names), recipe_id, model_id)
+        return self._read(lambda connection: {names[row[0]]: (row[1], row[2]) for row in connection.execute(query)})
 
     def unfinished(self) -> list[Unfinished]:
         """Acquisitions begun without an outcome since, oldest first: a restart takes them up."""

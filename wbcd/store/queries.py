@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Select, column, select, table
@@ -35,6 +36,22 @@ def runs(content_id: str | None = None, recipe_id: str | None = None, model_id: 
     )
     wanted = ((acquisition.content_id, content_id), (run.recipe_id, recipe_id), (run.model_id, model_id))
     return query.where(*(column == value for column, value in wanted if value is not None))
+
+
+def counted_files(paths: Sequence[str], recipe_id: str, model_id: str) -> Select[Any]:
+    """Path, size and mtime of those files whose content has its outcome under this recipe and model.
+
+    Files whose bytes could not be read (``unread-...`` stands for their content) are left out: they are looked at again.
+    """
+    file, run, acquisition = schema.source_file.c, schema.run.c, schema.acquisition.c
+    return (
+        select(file.path, file.size_bytes, file.mtime_ns)
+        .select_from(schema.source_file)
+        .join(schema.acquisition, acquisition.content_id == file.content_id)
+        .join(schema.run, run.acquisition_id == acquisition.id)
+        .where(run.recipe_id == recipe_id, run.model_id == model_id, file.path.in_(paths))
+        .where(~file.content_id.startswith("unread-"))
+    )
 
 
 def cells(*, with_thumbnails: bool = False) -> Select[Any]:

@@ -31,6 +31,7 @@ ROLES: Final[Mapping[str, str]] = {
 _NUMBERED: Final = ("sample", "acquisition", "run", "cell", "prediction", "event", "review", "sample_label")
 """Tables whose ids come from a sequence."""
 
+_SEQUENCES: Final = tuple(f"{name}_id_seq" for name in _NUMBERED)
 _VIEWS: Final = tuple(VIEWS)
 _TABLES: Final = (*_NUMBERED, "recipe", "model", "source_file", "audit_head", "alembic_version")
 
@@ -47,7 +48,7 @@ GRANTS: Final[Mapping[str, Sequence[tuple[str, tuple[str, ...]]]]] = {
         ("SELECT (id, name)", ("sample",)),  # to find the sample that is labelled
         ("INSERT", ("review", "sample_label")),
     ),
-    "wbcd_auditor": (("SELECT", (*_VIEWS, *_TABLES)),),
+    "wbcd_auditor": (("SELECT", (*_VIEWS, *_TABLES, *_SEQUENCES)),),  # pg_dump reads the sequences too
 }
 
 
