@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, one thread each: a file of tests stays with one worker, so that its fixtures are made once.
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-all soak lint bench bench-reconstruction bench-quality docs clean
+.PHONY: help setup demo test test-all soak fuzz lint bench bench-reconstruction bench-quality docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +31,11 @@ test-all: $(STAMP) ## the tests and the slow rest
 MINUTES ?= 60
 soak: $(STAMP) ## the daemon at full rate, killed at random, its ledger compared with the truth (MINUTES=60)
 	$(BIN)/python tests/soak/soak.py --minutes $(MINUTES) --out soak-output-$$(date +%Y%m%d-%H%M%S)
+
+FILES ?= 20000
+FIRST ?= 0
+fuzz: $(STAMP) ## spoiled files of every format through the real line: ten minutes on two idle cores (FILES=20000 FIRST=0; resumes)
+	$(BIN)/python tests/fuzz/run_fuzz.py --files $(FILES) --first $(FIRST) --out build/fuzz-$(FIRST)
 
 lint: $(STAMP) ## format, lint, types, architecture
 	$(BIN)/ruff format --check wbcd tests docs alembic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from helpers_acquisition import holograms, wbcd_file
 
-from wbcd.acquisition import FolderWatcher, IsolatedReader, identify
+from wbcd.acquisition import FolderWatcher, IsolatedReader, identify, read
 from wbcd.simulation.files import write_tcf
 
 pytestmark = pytest.mark.benchmark
@@ -45,6 +46,44 @@ def test_holograms_of_one_cell(tmp_path):
         seconds = (time.perf_counter() - start) / 20
     print(f"\n49 x 512 x 512 uint8, identified and read in isolation: {1000 * seconds:.0f} ms")
     assert seconds < 0.5
+
+
+CELL_S = 2.7
+"""What one cell of 13 MB of holograms takes in all (docs/benchmarks.md)."""
+
+
+def cpu_of(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_what_the_isolation_costs(tmp_path):
+    """CPU time of both processes together, which a busy machine does not change; the wall clock's best beside it."""
+    path = wbcd_file(tmp_path / "a.h5", holograms(angles=49, size=512))
+    ticket, turns = identify(path), 40
+    with IsolatedReader(root=tmp_path) as reader:
+        reader.read(ticket)
+        child = reader._child.pid
+        walls: dict[str, list[float]] = {"isolated": [], "here": []}
+        begin = time.process_time() + cpu_of(child)
+        for _ in range(turns):
+            start = time.perf_counter()
+            reader.read(ticket)
+            walls["isolated"].append(time.perf_counter() - start)
+        isolated = (time.process_time() + cpu_of(child) - begin) / turns
+    begin = time.process_time()
+    for _ in range(turns):
+        start = time.perf_counter()
+        read(ticket, root=tmp_path)
+        walls["here"].append(time.perf_counter() - start)
+    here = (time.process_time() - begin) / turns
+    share = (isolated - here) / CELL_S
+    best = {name: min(times) for name, times in walls.items()}
+    print(
+        f"\n13 MB of holograms read: CPU {1000 * here:.1f} ms here, {1000 * isolated:.1f} ms isolated: {100 * share:.2f} % of a"
+        f" cell's {CELL_S} s; wall (best of {turns}) {1000 * best['here']:.1f} and {1000 * best['isolated']:.1f} ms"
+    )
+    assert share < 0.05
 
 
 def test_a_backlog_of_20000_files(tmp_path):
