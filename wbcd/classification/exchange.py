@@ -11,11 +11,13 @@ architecture that wbcd itself builds. The graph is then run once, to be held aga
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
 import math
 import tempfile
+import warnings
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -329,8 +331,11 @@ def _validate(files: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
             (Path(folder) / name).write_bytes(data)
-        with spec.ValidationContext(perform_io_checks=True):
+        # The library leaves its files open; collected here, they warn nobody.
+        with warnings.catch_warnings(), spec.ValidationContext(perform_io_checks=True):
+            warnings.simplefilter("ignore")
             found = spec.load_description(Path(folder) / RDF, format_version="0.5")
+            gc.collect()
     if isinstance(found, spec.InvalidDescr):
         raise BundleInvalid(f"{RDF}: {found.validation_summary.errors[0].msg}.", action="Report this.")
 

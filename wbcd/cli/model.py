@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from wbcd.cli.common import EXAMPLES, to_json
+from wbcd.cli.modeltools import bench, calibrate, export, import_
 from wbcd.cli.training import compare
 
 
@@ -45,6 +46,10 @@ def show(name_or_path: str, as_json: bool) -> None:
     click.echo(bundle.model_id)
     card = bundle.path / "README.md"
     click.echo(card.read_text(encoding="utf-8") if card.is_file() else to_json(bundle.card))
+
+
+for tool in (calibrate, bench, export, import_):
+    model.add_command(tool)
 
 
 def shipped() -> list[Path]:

@@ -1,0 +1,181 @@
+"""`wbcd model calibrate | bench | export | import`: what is done to a bundle besides training it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wbcd.cli.common import EXAMPLES, to_json
+
+if TYPE_CHECKING:
+    from wbcd.classification import Bundle
+    from wbcd.classification.bench import Cells, Row
+
+BACKEND_NAMES = ("auto", "eager", "cuda", "onnxruntime", "openvino")
+Range = tuple[float, float] | None
+
+
+def _range(name: str, what: str) -> Any:
+    return click.option(
+        f"--{name}", type=(float, float), default=None, help=f"{what} of the training set's instruments: LOW HIGH."
+    )
+
+
+@click.command(epilog=EXAMPLES["model"])
+@click.argument("bundle")
+@click.argument("training_set", type=click.Path(exists=True, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--acceptance", type=click.FloatRange(0.5, 0.9999), default=0.99, show_default=True, help="Share of known cells let pass."
+)
+@click.option("--coverage", type=click.FloatRange(0.01, 0.9999), default=0.9, show_default=True, help="Of the prediction sets.")
+@click.option(
+    "--method", type=click.Choice(["lac", "aps"]), default="lac", show_default=True, help="Score of the prediction sets."
+)
+@click.option(
+    "--held-out",
+    type=click.Path(exists=True, path_type=Path),
+    help="A set of other donors: thresholds come from all its cells instead of the validation cells, which chose the weights.",
+)
+@_range("objective-na", "Aperture")
+@_range("wavelength-um", "Wavelength")
+@_range("pitch-um", "Lateral pitch")
+@_range("noise-ri", "Noise of the medium")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--backend", type=click.Choice(BACKEND_NAMES), default="eager", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+def calibrate(
+    bundle: str,
+    training_set: Path,
+    out: Path,
+    acceptance: float,
+    coverage: float,
+    method: Any,
+    held_out: Path | None,
+    objective_na: Range,
+    wavelength_um: Range,
+    pitch_um: Range,
+    noise_ri: Range,
+    device: str,
+    backend: str,
+    as_json: bool,
+) -> None:
+    """Teach BUNDLE what it does not know, from the set it was trained on, and write it to OUT.
+
+    Temperature, prediction sets and the threshold beyond which a cell belongs to no class come from the validation cells of
+    TRAINING_SET; the given ranges become the envelope of instruments.
+    """
+    from wbcd.classification import InstrumentRange
+    from wbcd.training.unknown import calibrate as fit
+
+    ranges = {"objective_na": objective_na, "wavelength_um": wavelength_um, "pitch_um": pitch_um, "noise_ri": noise_ri}
+    report = fit(
+        bundle,
+        training_set,
+        out,
+        acceptance=acceptance,
+        coverage=coverage,
+        method=method,
+        held_out_path=held_out,
+        instrument=InstrumentRange(**ranges) if any(ranges.values()) else None,
+        device=device,
+        backend=backend,
+    )
+    if as_json:
+        click.echo(to_json(report))
+        return
+    click.echo(
+        f"{report.model_id} in {report.bundle}: temperature {report.temperature:.3f}, distance {report.gauge_threshold:.2f}"
+    )
+    for split, row in report.figures.items():
+        click.echo(
+            f"{split}: {row.cells} cells, {row.accepted:.1%} taken for known; prediction sets hold the true class in"
+            f" {row.coverage:.1%}, {row.mean_set_size:.2f} classes each"
+        )
+
+
+@click.command(epilog=EXAMPLES["model"])
+@click.argument("bundle", default="reference")
+@click.option(
+    "--data", "training_set", type=click.Path(exists=True, path_type=Path), help="A training set; balls in noise without it."
+)
+@click.option("--cells", type=click.IntRange(1), default=64, show_default=True, help="Cells of its test split to measure on.")
+@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
+@click.option("--inputs/--no-inputs", default=True, show_default=True, help="Also smaller crops and coarser pitches.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
+def bench(
+    bundle: str, training_set: Path | None, cells: int, batches: tuple[int, ...], inputs: bool, device: str, as_json: bool
+) -> None:
+    """Time every backend that is installed on BUNDLE, and say how far its probabilities depart from torch's."""
+    from wbcd.classification import load_bundle
+    from wbcd.classification.bench import bench_backends, bench_inputs, smaller_inputs
+    from wbcd.classification.classifier import choose_device
+
+    loaded = load_bundle(bundle)
+    given = _cells(loaded, training_set, cells)
+    rows = list(bench_backends(loaded, given, device=choose_device(device), batches=batches))
+    if inputs:
+        rows += bench_inputs(loaded, given, smaller_inputs(loaded.input), batch=max(batches))
+    if as_json:
+        click.echo(to_json(rows))
+        return
+    click.echo(f"{loaded.model_id}, {len(given.deltas)} cells; changes against eager at the bundle's own input")
+    names = ("input", 14), ("pitch um", 16), ("batch", 6), ("ms a cell", 10), ("change", 9), ("relabelled", 11), ("right", 7)
+    click.echo(f"{'backend':>12}" + "".join(f" {name:>{width}}" for name, width in names))
+    for row in rows:
+        click.echo(_line(row))
+
+
+def _line(row: Row) -> str:
+    shape, pitch = "x".join(map(str, row.shape)), "x".join(f"{v:g}" for v in row.voxel_um)
+    right = f"{row.accuracy:7.1%}" if row.accuracy == row.accuracy else f"{'-':>7}"
+    return (
+        f"{row.backend:>12} {shape:>14} {pitch:>16} {row.batch:6d} {row.ms_a_cell:10.2f} {row.largest_change:9.1e}"
+        f" {row.labels_changed:11.1%} {right}"
+    )
+
+
+def _cells(bundle: Bundle, training_set: Path | None, count: int) -> Cells:
+    import numpy as np
+    import torch
+
+    from wbcd.classification.backends import probe
+    from wbcd.classification.bench import Cells
+
+    if training_set is None:
+        return Cells(probe(bundle, min(count, 8)))
+    from wbcd.training import dataset as sets
+
+    data = sets.load(training_set)
+    sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
+    chosen = data.indices("test")[:count]
+    return Cells(torch.from_numpy(data.ri_delta[chosen].astype(np.float32)), data.label[chosen])
+
+
+@click.command(epilog=EXAMPLES["model"])
+@click.argument("bundle")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["onnx", "bioimageio"]), default="onnx", show_default=True)
+def export(bundle: str, out: Path, kind: str) -> None:
+    """Write BUNDLE as one ONNX file, or as a bioimage.io package (zip), to OUT; prints the SHA-256 of its ONNX entry."""
+    from wbcd.classification import load_bundle
+    from wbcd.classification.exchange import export_bioimageio, export_onnx
+
+    loaded = load_bundle(bundle)
+    digest = export_bioimageio(loaded, out) if kind == "bioimageio" else export_onnx(loaded, out)
+    click.echo(f"{digest}  {out}")
+
+
+@click.command("import", epilog=EXAMPLES["model"])
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--digest", required=True, help="SHA-256 of the ONNX entry, from whoever gave the file.")
+def import_(file: Path, out: Path, digest: str) -> None:
+    """Make a bundle in OUT from FILE, ONNX or bioimage.io, that `wbcd model export` wrote; refused without its digest."""
+    from wbcd.classification.exchange import import_model
+
+    made = import_model(file, digest, out)
+    click.echo(f"{made.model_id} in {made.path}")
