@@ -21,6 +21,8 @@ from types import SimpleNamespace
 from typing import Any
 
 Fault = dict[str, Any]
+FORWARD = "wbcd.classification.network:FishNet3d.both"
+"""Where every batch goes through: the warm-up's is the first."""
 
 
 def kill_in(place: str, *, when: str = "before", passage: int = 1) -> Fault:
@@ -189,16 +191,16 @@ def _memory(fault: Fault) -> None:
     import torch
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        def limited(self: Any, deltas: Any) -> Any:
+        def limited(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
             with Path(fault["note"]).open("a") as note:
-                note.write(f"{len(deltas)}\n")
-            if len(deltas) > fault["limit"]:
+                note.write(f"{len(x)}\n")
+            if len(x) > fault["limit"]:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
-            return function(self, deltas)
+            return function(self, x, *args, **kwargs)
 
         return limited
 
-    _replace("wbcd.classification.classifier:Classifier._forward", wrap)
+    _replace(FORWARD, wrap)
 
 
 def _clock(fault: Fault) -> None:

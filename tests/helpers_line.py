@@ -200,6 +200,13 @@ class MemoryLedger:
         self._touch()
         return self.paths.get((str(path), size, mtime_ns))
 
+    def counted(self, paths: Sequence[Path], recipe_id: str, model_id: str) -> dict[Path, tuple[int, int]]:
+        """Size and mtime of those that are counted as they were last sighted."""
+        self._touch()
+        ids = {content_id for content_id, *_ in self.outcomes}
+        held = {name: (size, mtime) for (name, size, mtime), content_id in self.paths.items() if content_id in ids}
+        return {path: held[str(path)] for path in paths if str(path) in held}
+
     def unfinished(self) -> list[Any]:
         """What was begun and has no outcome, with the path that holds it."""
         self._touch()

@@ -78,17 +78,20 @@ class Manager:
                 self.aborted += 1
                 self._alive_s = float("inf")
                 daemon.send(signal.SIGABRT)  # systemd's WatchdogSignal
-        self._hear()
+        while self._hear():
+            pass
 
-    def _hear(self) -> None:
+    def _hear(self) -> bool:
+        """Take one message; False when there is none."""
         try:
             message = self._socket.recv(65536).decode(errors="replace")
         except TimeoutError:
-            return
+            return False
         told = dict(line.split("=", 1) for line in message.splitlines())
         self.heard.append((time.monotonic(), told))
         if "READY" in told or "WATCHDOG" in told:
             self._alive_s = time.monotonic()
+        return True
 
     def close(self) -> None:
         self._socket.close()

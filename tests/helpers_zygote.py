@@ -77,9 +77,13 @@ class Daemon:
 
     def __init__(self, pid: int, zygote: Zygote) -> None:
         self.pid = pid
-        self.process = psutil.Process(pid)
         self._zygote = zygote
         self._status: int | None = None
+
+    @functools.cached_property
+    def process(self) -> psutil.Process:
+        """Raises psutil.NoSuchProcess when it has ended already."""
+        return psutil.Process(self.pid)
 
     def send(self, sign: int) -> None:
         """A signal, if it was not waited for yet."""

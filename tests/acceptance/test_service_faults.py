@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_faults import clock_shifted_by, hang_in, raise_in, too_many_cells_at_once
+from helpers_faults import FORWARD, clock_shifted_by, hang_in, raise_in, too_many_cells_at_once
 from helpers_ledger import Whole, check_against, make_whole, rows
 from helpers_manager import Manager, restarts, unit
 from helpers_spheres import cheap_settings
@@ -20,7 +20,6 @@ from wbcd.cli.common import EXIT_CONFIG, EXIT_IO
 from wbcd.daemon.state import read_state
 
 ACQUISITIONS = 20
-FORWARD = "wbcd.classification.classifier:Classifier._forward"
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +42,8 @@ def manager(tmp_path: Path, zygote: Zygote) -> Iterator[Manager]:
 def test_a_hung_kernel_is_aborted_by_the_watchdog_and_nothing_is_lost(
     tmp_path: Path, settings: dict, manager: Manager, whole: Whole
 ) -> None:
-    hang = hang_in("wbcd.classification.classifier:Classifier.predict", passage=5, once=tmp_path / "hung")
-    manager.run(settings, tmp_path / "log", until_idle=True, faults=[hang])
+    hang = hang_in(FORWARD, passage=4, once=tmp_path / "hung")
+    manager.run(settings | {"classification.max_batch": 2}, tmp_path / "log", until_idle=True, faults=[hang])
     assert (tmp_path / "hung").exists()
     assert manager.aborted >= 1
     assert manager.ends[0] == signal.SIGABRT | (manager.ends[0] & 0x80)  # 0x80: a core was written
@@ -56,8 +55,8 @@ def test_a_lost_device_ends_the_process_with_its_own_status_and_the_unit_restart
     tmp_path: Path, settings: dict, manager: Manager, whole: Whole
 ) -> None:
     text = "CUDA error: device-side assert triggered"
-    lost = raise_in(FORWARD, "builtins:RuntimeError", text, passage=6, once=tmp_path / "lost")
-    manager.run(settings, tmp_path / "log", until_idle=True, faults=[lost])
+    lost = raise_in(FORWARD, "builtins:RuntimeError", text, passage=4, once=tmp_path / "lost")
+    manager.run(settings | {"classification.max_batch": 2}, tmp_path / "log", until_idle=True, faults=[lost])
     codes = [os.waitstatus_to_exitcode(status) for status in manager.ends]
     assert codes == [EXIT_IO, 0], (tmp_path / "log").read_text()[-2000:]
     assert "was lost" in (tmp_path / "log").read_text()

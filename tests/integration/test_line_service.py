@@ -17,7 +17,7 @@ from helpers_line import MODEL, MemoryLedger, RecordingLog, fake_stages, identif
 from wbcd.acquisition.watch import FolderWatcher
 from wbcd.config import Config
 from wbcd.daemon.assembly import clean_output
-from wbcd.daemon.service import Backlog, Service
+from wbcd.daemon.service import SIFTED_AT_ONCE, Backlog, Service
 from wbcd.daemon.start import make_watcher
 from wbcd.daemon.state import read_state
 from wbcd.errors import (
@@ -558,6 +558,61 @@ def test_the_start_removes_what_killed_writers_left(tmp_path: Path) -> None:
     clean_output(config)
     assert not left.exists()
     clean_output(quick_config(tmp_path / "none"))
+
+
+def test_a_large_find_is_held_against_the_ledger_first(tmp_path: Path) -> None:
+    first = Rig(tmp_path)
+    for number in range(150):
+        first.drop(f"{number:03d}.h5", f"1 cell of {number}")
+    with first.running():
+        first.log.wait_for("outcome", 150)
+    identified: list[Path] = []
+
+    def identify_noted(path: Path) -> Any:
+        identified.append(path)
+        return identify(path)
+
+    again = Rig(tmp_path, _moved(first.ledger), identify=identify_noted)
+    again.drop("000.h5", "2 cells now")  # rewritten while no daemon ran
+    again.drop("new.h5", "1 cell more")
+    with again.running():
+        again.log.wait_for("outcome", 2)
+    assert sorted(path.name for path in identified) == ["000.h5", "new.h5"]
+    assert len(again.ledger.outcomes) == 152
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_what_was_sifted_keeps_the_order_of_the_folder(newest_first: bool) -> None:
+    backlog = Backlog(newest_first=newest_first)
+    paths = [Path(f"{number}.h5") for number in range(SIFTED_AT_ONCE + 500)]
+    backlog.find(paths)
+    asked: list[list[Path]] = []
+
+    def ask(some: list[Path], keep: Any) -> bool:
+        asked.append(some)
+        keep([path for path in some if int(path.stem) % 2])
+        return True
+
+    assert len(backlog) == len(paths)
+    while len(backlog) > len(paths) // 2:
+        backlog.sift(ask)
+    assert [len(some) for some in asked] == [SIFTED_AT_ONCE, 500]
+    taken: list[Path] = []
+    backlog.feed(lambda path: taken.append(path) is None)
+    assert taken == paths[1::2]
+
+
+def test_a_question_that_the_store_has_no_room_for_is_asked_again() -> None:
+    backlog = Backlog()
+    backlog.find([Path(f"{number}.h5") for number in range(100)])
+    backlog.sift(lambda some, keep: False)
+    assert len(backlog) == 100
+    backlog.sift(lambda some, keep: keep(some) is None)
+    backlog.sift(lambda some, keep: True)
+    assert len(backlog) == 100
+    taken: list[Path] = []
+    backlog.feed(lambda path: taken.append(path) is None)
+    assert len(taken) == 100
 
 
 def test_a_backlog_keeps_each_path_once_in_the_order_asked_for() -> None:

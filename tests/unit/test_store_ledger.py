@@ -474,3 +474,20 @@ def test_a_write_whose_acknowledgement_was_lost_runs_again_and_changes_nothing(t
     status = read_status(tmp_path / "wbcd.db")
     assert (status.measured, status.cells, status.changed_after_count) == (1, 1, 1)
     assert len(clock.slept_s) == 4
+
+
+def test_which_of_many_files_are_counted_as_they_lie_there(any_ledger: Ledger, tmp_path: Path) -> None:
+    counted, other, begun, unread = (make_measured(name) for name in ("counted", "other", "begun", "unread"))
+    for outcome in (counted, other, begun):
+        ticket = outcome.acquisition
+        any_ledger.sighted(ticket.path, ticket.size_bytes, ticket.mtime_ns, ticket.content_id)
+    any_ledger.commit(counted, *KEY)
+    any_ledger.begin(begun.acquisition)
+    ticket = dataclasses.replace(unread.acquisition, content_id="unread-" + "0" * 33)
+    any_ledger.sighted(ticket.path, ticket.size_bytes, ticket.mtime_ns, ticket.content_id)
+    any_ledger.commit(dataclasses.replace(unread, acquisition=ticket), *KEY)
+    paths = [outcome.acquisition.path for outcome in (other, counted, begun, unread)]
+    found = any_ledger.counted([*paths, tmp_path], *KEY)
+    assert found == {counted.acquisition.path: (counted.acquisition.size_bytes, counted.acquisition.mtime_ns)}
+    assert any_ledger.counted(paths, "another recipe", MODEL_ID) == {}
+    assert any_ledger.counted([], *KEY) == {}

@@ -35,6 +35,7 @@ def make_stages(config: Config) -> Stages:
         max_batch=config.classification.max_batch,
         min_probability=config.recipe.classification.min_probability,
         keep_features=False,
+        backend=config.classification.backend,
     )
     classifier.warm_up()
     device = str(classifier.device)

@@ -244,6 +244,23 @@ class Pipeline:
         """These have left the folder; False when the store has no room to hear of it now."""
         return self._desk.try_tell(lambda ledger: self._forget(ledger, paths))
 
+    def sift(self, paths: Sequence[Path], keep: Callable[[list[Path]], None]) -> bool:
+        """``keep`` is given those that are not counted as they lie there, in order, in the store's thread.
+
+        False when the store has no room for the question now.
+        """
+
+        def counted(path: Path, sighted: tuple[int, int] | None) -> bool:
+            found = self._stages.look(path) if sighted is not None else None
+            return found is not None and (found.size, found.mtime_ns) == sighted
+
+        def work(ledger: LedgerLike) -> None:
+            known = ledger.counted(paths, self._recipe.recipe_id, self._stages.model_id)
+            keep([path for path in paths if not counted(path, known.get(path))])
+            self._beat()
+
+        return self._desk.try_tell(work)
+
     def _forget(self, ledger: LedgerLike, paths: Sequence[Path]) -> None:
         with self._abandoned_discarded(ledger):
             for path in paths:

@@ -11,9 +11,11 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from wbcd import __version__
@@ -52,6 +54,13 @@ class Watcher(Protocol):
     def close(self) -> None: ...
 
 
+SIFTED_FROM = 64
+"""A find of so many, as at a start, is first held against the ledger: most of it may be counted already."""
+
+SIFTED_AT_ONCE = 1000
+"""Paths in one question: outcomes wait behind it for some milliseconds."""
+
+
 class Backlog:
     """Settled paths that the line has had no room for, oldest first or newest first; each path once."""
 
@@ -59,12 +68,34 @@ class Backlog:
         self._paths: deque[Path] = deque()
         self._members: set[Path] = set()
         self._newest_first = newest_first
+        self._unsifted: deque[Path] = deque()
+        self._in_question = 0
+        self._sifted: SimpleQueue[list[Path]] = SimpleQueue()
 
-    def add(self, paths: Iterable[Path]) -> None:
-        """Paths come in the watcher's order; newest-first puts a later look before what still waits."""
+    def find(self, paths: Sequence[Path]) -> None:
+        """What the watcher has found: a few wait as they are, many are to be sifted first."""
+        if len(paths) < SIFTED_FROM and not self._unsifted:
+            self.add(paths)
+        else:
+            self._unsifted.extend(paths)
+
+    def sift(self, ask: Callable[[list[Path], Callable[[list[Path]], None]], bool]) -> None:
+        """One question at a time; what it left over waits behind what waits already, in the watcher's order."""
+        while not self._sifted.empty():
+            self._in_question = 0
+            self.add(self._sifted.get(), behind=True)
+        if self._unsifted and not self._in_question:
+            some = list(islice(self._unsifted, SIFTED_AT_ONCE))
+            if ask(some, self._sifted.put):
+                self._in_question = len(some)
+                for _ in some:
+                    self._unsifted.popleft()
+
+    def add(self, paths: Iterable[Path], *, behind: bool = False) -> None:
+        """Paths come in the watcher's order; newest-first puts a later look before what still waits, unless ``behind``."""
         fresh = [path for path in paths if path not in self._members]
         self._members.update(fresh)
-        if self._newest_first:
+        if self._newest_first and not behind:
             self._paths.extendleft(reversed(fresh))
         else:
             self._paths.extend(fresh)
@@ -75,7 +106,7 @@ class Backlog:
             self._members.discard(self._paths.popleft())
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._paths) + len(self._unsifted) + self._in_question
 
 
 class Service:
@@ -169,15 +200,16 @@ class Service:
             self._heartbeat(pipeline, state, ready=False)
 
     def _serve(self, pipeline: Pipeline, state: StateFile) -> None:
-        self._backlog.add(self._watcher.poll(0.0))  # the first scan comes before READY
+        self._backlog.find(self._watcher.poll(0.0))  # the first scan comes before READY
         self._looked = True
         self._ready(pipeline, state)
         next_beat_s = 0.0
         self._idle_since_s = time.monotonic()
         while not self._stop.is_set() and pipeline.failure is None:
             self._backlog.add(pipeline.due(time.monotonic()))
+            self._backlog.sift(pipeline.sift)
             self._backlog.feed(pipeline.offer)
-            self._backlog.add(self._watcher.poll(0.02 if len(self._backlog) or self._vanished else LOOK_S))
+            self._backlog.find(self._watcher.poll(0.02 if len(self._backlog) or self._vanished else LOOK_S))
             self._forget_vanished(pipeline)
             if time.monotonic() >= next_beat_s:
                 self._heartbeat(pipeline, state)
