@@ -20,6 +20,7 @@ local all wbcd trust
 local all all scram-sha-256
 """
 HBA_TLS = """
+hostssl all second 127.0.0.1/32 cert
 hostssl all all 127.0.0.1/32 scram-sha-256
 hostnossl all all 127.0.0.1/32 reject
 """
@@ -56,9 +57,12 @@ def make_certificate(folder: Path, authority: tuple[Path, Path], name: str, *, a
 
 
 class SecureServer(OwnServer):
-    """On a Unix socket and, where ``tls`` holds a certificate and its key, on a port of 127.0.0.1, with TLS only."""
+    """On a Unix socket and, where ``tls`` is given, on a port of 127.0.0.1, with TLS only.
 
-    def __init__(self, tls: tuple[Path, Path] | None = None, programs: Path | None = None) -> None:
+    ``tls``: the server's certificate and key, and the authority whose certificates let the login ``second`` in.
+    """
+
+    def __init__(self, tls: tuple[Path, Path, Path] | None = None, programs: Path | None = None) -> None:
         self._tls = tls
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = int(free.getsockname()[1])
@@ -73,8 +77,8 @@ class SecureServer(OwnServer):
         if self._tls is None:
             settings.append("listen_addresses = ''")
         else:
-            settings += ["listen_addresses = '127.0.0.1'", "ssl = on"]
-            for path, name in zip(self._tls, ("server.crt", "server.key"), strict=True):
+            settings += ["listen_addresses = '127.0.0.1'", "ssl = on", "ssl_ca_file = 'ca.crt'"]
+            for path, name in zip(self._tls, ("server.crt", "server.key", "ca.crt"), strict=True):
                 self.write_for_server(name, path.read_text())
         self.write_for_server("pg_hba.conf", HBA + (HBA_TLS if self._tls else ""))
         self.write_for_server("postgresql.auto.conf", "\n".join(settings) + "\n")

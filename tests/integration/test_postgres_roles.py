@@ -226,10 +226,11 @@ def test_the_server_s_certificate_is_checked_as_the_url_says(tmp_path: Path) -> 
     """sslmode and the others pass through the URL to libpq; verify-full refuses another authority and another name."""
     authority = make_authority(tmp_path, "authority")
     certificate = make_certificate(tmp_path, authority, "server", address="IP:127.0.0.1")
-    server = SecureServer(certificate, system_programs())
+    server = SecureServer((*certificate, authority[0]), system_programs())
     try:
         make_roles(server)
         check_tls(server, authority[0], make_authority(tmp_path, "other")[0], tmp_path)
+        check_client_certificate(server, authority, tmp_path)
     finally:
         server.close()
 
@@ -254,6 +255,19 @@ def check_tls(counted: SecureServer, good: Path, other: Path, tmp_path: Path) ->
             with pytest.raises(StoreError, match=sentence) as caught:
                 opener(wrong)
             assert counted.passwords["wbcd_daemon"] not in caught.value.sentence()
+
+
+def check_client_certificate(server: SecureServer, authority: tuple[Path, Path], tmp_path: Path) -> None:
+    """A login by certificate: sslcert and sslkey pass through as well, and no password is needed."""
+    base = server.tls("second", mode="verify-full", authority=authority[0])
+    certificate, key = make_certificate(tmp_path, authority, "second", address="DNS:second")
+    with opened(f"{base}&sslcert={certificate}&sslkey={key}") as ledger:
+        ledger.event("note", "by certificate")
+    stranger = make_authority(tmp_path, "stranger")
+    certificate, key = make_certificate(tmp_path, stranger, "second", address="DNS:second")
+    for url in (base, f"{base}&sslcert={certificate}&sslkey={key}"):
+        with pytest.raises(StoreError, match=r"certificate|alert|closed"):
+            Ledger.open(url, retry=NEVER).close()
 
 
 def test_the_password_is_never_shown(
