@@ -80,6 +80,11 @@ class ClassificationSettings:
 
     model: str = _limited("reference", "model bundle: a folder, or `reference` for the shipped one")
     device: str = _limited("auto", "auto, cpu, cuda or cuda:N")
+    backend: str = _limited(
+        "eager",
+        "what computes the network; auto measures at the start",
+        choices=("auto", "eager", "cuda", "onnxruntime", "openvino"),
+    )
     max_batch: int = _limited(16, "most cells of one batch", low=1, high=4096)
     max_latency_s: float = _limited(0.5, "longest wait for a fuller batch after its first cell", low=0.0, high=60)
 
