@@ -165,8 +165,10 @@ GOOD = "good"
 
 
 MEDIUM_RI = 1.337
-YES_OR_NO = frozenset({"lobes", "touches_border", "repeated_frames", "non_physical_voxels"})
-"""Checks that know no degrees: passed is 0, failed is infinite."""
+YES_OR_NO = frozenset(
+    {"lobes", "touches_border", "repeated_frames", "non_physical_voxels", "carrier_separation", "sideband_separation"}
+)
+"""Checks that know no degrees (counts, and the rig's geometry): passed is 0, failed is infinite."""
 
 
 def score(verdict: Verdict) -> float:

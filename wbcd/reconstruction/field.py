@@ -315,6 +315,7 @@ def _out_size(n: int, pixel_um: float, wanted_um: float) -> int:
     return max(16, 2 * round(n * pixel_um / wanted_um / 2))
 
 
+@lru_cache(maxsize=64)
 def _common_pitch(shape: tuple[int, ...], pixel_um: float, wanted_um: float) -> tuple[int, int]:
     """The part (ny, nx) of a frame, from its corner, whose two sides give one output pitch within 0.01 %.
 
