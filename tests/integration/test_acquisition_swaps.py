@@ -179,3 +179,15 @@ def test_the_ground_of_a_path() -> None:
     assert ground_of(Path("/w/s/a.h5"), None) == Path("/w/s")
     assert ground_of(Path("/x/a.h5"), Path("/w")) == Path("/x")
     assert ground_of(Path("/w"), Path("/w")) == Path("/")
+
+
+def test_a_relative_path_below_an_absolute_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    path = wbcd_file(tmp_path / "w" / "s" / "a.h5")
+    wbcd_file(tmp_path / "outside" / "a.h5", acquisition_id="other")
+    monkeypatch.chdir(tmp_path)
+    given = Path("w/s/a.h5")
+    assert identify(given, root=tmp_path / "w").content_id == identify(path, root=Path("w")).content_id
+    swap(path.parent, tmp_path / "outside")
+    for root in (tmp_path / "w", Path("w")):
+        with pytest.raises(NotARegularFile, match="symbolic link"):
+            identify(given, root=root)

@@ -92,8 +92,8 @@ def _walk(folder: int, parts: list[str]) -> int:
 
 def ground_of(path: Path, root: Path | None) -> Path:
     """The folder below which no component of ``path`` may be a link: ``root`` when the path lies in it, else its parent."""
-    if root is not None and path != root and path.is_relative_to(root):
-        return root
+    if root is not None and path.absolute() != root.absolute() and path.absolute().is_relative_to(root.absolute()):
+        return root.absolute()
     return path.parent
 
 
@@ -104,7 +104,7 @@ def parent_of(path: Path, root: Path | None = None) -> Iterator[int]:
     Raises NotARegularFile at a link below it, NotReadable when it cannot be opened.
     """
     ground = ground_of(path, root)
-    between = path.parent.relative_to(ground).as_posix()
+    between = "." if ground == path.parent else path.absolute().parent.relative_to(ground).as_posix()
     try:
         base = os.open(ground, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -53,6 +53,9 @@ def process(
     config = with_setting(config, "output", keep_tomograms=keep_tomograms or None)
     config = with_setting(config, "defaults", sample_id=sample)
     config = with_setting(config, "classification", model=model, device=device)
+    if len(paths) == 1 and paths[0].is_dir() and config.watch.dir is None:
+        # Below it no link is followed, and one reader serves all its folders.
+        config = with_setting(config, "watch", dir=paths[0])
     files = candidates(paths)
     if not files:
         raise click.UsageError(f"no acquisition (*.h5, *.hdf5, *.tcf, *.zarr, *_sp.tif, *_Tomog.mat) in {', '.join(map(str, paths))}")
