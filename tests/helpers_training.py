@@ -65,3 +65,10 @@ def four_set(path: Path, cells: int = 160) -> Path:
     """A complete toy set of four classes and six donors."""
     make_dataset(path, cells, donors=6, workers=1, spec=SPEC, classes=FOUR, source=four_source)
     return path
+
+
+def blind_source(kind: str, donor: int, draw: np.random.SeedSequence) -> object:
+    """A simulated cell of any class, whatever its label will be."""
+    from wbcd.training.make import simulate_cell
+
+    return simulate_cell(FOUR[int(np.random.default_rng([7, *draw.spawn_key]).integers(4))], donor, draw)

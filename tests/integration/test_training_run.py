@@ -23,7 +23,7 @@ from wbcd.classification import Classifier, load_bundle
 from wbcd.errors import BadValue, BundleInvalid, StageFailed
 from wbcd.training import dataset as sets
 from wbcd.training import evaluate, evaluate_baselines, make_dataset, train
-from wbcd.training.fit import Epoch, TrainingReport
+from wbcd.training.fit import Epoch, Step, TrainingReport
 from wbcd.training.live import dataset_progress, training_progress
 
 EPOCHS = 6
@@ -154,9 +154,11 @@ def test_progress_draws_a_line_an_epoch() -> None:
     from rich.console import Console
 
     text = io.StringIO()
-    with training_progress(1, Console(file=text, width=120)) as on_epoch:
+    with training_progress(1, Console(file=text, width=120)) as (on_epoch, on_step):
+        on_step(Step(1, 1, 3, 4, 1.2, 0.25))
         on_epoch(Epoch(1, 1, 1e-3, 1.0, 0.9, 0.5, 2.0))
     assert "accuracy 50.0%" in text.getvalue()
+    assert "loss 1.200  accuracy 25.0%" in text.getvalue()
 
 
 def test_simulated_cells_go_through_optics_and_follow_from_their_seed(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""Nothing but the cell tells its class.
+
+What lies beside a cell in a tomogram is not empty: the missing cone draws wings about it that grow with its mass, in a real
+instrument too. So the background of simulated cells tells the class as far as mass and size do, and the test of leaks has two
+parts: of phantoms drawn without regard to their label nothing whatever tells the label; and of honest cells the background
+adds nothing to the six parameters.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_training import FOUR, blind_source, four_set
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.stats import binom
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+from wbcd.training import dataset as sets
+from wbcd.training import make_dataset
+from wbcd.training.splits import confounding
+from wbcd.training.statistics import compare
+
+CELLS = 240
+ABOVE_CHANCE = 0.999
+"""One-sided: of a thousand sets of which nothing leaks, one fails."""
+
+
+def guesses(features: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Of each cell by a forest that saw only the others."""
+    forest = RandomForestClassifier(200, min_samples_leaf=2, random_state=0, n_jobs=1)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    return np.asarray(cross_val_predict(forest, features, labels, cv=folds))
+
+
+def hits(features: NDArray[np.floating], labels: NDArray[np.integer]) -> int:
+    """How many of them are right."""
+    return int((guesses(features, labels) == labels).sum())
+
+
+def at_chance(right: int, n: int, classes: int) -> bool:
+    return right <= int(binom.ppf(ABOVE_CHANCE, n, 1 / classes))
+
+
+def order_features(n: int) -> NDArray[np.float64]:
+    """A place in the store, and its remainders: classes in turn would show in one of them."""
+    place = np.arange(n)
+    return np.stack([place, *(place % k for k in (2, 3, 4, 5, 8, 16, 64))], axis=1).astype(float)
+
+
+def background(volume: NDArray[np.floating]) -> NDArray[np.float64]:
+    """What there is beside the cell and its shadow: level, spread, neighbours' correlation and extremes, and of its corners."""
+    delta = volume.astype(np.float64)
+    shadow = ndimage.binary_dilation((delta > 0.006).any(axis=0), iterations=8)
+    beside = delta[:, ~shadow]
+    edges = (slice(0, 6), slice(-6, None))
+    corners = np.concatenate([delta[:6, y, x].ravel() for y in edges for x in edges])
+    along = np.corrcoef(beside[:-1].ravel(), beside[1:].ravel())[0, 1]
+    return np.array([beside.mean(), beside.std(), np.median(beside), *np.quantile(beside, (0.01, 0.99)), along,
+                     corners.mean(), corners.std(), (beside == 0).mean()])  # fmt: skip
+
+
+def test_the_place_and_the_donor_say_nothing_of_the_class(tmp_path: Path) -> None:
+    data = sets.load(four_set(tmp_path / "four.zarr", cells=240))
+    assert at_chance(hits(order_features(240), data.label), 240, len(FOUR))
+    assert at_chance(hits(data.donor[:, None].astype(float), data.label), 240, len(FOUR))
+    assert confounding(data.label, data.donor) < 0.1
+
+
+def test_the_judge_of_leaks_finds_one() -> None:
+    """Classes in turn, as sets of version 1 had them, are found by their place."""
+    assert not at_chance(hits(order_features(240), np.arange(240) % 4), 240, 4)
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory) -> sets.TrainingSet:
+    """Simulated cells whose label has nothing to do with the phantom."""
+    path = tmp_path_factory.mktemp("blind") / "cells.zarr"
+    make_dataset(path, CELLS, donors=8, seed=11, workers=2, source=blind_source)
+    return sets.load(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["background", "six", "place", "donor", "pictures"])
+def test_of_blindly_labelled_phantoms_nothing_tells_the_label(blind: sets.TrainingSet, what: str) -> None:
+    """Noise, optics, order, donors: whatever the pipeline adds to a phantom is the same for every class."""
+    assert blind.phase is not None
+    features = {
+        "background": lambda: np.nan_to_num(np.stack([background(volume) for volume in blind.ri_delta])),
+        "six": lambda: blind.morphology,
+        "place": lambda: order_features(CELLS),
+        "donor": lambda: blind.donor[:, None].astype(float),
+        "pictures": lambda: blind.phase[:, ::8, ::8].reshape(CELLS, -1),  # type: ignore[index]  # asserted above
+    }[what]()
+    right = hits(features, blind.label)
+    assert at_chance(right, CELLS, 4), f"{right} of {CELLS} by {what}"
+
+
+@pytest.mark.slow
+def test_the_background_of_honest_cells_adds_nothing_to_the_six_parameters(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "cells.zarr", CELLS, donors=8, seed=11, workers=2)
+    data = sets.load(tmp_path / "cells.zarr")
+    beside = np.nan_to_num(np.stack([background(volume) for volume in data.ri_delta]))
+    with_it, without = (guesses(f, data.label) == data.label for f in (np.hstack([data.morphology, beside]), data.morphology))
+    found = compare(with_it, without)
+    assert found.only_a <= found.only_b or found.p_value > 1 - ABOVE_CHANCE, found.sentence()

@@ -1,0 +1,118 @@
+"""The judge's report and the comparison of two models, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from helpers_training import four_set
+from PIL import Image
+from scipy.stats import binomtest
+
+from wbcd.classification import Classifier, load_bundle
+from wbcd.cli import cli
+from wbcd.errors import BadValue
+from wbcd.training import dataset as sets
+from wbcd.training import train
+from wbcd.training.calibration import expected_calibration_error
+from wbcd.training.evaluation import probabilities_of
+from wbcd.training.judge import compare_models, judge_models
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return four_set(tmp_path_factory.mktemp("set") / "four.zarr")
+
+
+@pytest.fixture(scope="module")
+def models(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two seeds of the four classes, and one of the lineages."""
+    folder = tmp_path_factory.mktemp("models")
+    made = [
+        train(store, folder / f"four-{seed}", width=3, epochs=2, seed=seed, device="cpu", name="four").bundle for seed in (0, 1)
+    ]
+    return [*made, train(store, folder / "two", width=3, epochs=2, device="cpu", task="two", name="two").bundle]
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(w) for w in words])
+
+
+def test_the_report_of_two_seeds(store: Path, models: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    result = run("evaluate", models[0], store, "--also", models[1], "--split", "test_donor", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "over 2 models" in result.output
+    facts = json.loads((out / "report.json").read_text())
+    accuracies = [m["accuracy"] for m in facts["models"]]
+    assert facts["summary"]["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+    assert facts["summary"]["accuracy"]["sd"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert facts["simulated"] is True
+    assert sum(row["n"] for row in facts["per_donor"]) == facts["data"]["cells"]
+    page = (out / "report.md").read_text()
+    assert "simulated" in page
+    assert facts["data"]["hash"] in page
+    for name in ("overview.png", "failures.png"):
+        with Image.open(out / name) as picture:
+            assert picture.size[0] > 300
+            assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_calibration_before_scaling_is_that_of_the_bare_logits(store: Path, models: list[Path]) -> None:
+    facts = judge_models([models[0]], store, device="cpu").facts
+    data, bundle = sets.load(store), load_bundle(models[0])
+    cells = data.indices("test")
+    scaled = probabilities_of(Classifier(bundle, "cpu"), data.ri_delta, cells)
+    powers = scaled**bundle.model.temperature
+    bare = powers / powers.sum(axis=1, keepdims=True)
+    assert facts["calibration"]["ece_before"] == pytest.approx(expected_calibration_error(bare, data.label[cells]), abs=1e-9)
+    assert facts["calibration"]["ece_after"] == pytest.approx(expected_calibration_error(scaled, data.label[cells]), abs=1e-9)
+
+
+def test_the_four_are_summed_to_the_two(store: Path, models: list[Path]) -> None:
+    facts = judge_models([models[0]], store, device="cpu").facts
+    data, bundle = sets.load(store), load_bundle(models[0])
+    cells = data.indices("test")
+    scaled = probabilities_of(Classifier(bundle, "cpu"), data.ri_delta, cells)
+    right = (scaled[:, 2:].sum(1) > 0.5) == (data.label[cells] >= 2)
+    assert facts["summed_to_lineages"]["accuracy"]["mean"] == pytest.approx(right.mean())
+
+
+def test_two_models_are_compared_on_the_same_cells(store: Path, models: list[Path]) -> None:
+    result = run("model", "compare", models[0], models[1], store, "--json", "--split", "train")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    data = sets.load(store)
+    cells = data.indices("train")
+    right = [
+        probabilities_of(Classifier(load_bundle(m), "cpu"), data.ri_delta, cells).argmax(1) == data.label[cells]
+        for m in models[:2]
+    ]
+    only = [int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())]
+    assert [found["only_a"], found["only_b"]] == only
+    expected = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
+    assert found["p_value"] == pytest.approx(expected)
+
+
+def test_a_model_of_types_is_compared_with_one_of_lineages(store: Path, models: list[Path]) -> None:
+    found, what = compare_models(models[0], models[2], store, device="cpu")
+    assert what == "lymphoid and myeloid"
+    assert found.n == len(sets.load(store).indices("test"))
+    assert found.correct_a / found.n == pytest.approx(
+        judge_models([models[0]], store, device="cpu").facts["summed_to_lineages"]["accuracy"]["mean"]
+    )
+
+
+def test_what_cannot_be_put_side_by_side_is_refused(store: Path, models: list[Path]) -> None:
+    with pytest.raises(BadValue, match="classes"):
+        judge_models([models[0], models[2]], store, device="cpu")
+    with pytest.raises(BadValue, match="no model"):
+        judge_models([], store)
+
+
+def test_cells_that_trained_the_model_are_no_held_out_figure(store: Path, models: list[Path]) -> None:
+    result = run("evaluate", models[0], store, "--split", "train")
+    assert "no held-out figure" in result.output

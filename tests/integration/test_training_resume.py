@@ -1,0 +1,146 @@
+"""A training killed by SIGKILL at any moment goes on to the same weights, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_training import four_set, toy_set
+from safetensors.torch import load_file
+
+from wbcd.classification import load_bundle
+from wbcd.errors import BadValue
+from wbcd.training import dataset as sets
+from wbcd.training import fit, train
+from wbcd.training.fit import PRESETS, Step, Training
+
+RUN = """
+import sys, torch
+torch.set_num_threads(1)
+from wbcd.training import fit, train
+fit.CHECKPOINT_S = 0.0
+if __name__ == "__main__":
+    train(sys.argv[1], sys.argv[2], width=2, epochs=3, device="cpu")
+"""
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 240.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not so within {limit_s} s")
+        threading.Event().wait(0.01)
+
+
+def at(folder: Path) -> tuple[int, int]:
+    """(epoch, step) of the last checkpoint."""
+    try:
+        found = json.loads((folder / "checkpoint.json").read_text())
+    except FileNotFoundError:
+        return (0, 0)
+    return int(found["epoch"]), int(found["step"])
+
+
+def same_weights(one: Path, two: Path) -> None:
+    first, second = (load_file(folder / "bundle" / "model.safetensors") for folder in (one, two))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=0)
+
+
+def test_sigkill_in_mid_epoch_and_after_it(tmp_path: Path) -> None:
+    """Two kills of a real process, the second in another epoch; then to the end, in this process."""
+    store = toy_set(tmp_path / "toy.zarr")
+    torch.set_num_threads(1)
+    whole = train(store, tmp_path / "whole", width=2, epochs=3, device="cpu")
+    script, folder = tmp_path / "run.py", tmp_path / "killed"
+    script.write_text(RUN)
+    for wanted in ((0, 2), (1, 3)):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen([sys.executable, str(script), str(store), str(folder)], env=environment) as process:
+            wait_until(lambda wanted=wanted: at(folder) >= wanted or process.poll() is not None)  # type: ignore[misc]
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert wanted <= at(folder) < (3, 0)
+    resumed = train(store, folder, width=2, epochs=3, device="cpu")
+    assert resumed.model_id == whole.model_id
+    same_weights(tmp_path / "whole", folder)
+    assert [h.train_loss for h in resumed.history] == [h.train_loss for h in whole.history]
+    assert [h.train_accuracy for h in resumed.history] == [h.train_accuracy for h in whole.history]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_averaged_weights_and_mixup_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(fit, "PRESETS", {"modern": replace(PRESETS["modern"], mixup=0.2, average=0.9)})
+    store = toy_set(tmp_path / "toy.zarr")
+    train(store, tmp_path / "whole", width=2, epochs=2, device="cpu")
+
+    def stop(step: Step) -> None:
+        if (step.epoch, step.step) == (2, 3):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(store, tmp_path / "cut", width=2, epochs=2, device="cpu", on_step=stop)
+    assert at(tmp_path / "cut") == (1, 2)
+    seen: list[Step] = []
+    train(store, tmp_path / "cut", width=2, epochs=2, device="cpu", on_step=seen.append)
+    assert (seen[0].epoch, seen[0].step) == (2, 3)
+    same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_the_average_lags_behind_and_is_what_is_kept(tmp_path: Path) -> None:
+    data = sets.load(toy_set(tmp_path / "toy.zarr"))
+    run = Training(data, tmp_path / "run", replace(PRESETS["modern"], average=0.9), epochs=1, width=2, device="cpu")
+    first = {n: p.detach().clone() for n, p in run.network.named_parameters()}
+    run.fit()
+    for name, parameter in run.network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), run.average[name])
+    moved = [(run.average[n] - p).norm() for n, p in first.items() if p.ndim > 1]
+    assert all(float(m) > 0 for m in moved)
+
+
+def test_two_classes_by_a_network_of_their_own(tmp_path: Path) -> None:
+    store = four_set(tmp_path / "four.zarr", cells=96)
+    report = train(store, tmp_path / "two", width=2, epochs=1, device="cpu", task="two", split_by="donor", board=True)
+    assert load_bundle(report.bundle).classes == ("lymphoid", "myeloid")
+    training = load_bundle(report.bundle).card["wbcd"]["training"]
+    assert (training["task"], training["split_by"]) == ("two", "donor")
+    assert set(report.evaluations) == {"test"}
+    assert list((tmp_path / "two" / "tensorboard").glob("events.*"))
+    four = sets.load(store)
+    two = four.as_lineages()
+    for scheme in sets.SCHEMES:
+        assert (two.split(scheme) == four.split(scheme)).all()
+
+
+def test_a_confounded_set_is_warned_of_in_the_report_and_on_the_card(tmp_path: Path) -> None:
+    from helpers_classification import CLASSES, SPEC
+    from helpers_training import toy_source
+
+    from wbcd.training import make_dataset
+
+    store = tmp_path / "c.zarr"
+    make_dataset(store, 96, donors=1, workers=1, spec=SPEC, classes=CLASSES, source=toy_source)
+    report = train(store, tmp_path / "run", width=2, epochs=1, device="cpu")
+    assert "one donor" in report.warnings[0]
+    assert "one donor" in (report.bundle / "README.md").read_text()
+
+
+@pytest.mark.parametrize("bad", [{"task": "three"}, {"split_by": "moon"}, {"precision": "bfloat16"}, {"patience": -1}])
+def test_senseless_arguments_are_refused_before_any_work(tmp_path: Path, bad: dict[str, object]) -> None:
+    store = toy_set(tmp_path / "toy.zarr", cells=24)
+    with pytest.raises(BadValue):
+        train(store, tmp_path / "run", **{"width": 2, "epochs": 1, "device": "cpu", **bad})  # type: ignore[arg-type]
