@@ -84,8 +84,7 @@ class Classifier:
         while len(out) < len(cells):
             batch = cells[len(out) : len(out) + self.batch_size]
             media = [medium_ri(cell) for cell in batch]
-            deltas = np.stack([delta_from(cell, self.bundle.input, m) for cell, m in zip(batch, media, strict=True)])
-            found = self.outputs(torch.from_numpy(deltas))
+            found = self.outputs_of_cells(batch, media)
             probabilities = self._tempered(found)
             flags = self._flags(batch, media, probabilities, found.early.numpy())
             rows = zip(probabilities, found.features.numpy(), flags, strict=True)
@@ -98,6 +97,12 @@ class Classifier:
         """Of n - n_m at the bundle's pitch, float [n, z, y, x]: probabilities [n, classes] and features [n, f]."""
         found = self.outputs(deltas)
         return self._tempered(found), found.features.numpy()
+
+    def outputs_of_cells(self, cells: Sequence[Cell], media: Sequence[float] | None = None) -> Output:
+        """Logits and pooled features of cells; ``media``: the RI around each, estimated when not given."""
+        media = [medium_ri(cell) for cell in cells] if media is None else media
+        deltas = np.stack([delta_from(cell, self.bundle.input, m) for cell, m in zip(cells, media, strict=True)])
+        return self.outputs(torch.from_numpy(deltas))
 
     def outputs(self, deltas: Tensor) -> Output:
         """Of n - n_m at the bundle's pitch, float [n, z, y, x]: logits and pooled features, batch by batch."""

@@ -71,8 +71,9 @@ def calibrate(
 
     ``held_out_path``: a set of other donors, all of whose cells take the validation cells' place. The weights that a training
     keeps are those that did best on the validation cells, so thresholds from these promise a little too much (measured:
-    88.8 % where 90 % is stated); cells of other donors keep the promise. ``instrument``: the ranges of the instruments behind the set, None to keep what the card says. Raises BundleInvalid
-    when the set was not prepared for the model, BadValue where its cells are too few for what is asked.
+    88.8 % where 90 % is stated); cells of other donors keep the promise. ``instrument``: the ranges of the instruments behind
+    the set, None to keep what the card says. Raises BundleInvalid when a set was not prepared for the model, BadValue
+    where its cells are too few for what is asked.
     """
     bundle, data = load_bundle(bundle_path), sets.load(Path(dataset_path))
     sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
