@@ -15,7 +15,8 @@ import pytest
 from helpers_acquisition import holograms, load, ri_volume, tcf_file, wbcd_file
 
 from wbcd import errors
-from wbcd.acquisition import IsolatedReader, IsolationLimits, ReadDefaults, identify, wire
+from wbcd.acquisition import IsolatedReader, IsolationLimits, ReadDefaults, identify, isolate, wire
+from wbcd.acquisition.child import cpu_for
 from wbcd.acquisition.isolate import _environment
 from wbcd.errors import BadField, InputError, ReaderDied, TooLarge, Truncated
 from wbcd.records import HologramStack, RiSeries
@@ -152,6 +153,28 @@ def test_cpu_is_bounded():
     program = "from wbcd.acquisition.child import allow_cpu; allow_cpu(0.0)\nwhile True: pass"
     done = subprocess.run([sys.executable, "-c", program], env=_environment(), check=False, timeout=60)
     assert done.returncode == -signal.SIGXCPU
+
+
+def test_a_small_file_has_seconds_and_a_large_one_minutes():
+    assert cpu_for(1000, 120.0) == pytest.approx(20.0, abs=0.01)
+    assert cpu_for(13_000_000, 120.0) < 30.0
+    assert cpu_for(370_000_000, 120.0) > 100.0
+    assert cpu_for(10**12, 120.0) == 120.0
+    assert cpu_for(10**12, 5.0) == 5.0
+
+
+def test_an_endless_loop_is_ended_by_its_cpu_time(tmp_path, monkeypatch):
+    loop = "def read(*a, **k):\n    while True: pass\n"
+    endless = f"import sys, wbcd.acquisition.child as c\n{loop}c.read = read\nsys.exit(c.main(sys.argv[1:]))"
+    monkeypatch.setattr(isolate, "_PROGRAM", ("-c", endless))
+    with IsolatedReader(IsolationLimits(cpu_s=1.0)) as reader, pytest.raises(ReaderDied, match=r"SIGXCPU.*a\.h5"):
+        reader.read(identify(wbcd_file(tmp_path / "a.h5")))
+
+
+def test_the_kernel_takes_the_reader_first(tmp_path):
+    with IsolatedReader() as reader:
+        reader.start()
+        assert Path(f"/proc/{reader._child.pid}/oom_score_adj").read_text().strip() == "1000"
 
 
 def test_asking_for_another_file_ends_the_series(tmp_path, reader):

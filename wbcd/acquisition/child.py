@@ -11,6 +11,7 @@ import resource
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import wbcd
@@ -21,6 +22,9 @@ from wbcd.acquisition.source import Held
 from wbcd.errors import CorruptContent, InputError, TooLarge
 from wbcd.records import HologramStack, Tomogram
 
+LEAST_CPU_S, BYTES_A_CPU_SECOND = 20.0, 4e6
+"""A whole field of 370 MB takes about 5 s; a slow machine has a fifth of this one's speed."""
+
 
 class Reader:
     """One request at a time; keeps the series of the last file, and its descriptors, for the next volume."""
@@ -29,6 +33,7 @@ class Reader:
         self._channel = channel
         self._cpu_s = cpu_s
         self._guards = guards
+        self._allowed_s = cpu_s
         self._settled = False
         self._held: tuple[int, ...] = ()
         self._volumes: Iterator[Tomogram] = iter(())
@@ -36,11 +41,17 @@ class Reader:
     def serve(self) -> None:
         """Answer until the other side closes."""
         while (packet := wire.receive_request(self._channel)) is not None:
-            allow_cpu(self._cpu_s)
+            allow_cpu(self._seconds_for(packet[0]))
             error = self._tried(*packet)
             if error is not None:
                 self._volumes = iter(())
                 wire.send(self._channel, wire.pack_error(error))
+
+    def _seconds_for(self, request: wire.Message) -> float:
+        """For one request; a volume has as long as its file had."""
+        if request["ask"] == "read":
+            self._allowed_s = cpu_for(int(request["acquisition"]["size_bytes"]), self._cpu_s)
+        return self._allowed_s
 
     def _tried(self, request: wire.Message, handles: tuple[int, ...]) -> InputError | None:
         try:
@@ -115,6 +126,17 @@ class Reader:
             wire.send(self._channel, {"answer": "volume", "head": head}, arrays)
 
 
+def cpu_for(size_bytes: int, limit_s: float) -> float:
+    """CPU seconds for a file of that size: no small one may keep the reader busy for long, whatever loop it finds in HDF5."""
+    return min(limit_s, LEAST_CPU_S + size_bytes / BYTES_A_CPU_SECOND)
+
+
+def be_killed_first() -> None:
+    """When memory runs out, the kernel shall take the reader, not the daemon."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def allow_cpu(seconds: float) -> None:
     """Set the soft CPU limit to ``seconds`` from now: the limit is counted for each request, not for the process's life."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -139,6 +161,7 @@ def confine(limits: Mapping[str, float]) -> None:
 def main(arguments: list[str]) -> int:
     """Entry point; the exit status is only for the log."""
     descriptor, limits = int(arguments[0]), json.loads(arguments[1])
+    be_killed_first()
     confine(limits)
     guards = [sandbox.SECCOMP] if sandbox.deny_system_calls() else []
     with socket.socket(fileno=descriptor) as channel:

@@ -58,7 +58,9 @@ def process(
         config = with_setting(config, "watch", dir=paths[0])
     files = candidates(paths)
     if not files:
-        raise click.UsageError(f"no acquisition (*.h5, *.hdf5, *.tcf, *.zarr, *_sp.tif, *_Tomog.mat) in {', '.join(map(str, paths))}")
+        raise click.UsageError(
+            f"no acquisition (*.h5, *.hdf5, *.tcf, *.zarr, *_sp.tif, *_Tomog.mat) in {', '.join(map(str, paths))}"
+        )
     with Bar("processing", len(files), shown=not as_json) as bar:
         for made in outcomes(config, files):
             echo(to_json(made) if as_json else _line(made))
