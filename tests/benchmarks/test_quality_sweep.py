@@ -29,7 +29,9 @@ from helpers_quality import GOOD, RIGHT_REASONS, SCALES, Trial, examined, tried
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from wbcd.morphology import find_cells, measure
 from wbcd.recipe import Recipe
+from wbcd.reconstruction import reconstruct, retrieve_fields
 from wbcd.records import Tomogram
 from wbcd.simulation.cells import CLASSES, canonical_shape, render, sample_phantom
 from wbcd.simulation.defects import Defect
@@ -117,6 +119,30 @@ def spoilt(tomogram: Tomogram, voxels: float, rng: np.random.Generator) -> Tomog
     at = rng.choice(ri.size, round(voxels), replace=False)
     ri.reshape(-1)[at] = rng.choice([np.nan, -6.9e37, 0.0, 9.9], len(at))
     return replace(tomogram, ri=ri)
+
+
+PROTECTED: Mapping[str, tuple[float, ...]] = {
+    "motion": (0.7, 1.5),
+    "coherent_noise": (0.15, 0.3),
+    "low_contrast": (0.06, 0.12, 0.25),
+    "saturation": (1.9, 2.6),
+    "defocus": (6.0, 9.0),
+    "lost_frames": (0.2, 0.4),
+    "repeated_frames": (0.1, 0.4),
+}
+"""Strengths at and beyond the recipe's limits, where the harm is asked for all the same."""
+
+
+def unjudged(kind: str, base: int, strength: float) -> dict[str, float]:
+    """What would have been measured had nobody judged: values of the largest cell, {} where none is found."""
+    rng = np.random.default_rng([SEED, base, *kind.encode()])
+    recipe = Recipe()
+    tomograms = reconstruct(retrieve_fields(acquisition(kind, base, strength, rng), recipe), recipe)
+    found = [measure(cell, recipe) for tomogram in tomograms for cell in find_cells(tomogram, recipe)]
+    if not found:
+        return {}
+    largest = max(found, key=lambda morphology: morphology.volume_fl)
+    return {name: getattr(largest, name) for name in ("volume_fl", "dry_mass_pg", "mean_ri")}
 
 
 # --- all of them -----------------------------------------------------------------------------------
@@ -340,3 +366,18 @@ def test_each_defect_is_swept_from_harmless_to_gross() -> None:
     for row in table[1:]:
         if row["kind"] not in ("debris", "empty"):
             assert row["bias"]["dry_mass_pg"] <= MASS_BAR, row
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", PROTECTED)
+def test_what_the_limits_protect_from(kind: str) -> None:
+    """Printed only: the harm beyond a limit says whether the limit stands where it should."""
+    base = 1
+    plain = unjudged(GOOD, base, 0.0)
+    for strength in PROTECTED[kind]:
+        values = unjudged(kind, base, strength)
+        bias = {name: 100 * (values[name] / plain[name] - 1) for name in ("volume_fl", "dry_mass_pg")} if values else {}
+        said = ", ".join(f"{name} {value:+.1f} %" for name, value in bias.items()) or "no cell found"
+        print(f"{kind} {strength:g} {SCALES[kind].unit}: {said}")
+    assert plain
