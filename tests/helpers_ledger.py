@@ -13,9 +13,8 @@ from helpers_zygote import Zygote
 
 from wbcd.store.volumes import SUFFIX, TEMPORARY, read_tomogram
 
-# A batch of another size may change the last digits of a probability; everything else is compared to the last bit.
 OUTCOMES = """
-SELECT a.path, a.content_id, r.outcome, r.reason, c.number, c.volume_fl, c.dry_mass_pg, p.label, ROUND(p.probability, 6)
+SELECT a.path, a.content_id, r.outcome, r.reason, c.number, c.volume_fl, c.dry_mass_pg, p.label, p.probability
 FROM run r JOIN acquisition a ON a.id = r.acquisition_id
 LEFT JOIN cell c ON c.run_id = r.id LEFT JOIN prediction p ON p.cell_id = c.id
 ORDER BY a.content_id, c.number
@@ -36,9 +35,32 @@ def outcome_table(folder: Path) -> list[tuple[Any, ...]]:
     return [(Path(row[0]).name, *row[1:]) for row in rows(folder, OUTCOMES)]
 
 
+SAME_PROBABILITY = 1e-5
+"""A batch of another size may change the last digits; a rounded value could then fall on either side of a step."""
+
+
 def differences(found: list[tuple[Any, ...]], expected: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Rows of one table that the other lacks."""
-    return sorted(set(found) ^ set(expected), key=str) + [("rows", len(found))] * (len(found) != len(expected))
+    """Rows of one table that the other lacks, or holds more often; to the last bit, but for the probability at their end."""
+    wrong: list[tuple[Any, ...]] = []
+    keys = {row[:-1] for row in (*found, *expected)}
+    ours, theirs = _probabilities(found), _probabilities(expected)
+    for key in sorted(keys, key=str):
+        here, there = ours.get(key, []), theirs.get(key, [])
+        if len(here) != len(there):
+            wrong.append((*key, f"{len(here)} times, not {len(there)}"))
+        wrong += [(*key, f"probability {a}, not {b}") for a, b in zip(here, there, strict=False) if not _alike(a, b)]
+    return wrong
+
+
+def _probabilities(table: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], list[float | None]]:
+    found: dict[tuple[Any, ...], list[float | None]] = {}
+    for row in table:
+        found.setdefault(row[:-1], []).append(row[-1])
+    return found
+
+
+def _alike(a: float | None, b: float | None) -> bool:
+    return a is b if a is None or b is None else abs(a - b) <= SAME_PROBABILITY
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@ twice, and the daemon that began is the daemon that ends."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from helpers_ledger import Whole, make_whole
+from helpers_ledger import Whole, differences, make_whole
 from helpers_postgres import OwnServer
 from helpers_proxy import Cutter, Moment
 from helpers_spheres import cheap_settings
@@ -21,8 +20,7 @@ from wbcd.report.counts import read_status
 
 ACQUISITIONS = 20
 OUTCOMES = """
-SELECT a.path, a.content_id, r.outcome, r.reason, c.number, c.volume_fl, c.dry_mass_pg, p.label,
-       ROUND(p.probability::numeric, 6)::double precision
+SELECT a.path, a.content_id, r.outcome, r.reason, c.number, c.volume_fl, c.dry_mass_pg, p.label, p.probability
 FROM run r JOIN acquisition a ON a.id = r.acquisition_id
 LEFT JOIN cell c ON c.run_id = r.id LEFT JOIN prediction p ON p.cell_id = c.id
 """
@@ -49,7 +47,7 @@ def ask(server: OwnServer, query: str, database: str = "postgres") -> list[tuple
 def expect_whole(server: OwnServer, whole: Whole, database: str) -> None:
     """Row by row as in the undisturbed run, each once, nothing left begun."""
     found = [(Path(row[0]).name, *row[1:]) for row in ask(server, OUTCOMES, database)]
-    assert Counter(found) == Counter(whole.table)
+    assert differences(found, whole.table) == []
     assert ask(server, "SELECT COUNT(*) FROM acquisition WHERE tries > 0", database) == [(0,)]
 
 
