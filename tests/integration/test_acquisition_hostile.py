@@ -18,6 +18,7 @@ from helpers_acquisition import edit, holograms, load, ri_volume, tcf_file, wbcd
 from helpers_fuzz import _without_protection
 
 from wbcd.acquisition import IsolatedReader, identify
+from wbcd.acquisition.seal import seal_of
 from wbcd.errors import BadField, CorruptContent, Forbidden, Incomplete, InputError, NotARegularFile, TooLarge
 from wbcd.records import RiSeries
 from wbcd.simulation.files import write_ome_zarr_ri
@@ -285,6 +286,17 @@ def test_what_was_changed_after_the_seal_is_refused(reader: IsolatedReader, tmp_
     refused = refusal(reader, path)
     assert isinstance(refused, CorruptContent)
     assert "seal" in refused.message
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("<f4", "u1"), (">f8", ">u2")])
+def test_a_seal_holds_for_every_type_that_is_read(tmp_path: Path, kind: str, frames: str) -> None:
+    path = wbcd_file(tmp_path / "a.h5")
+    values, directions = holograms().holograms.astype(frames), np.full((4, 2), 0.25, kind)
+    with h5py.File(path, "r+") as file:
+        del file["holograms"]
+        file["holograms"], file["illumination"] = values, directions
+        file.attrs["seal"] = seal_of(dict(file.attrs), {"holograms": values, "illumination": directions})
+    assert load(path)[0].unprotected == ()
 
 
 def test_what_a_file_does_not_protect_is_told(tmp_path: Path) -> None:

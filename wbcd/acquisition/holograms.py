@@ -69,8 +69,10 @@ def _demand_seal(root: Node, stack: HologramStack) -> bool:
     seal = root.text(SEAL)
     if seal is None:
         return False
-    arrays = {"holograms": stack.holograms, "reference": stack.reference, "illumination": stack.illumination_rad_um}
+    arrays: dict[str, NDArray[Any] | None] = {"holograms": stack.holograms, "reference": stack.reference}
     inside = {name: values for name, values in arrays.items() if values is not None and root.has(name)}
+    if root.has("illumination"):  # as stored: the stack holds it as float64 whatever it was
+        inside["illumination"] = root.child("illumination").group[()]
     _demand_same_seal(root, seal, inside)
     return True
 
