@@ -136,7 +136,8 @@ class Soak:
     def meddle(self) -> None:
         """With files that are counted: copy, rename, touch, rewrite one each; remove the oldest when there are many."""
         done = self.done()
-        counted = [path for path in done if path.endswith(".TCF") and Path(path).is_file()]
+        files = (path for path in done if path.endswith(".TCF") and not Path(path).is_symlink())
+        counted = [path for path in files if Path(path).is_file()]  # what is no file has no content to be copied
         acts = [self.feeder.copy, self.feeder.rename, self.feeder.touch, self.feeder.rewrite]
         if len(counted) > 20:
             for act, path in zip(acts, self.chance.sample(counted, 4), strict=True):
