@@ -298,10 +298,10 @@ def auc(some: Sequence[Trial], good: Sequence[Trial], kind: str) -> float:
 
 
 def markdown(table: Sequence[Mapping[str, Any]]) -> str:
-    first = table[0]
+    first, spread = table[0], table[0]["bias"]
     lines = [
         f"{first['n']} good acquisitions: {100 * first['refused']:.1f} % refused; repeated measurements of one cell "
-        f"differ by at most {100 * first['bias']['volume_fl']:.2f} % (volume), {100 * first['bias']['dry_mass_pg']:.2f} % (mass).",
+        f"differ by at most {100 * spread['volume_fl']:.2f} % (volume), {100 * spread['dry_mass_pg']:.2f} % (mass).",
         "",
         "| kind | n | refused | 2 % false rejection: limit at, detected | AUC | for the right reason |"
         " > 98 % refused from (recipe) | (at 2 %) | undetected: volume, mass, RI, at most |",
