@@ -211,7 +211,7 @@ class MemoryLedger:
         """What was begun and has no outcome, with the path that holds it."""
         self._touch()
         begun = {content_id: name for (name, *_), content_id in self.paths.items() if content_id in self.tries}
-        return [SimpleNamespace(path=name, content_id=content_id) for content_id, name in begun.items()]
+        return [SimpleNamespace(path=name, content_id=key, tries=self.tries[key]) for key, name in begun.items()]
 
     def gone(self, path: Path) -> None:
         """Forget a path, and the tries of content that no other path holds."""

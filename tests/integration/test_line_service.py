@@ -258,6 +258,22 @@ def test_beyond_the_limit_of_tries_a_trial_decides(tmp_path: Path, ended: str | 
         assert "SIGSEGV" in outcome.error.message
 
 
+def test_what_awaits_a_trial_lets_the_others_go_first(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, trial=lambda path: None)
+    for number in range(5):
+        path = rig.drop(f"{number}.h5", f"1 cell of {number}")
+        os.utime(path, (1_700_000_000 + number, 1_700_000_000 + number))
+    suspect = identify(rig.incoming / "0.h5")  # the oldest: it would come first
+    rig.ledger.sighted(suspect.path, suspect.size_bytes, suspect.mtime_ns, suspect.content_id)
+    for _ in range(3):
+        rig.ledger.begin(suspect)
+    rig.ledger._thread = None
+    with rig.running():
+        rig.log.wait_for("outcome", 5)
+    assert [Path(event["path"]).name for event in rig.log.of("outcome")] == ["1.h5", "2.h5", "3.h5", "4.h5", "0.h5"]
+    assert rig.log.of("trial")[0]["tries"] == 4  # postponing is no try
+
+
 def test_what_was_begun_before_is_worked_on_alone(tmp_path: Path) -> None:
     together: list[int] = []
     rig: Rig

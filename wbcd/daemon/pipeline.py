@@ -34,6 +34,7 @@ from wbcd.records import Acquisition, MeasuredCell, Outcome, Payload, SetAside
 
 STAGE_SUSPECTED_AFTER = 3
 DUPLICATE_IN_HAND_RETRY_S = 1.0
+SUSPECT_RETRY_S = 1.0
 
 
 class Log(Protocol):
@@ -158,6 +159,7 @@ class Pipeline:
         self._crew = Crew()
         self._failures = FailureWatch()
         self._in_hand = InHand()
+        self._suspects: set[str] | None = None
         self._drift = DriftWatch()
         self._later: list[tuple[float, Path]] = []
         self._later_lock = threading.Lock()
@@ -355,9 +357,24 @@ class Pipeline:
             if str(stored.path) != str(path):  # else it is the very file: forgotten while its folder was away, or touched
                 self._note_duplicate(acquisition)
             return None
+        if self._postponed(acquisition):
+            return None
         tries = self._desk.ask(lambda ledger: ledger.begin(acquisition))
         self._faults.passing("after_begin")
         return Job(acquisition, tries, Timing(beat=self._beat))
+
+    def _postponed(self, acquisition: Acquisition) -> bool:
+        """Once a start, what awaits a trial lets everything else go first: trials take long, and a process that is ended
+        again and again before one is over would never come to the next file."""
+        if self._suspects is None:
+            most = self._config.limits.max_tries
+            begun = self._desk.ask(lambda ledger: ledger.unfinished())
+            self._suspects = {one.content_id for one in begun if one.tries >= most}
+        if acquisition.content_id not in self._suspects:
+            return False
+        self._suspects.remove(acquisition.content_id)
+        self._look_again(acquisition.path, SUSPECT_RETRY_S)
+        return True
 
     def _identified(self, path: Path) -> Acquisition | None:
         found = self._stages.look(path)
