@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers_ledger import whole  # noqa: F401 - a fixture
 from helpers_pgsecure import secure_server  # noqa: F401 - a fixture
 from helpers_postgres import own_postgres, postgres_server, postgres_url  # noqa: F401 - fixtures
 from helpers_store import any_ledger, any_url, postgres_cleaned, sqlite_ledger, sqlite_template  # noqa: F401 - fixtures

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from helpers_spheres import cheap_settings, tiny_bundle, write_run
 from helpers_zygote import Zygote
 
@@ -86,6 +87,12 @@ def make_whole(folder: Path, zygote: Zygote, count: int) -> Whole:
     assert len({row[1] for row in table}) == count
     assert {row[2] for row in table} == {"measured", "rejected", "set_aside"}
     return Whole(folder / "incoming", bundle, table, count, seconds)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Whole:
+    """Twenty acquisitions and what SQLite holds after an undisturbed run."""
+    return make_whole(tmp_path_factory.mktemp("whole"), zygote, 20)
 
 
 def check_against(whole: Whole, folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_ledger import Whole, differences, make_whole, outcome_table, rows
+from helpers_ledger import Whole, differences, outcome_table, rows
 from helpers_spheres import cheap_settings
 from helpers_zygote import Daemon, Zygote, may_mount, wait_until
 
@@ -23,11 +23,6 @@ from wbcd.store.volumes import SUFFIX, TEMPORARY
 
 pytestmark = pytest.mark.skipif(not may_mount(), reason="this machine allows no mounts of one's own (unshare -m)")
 ACQUISITIONS = 20
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Whole:
-    return make_whole(tmp_path_factory.mktemp("whole"), zygote, ACQUISITIONS)
 
 
 class Disk:

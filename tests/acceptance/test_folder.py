@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers_faults import without_rights_over_files
-from helpers_ledger import Whole, differences, make_whole, outcome_table, rows
+from helpers_ledger import Whole, differences, outcome_table, rows
 from helpers_spheres import cheap_settings, sphere, tiny_bundle, write_run
 from helpers_zygote import Zygote, may_mount, wait_until
 
@@ -21,11 +21,6 @@ from wbcd.simulation.files import write_tcf
 
 ACQUISITIONS = 20
 IN_ALL_EVENTS, IN_Q_OVERFLOW = 0xFFF, 0x4000
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Whole:
-    return make_whole(tmp_path_factory.mktemp("whole"), zygote, ACQUISITIONS)
 
 
 def outcomes(folder: Path) -> int:

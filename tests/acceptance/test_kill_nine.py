@@ -23,7 +23,7 @@ from helpers_zygote import Zygote
 from wbcd.daemon.faults import POINTS
 from wbcd.daemon.state import read_state
 
-ACQUISITIONS = 40
+ACQUISITIONS = 30
 RANDOM_KILLS = 16
 
 # Inside the rooms below the line: between the statements of a transaction, around the rename of a volume.

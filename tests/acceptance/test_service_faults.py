@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers_faults import FORWARD, clock_shifted_by, hang_in, raise_in, too_many_cells_at_once
-from helpers_ledger import Whole, check_against, make_whole, rows
+from helpers_ledger import Whole, check_against, rows
 from helpers_manager import Manager, restarts, unit
 from helpers_spheres import cheap_settings
 from helpers_zygote import Zygote, wait_until
@@ -20,11 +20,6 @@ from wbcd.cli.common import EXIT_CONFIG, EXIT_IO
 from wbcd.daemon.state import read_state
 
 ACQUISITIONS = 20
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Whole:
-    return make_whole(tmp_path_factory.mktemp("whole"), zygote, ACQUISITIONS)
 
 
 @pytest.fixture
