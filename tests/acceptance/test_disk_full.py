@@ -77,7 +77,8 @@ class Run:
         return lines(collect(Config.load(None, {}, plain)))
 
     def log(self) -> str:
-        return (self.folder / "log").read_text()[-4000:]
+        log = self.folder / "log"
+        return log.read_text()[-4000:] if log.exists() else ""
 
 
 def test_the_disk_of_the_database(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
