@@ -120,12 +120,12 @@ def test_a_killed_child_is_named_and_replaced(tmp_path):
 
 def test_a_hanging_child_is_ended_in_time(tmp_path):
     path = wbcd_file(tmp_path / "a.h5")
-    with IsolatedReader(IsolationLimits(timeout_s=5.0)) as reader:
+    with IsolatedReader(IsolationLimits(timeout_s=60.0)) as reader:
         reader.start()
         stopped = reader._child.pid
         reader._channel.settimeout(0.2)
         os.kill(stopped, signal.SIGSTOP)
-        with pytest.raises(ReaderDied, match=r"a\.h5 took more than 5 s"):
+        with pytest.raises(ReaderDied, match=r"a\.h5 took more than 60 s"):
             reader.read(identify(path))
         assert not Path(f"/proc/{stopped}").exists()
         reader.read(identify(path))

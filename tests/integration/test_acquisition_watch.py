@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers_acquisition import ri_volume, wbcd_file
+from helpers_acquisition import ri_volume, until, wbcd_file
 from structlog.testing import capture_logs
 from watchdog.events import FileCreatedEvent, FileOpenedEvent
 
@@ -193,7 +193,7 @@ def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_found(tmp_path,
     scandir = os.scandir
 
     def denying(at):
-        if os.readlink(f"/proc/self/fd/{at}").endswith("locked"):
+        if str(Path(f"/proc/self/fd/{at}").readlink()).endswith("locked"):
             raise PermissionError(13, "Permission denied")
         return scandir(at)
 
@@ -214,7 +214,7 @@ def test_a_zarr_folder_that_cannot_be_listed_is_given_out(tmp_path, monkeypatch)
     scandir = os.scandir
 
     def denying(at):
-        if isinstance(at, int) and os.readlink(f"/proc/self/fd/{at}").endswith(".zarr"):
+        if isinstance(at, int) and str(Path(f"/proc/self/fd/{at}").readlink()).endswith(".zarr"):
             raise PermissionError(13, "Permission denied")
         return scandir(at)
 
@@ -394,3 +394,26 @@ def test_closing_leaves_no_thread(tmp_path):
         thread.join(10)
     assert not any(thread in threading.enumerate() for thread in threads)
     watcher.close()
+
+
+@pytest.mark.parametrize("mode", ["inotify", "polling"])
+def test_links_in_a_loop_are_not_walked(tmp_path, mode):
+    """Found by the fuzz: watchdog's polling follows links; with two of them that lead up its walk doubles at every level."""
+    folder = tmp_path / "watch"
+    good = wbcd_file(folder / "a.h5")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("one", "two", "three"):
+        (folder / name).symlink_to(folder)
+        (folder / f"{name}.zarr").mkdir()
+        (folder / f"{name}.zarr" / "0").symlink_to(tmp_path)
+    begin = time.monotonic()
+    with FolderWatcher(folder, mode=mode, quiet_s=0.0, poll_interval_s=0.1) as watcher:
+        assert good in watcher.poll(0.0)
+        assert watcher.kind == mode
+        late = wbcd_file(folder / "session" / "b.h5")
+        assert until(lambda: late in watcher.poll(0.5))
+        wbcd_file(outside / "c.h5")
+        known = watcher._tracker.known
+        assert all(path.parent in (folder, folder / "session") for path in known)
+    assert time.monotonic() - begin < 60.0

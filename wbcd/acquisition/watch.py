@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import structlog
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
-from watchdog.observers.polling import PollingObserver
+from watchdog.observers.polling import PollingObserverVFS
 
 from wbcd.acquisition.beneath import subfolder
 from wbcd.acquisition.candidate import FOLDER_SUFFIX, FileStat, is_candidate, stat_candidate
@@ -202,7 +203,7 @@ class FolderWatcher:
         """Where hints come from now; "none": only the rescan works (folder absent, inotify watches used up)."""
         if self._observer is None:
             return "none"
-        return "polling" if isinstance(self._observer, PollingObserver) else "inotify"
+        return "polling" if isinstance(self._observer, PollingObserverVFS) else "inotify"
 
     @property
     def known(self) -> int:
@@ -349,7 +350,9 @@ class FolderWatcher:
         self._identity = self._folder_identity()
         if self._identity is None:
             return
-        observer: Any = PollingObserver(timeout=self.poll_interval_s) if self._polls() else Observer()
+        # lstat: watchdog's own polling walks through symbolic links, and two of them in a loop keep it busy for ever.
+        polling = partial(PollingObserverVFS, os.lstat, os.scandir, polling_interval=self.poll_interval_s)
+        observer: Any = polling() if self._polls() else Observer()
         try:
             observer.schedule(self._hints, str(self.folder), recursive=True)
             observer.start()
