@@ -171,14 +171,17 @@ def feed_daemon(folder: Path, first: int, count: int, *, timeout_s: float = 1800
     settings = cheap_settings(folder, tiny_bundle(folder / "bundle"), **overrides)
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     with (folder / "daemon.log").open("wb") as log:
-        done = subprocess.run(
-            [sys.executable, "-c", _DAEMON, json.dumps(plain)],
-            check=False,
-            timeout=timeout_s,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        try:
+            status: int | str = subprocess.run(
+                [sys.executable, "-c", _DAEMON, json.dumps(plain)],
+                check=False,
+                timeout=timeout_s,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = f"not idle after {timeout_s:g} s"
     database = sqlite3.connect(f"file:{folder / 'wbcd.db'}?mode=ro", uri=True)
     try:
         known = {row[0] for row in database.execute("SELECT path FROM source_file UNION SELECT path FROM acquisition")}
@@ -186,7 +189,7 @@ def feed_daemon(folder: Path, first: int, count: int, *, timeout_s: float = 1800
     finally:
         database.close()
     absent = [path.name for path in paths if str(path) not in known and os.path.lexists(path)]
-    return {"files": count, "exit_status": done.returncode, "outcomes": outcomes, "without_an_outcome": absent}
+    return {"files": count, "exit_status": status, "outcomes": outcomes, "without_an_outcome": absent}
 
 
 def main() -> int:
@@ -210,6 +213,7 @@ def main() -> int:
         print((arguments.out / f"case-{arguments.case}" / "worker-0" / "state.json").read_text())
         return 0
     summary = supervise(arguments)
+    _save(arguments.out / "summary.json", summary)
     shutil.rmtree(arguments.out / "daemon", ignore_errors=True)
     if arguments.daemon_files:
         summary["daemon"] = feed_daemon(arguments.out / "daemon", arguments.first, arguments.daemon_files)
