@@ -31,7 +31,7 @@ ABOVE_CHANCE = 0.999
 
 def guesses(features: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.integer]:
     """Of each cell by a forest that saw only the others."""
-    forest = RandomForestClassifier(200, min_samples_leaf=2, random_state=0, n_jobs=1)
+    forest = RandomForestClassifier(60, min_samples_leaf=2, random_state=0, n_jobs=1)
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     return np.asarray(cross_val_predict(forest, features, labels, cv=folds))
 

@@ -54,11 +54,14 @@ def augment(deltas: Tensor, voxel_um: tuple[float, float, float], strength: Augm
 
 
 def _move(deltas: Tensor, voxel_um: tuple[float, float, float], strength: Augmentation, generator: torch.Generator) -> Tensor:
-    count = len(deltas)
     extent = [n * d for n, d in zip(deltas.shape[1:], voxel_um, strict=True)]
-    grid = F.affine_grid(_affine(deltas, extent, strength, generator), [count, 1, *deltas.shape[1:]], align_corners=False)
+    theta = _affine(deltas, extent, strength, generator)
+    # Where to look, at coarse knots first: interpolation between them is exact for the affine part, and a third of the time.
+    knots = _knots(deltas, extent, strength)
+    places = torch.einsum("nij,zyxj->nizyx", theta, _coordinates(deltas, knots))
     if strength.elastic_um > 0:
-        grid = grid + _elastic(deltas, extent, strength, generator)
+        places = places + _elastic(deltas, extent, knots, strength, generator)
+    grid = F.interpolate(places, size=deltas.shape[1:], mode="trilinear", align_corners=True).movedim(1, -1)
     # Zeros outside: beyond the box is medium.
     return F.grid_sample(deltas[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
 
@@ -81,14 +84,29 @@ def _affine(deltas: Tensor, extent: list[float], strength: Augmentation, generat
     return theta
 
 
-def _elastic(deltas: Tensor, extent: list[float], strength: Augmentation, generator: torch.Generator) -> Tensor:
-    """Smooth displacements [n, z, y, x, 3]: white noise on coarse knots, interpolated."""
-    sizes = deltas.shape[1:]
-    knots = [max(3, round(e / strength.elastic_pitch_um)) if n > 1 else 1 for e, n in zip(extent, sizes, strict=True)]
+def _knots(deltas: Tensor, extent: list[float], strength: Augmentation) -> list[int]:
+    """How many along (z, y, x)."""
+    pitch = strength.elastic_pitch_um if strength.elastic_um > 0 else math.inf
+    return [max(3, round(e / pitch)) if n > 1 else 1 for e, n in zip(extent, deltas.shape[1:], strict=True)]
+
+
+def _coordinates(deltas: Tensor, knots: list[int]) -> Tensor:
+    """(x, y, z, 1) of the knots [kz, ky, kx, 4] in grid_sample's coordinates; the outer ones are the outer voxels' centres."""
+    axes = [
+        torch.linspace(-1 + 1 / n, 1 - 1 / n, k, device=deltas.device) for n, k in zip(deltas.shape[1:], knots, strict=True)
+    ]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([x, y, z, torch.ones_like(x)], dim=-1)
+
+
+def _elastic(
+    deltas: Tensor, extent: list[float], knots: list[int], strength: Augmentation, generator: torch.Generator
+) -> Tensor:
+    """White displacements (x, y, z) of the knots [n, 3, kz, ky, kx]: smooth once they are interpolated."""
     noise = torch.randn((len(deltas), 3, *knots), generator=generator, device=deltas.device) * strength.elastic_um
+    sizes = deltas.shape[1:]
     unit = torch.tensor([2 / e * (n > 1) for e, n in zip(extent[::-1], sizes[::-1], strict=True)], device=deltas.device)
-    fine = F.interpolate(noise * unit[None, :, None, None, None], size=sizes, mode="trilinear", align_corners=True)
-    return fine.movedim(1, -1)
+    return noise * unit[None, :, None, None, None]
 
 
 def _crop(deltas: Tensor, voxel_um: tuple[float, float, float], depth_um: float, generator: torch.Generator) -> Tensor:

@@ -495,12 +495,12 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 def _optimizer(network: torch.nn.Module, preset: Preset) -> torch.optim.Optimizer:
     if preset.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), preset.learning_rate)
+        return torch.optim.Adam(network.parameters(), preset.learning_rate, fused=True)
     # Scales, shifts and biases are not decayed: their size is no complexity.
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": preset.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, preset.learning_rate, betas=(0.9, 0.99))
+    return torch.optim.AdamW(groups, preset.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
 def _batches(order: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
