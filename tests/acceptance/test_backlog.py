@@ -64,7 +64,9 @@ def work_through(folder: Path, zygote: Zygote, count: int, every_s: float) -> tu
     """The whole backlog, then a restart on it: what was seen, and how long each took until nothing waited."""
     write_bad_files(folder / "incoming", count)
     settings = cheap_settings(
-        folder, tiny_bundle(folder / "bundle"), **{"watch.rescan_s": 60.0, "service.log_lines_min": LOG_LINES_MIN}
+        folder,
+        tiny_bundle(folder / "bundle"),
+        **{"watch.mode": "inotify", "watch.rescan_s": 60.0, "service.log_lines_min": LOG_LINES_MIN},
     )
     first, again, seconds = Watched(), Watched(), {}
     started = time.monotonic()
