@@ -66,7 +66,7 @@ def test_sets_are_those_of_mapie(method: Method, coverage: float) -> None:
         _, sets = theirs.predict_set(q, conformity_score_params={"include_last_label": False} if method == "aps" else {})
     conformal = fit_conformal(p, labels, coverage=coverage, method=method, by_class=False)
     if method == "aps":
-        # MAPIE calibrates with scores that it makes random, to trim the coverage to the digit; the rule of membership is the same.
+        # MAPIE calibrates with random scores, to trim the coverage to the digit; the rule of membership is the same.
         quantile = float(theirs._mapie_classifier.quantiles_[0])
         assert quantile <= conformal.thresholds[0]
         conformal = Conformal("aps", coverage, (quantile,) * CLASSES)

@@ -76,7 +76,7 @@ def test_mcnemar_is_the_exact_binomial_test(a: int, b: int) -> None:
 
 
 def test_the_paired_limits_cover_the_true_difference() -> None:
-    """Bonett and Price claim 95 %: of 2,000 draws with 20 % and 12 % disagreement, within three standard errors of it or above."""
+    """Bonett and Price claim 95 %: of 2,000 draws with 20 % and 12 % disagreement, within three standard errors or above."""
     n, p_a, p_b = 150, 0.20, 0.12
     covered = 0
     for only_a, only_b, _ in RNG.multinomial(n, (p_a, p_b, 1 - p_a - p_b), 2000):

@@ -589,7 +589,7 @@ def _conformal(top: _Reader, classes: int) -> Conformal | None:
     if top.data.get("conformal") is None:
         return None
     reader = top.inner("conformal")
-    method = METHODS[METHODS.index(reader.text("method", METHODS))]  # type: ignore[arg-type]  # one of them: just checked
+    method = METHODS[METHODS.index(reader.text("method", METHODS))]
     limits = reader.data.get("thresholds")
     good = isinstance(limits, list) and len(limits) == classes
     if not good or not all(v is None or (_is_number(v) and 0 <= v <= 1 + 1e-6) for v in reader.data["thresholds"]):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ def all_scores(probabilities: NDArray[np.floating], method: Method) -> NDArray[n
     """Score of every class of every cell, [n, classes]; small is likely."""
     values = probabilities.astype(np.float64)
     if method == "lac":
-        return cast(NDArray[np.float64], 1 - values)
+        return 1 - values
     order = np.argsort(-values, axis=1, kind="stable")
     summed = np.cumsum(np.take_along_axis(values, order, axis=1), axis=1)
     out = np.empty_like(values)

@@ -58,14 +58,14 @@ def _background(cell: Cell) -> NDArray[np.float64]:
     """Departures from the stated medium, at every second row and column, of the voxels beside the cell and its shadow."""
     distance = _distance_um(cell)
     ring = (distance > MARGIN_UM) & (distance <= MARGIN_UM + REACH_UM)
-    values = cell.ri[_heights(cell), ::2, ::2][:, ring].astype(np.float64).ravel()
+    values: NDArray[np.float64] = cell.ri[_heights(cell), ::2, ::2][:, ring].astype(np.float64).ravel()
     departure: NDArray[np.float64] = values[np.isfinite(values)] - float(np.float32(cell.medium_ri))
     return departure
 
 
 def _distance_um(cell: Cell) -> NDArray[np.float64]:
     """[y, x] distance from the cell's projection along the optical axis; an empty mask lies nowhere."""
-    shadow = cell.mask.any(axis=0)[::2, ::2]
+    shadow = np.asarray(cell.mask.any(axis=0))[::2, ::2]
     if not shadow.any():
         return np.full(shadow.shape, MARGIN_UM + REACH_UM)
     pitch = [2 * v for v in cell.voxel_um[1:]]

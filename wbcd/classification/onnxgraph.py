@@ -192,7 +192,8 @@ class _Graph:
         for axis, (n, m) in enumerate(zip(size, have, strict=True)):
             if n != m:
                 source = nn.functional.interpolate(torch.arange(float(m))[None, None], size=n, mode="nearest").flatten()
-                have = (*have[:axis], n, *have[axis + 1 :])
+                z, y, x_axis = (n if i == axis else each for i, each in enumerate(have))
+                have = (z, y, x_axis)
                 x = self.node("Gather", [x, self.integers(source.long().tolist())], have, axis=axis + 2)
         return x
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
 BACKEND_NAMES = ("auto", "eager", "cuda", "onnxruntime", "openvino")
 Range = tuple[float, float] | None
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _range(name: str, what: str) -> Any:
+def _range(name: str, what: str) -> Callable[[F], F]:
     return click.option(
         f"--{name}", type=(float, float), default=None, help=f"{what} of the training set's instruments: LOW HIGH."
     )

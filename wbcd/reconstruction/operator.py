@@ -180,7 +180,8 @@ def _caps(k_in: NDArray[np.float64], optics: Optics, shape: Shape3, voxel_um: Tr
 def _density_weight(caps: Caps, shape: Shape3, share: Tensor) -> Tensor:
     """Averaging by hits: the inverse of the local density of samples along K_z, in units of the padded grid's spacing.
 
-    ``share``: 1 for samples that take part, 0 for those held out. An isolated sample gets 2 (its line is two padded bins wide), so that the multiplier stays near 1 where measured.
+    ``share``: 1 for samples that take part, 0 for those held out. An isolated sample gets 2 (its line is two padded bins
+    wide), so that the multiplier stays near 1 where measured.
     """
     nz, ny, nx = shape
     n = 2 * nz

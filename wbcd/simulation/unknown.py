@@ -122,7 +122,8 @@ def render(stranger: Stranger, voxel_um: Triple, shape: Shape3) -> Array:
 
 
 def _cover(depth: Array, edge: float) -> Array:
-    return np.clip(depth / np.float32(edge) + np.float32(0.5), 0, 1)
+    cover: Array = np.clip(depth / np.float32(edge) + np.float32(0.5), 0, 1)
+    return cover
 
 
 def _ball_depth(stranger: Stranger, z: Array, y: Array, x: Array) -> Array:
@@ -144,7 +145,8 @@ def _disc_depth(stranger: Stranger, z: Array, y: Array, x: Array) -> Array:
     square = np.minimum((v**2 + w**2) / np.float32(stranger.radius_um**2), 1)
     c0, c1, c2 = DISC_UM
     half = np.float32(scale / 2) * np.sqrt(1 - square) * (c0 + c1 * square + c2 * square**2)
-    return (half - np.abs(u)).astype(np.float32)
+    depth: Array = (half - np.abs(u)).astype(np.float32)
+    return depth
 
 
 def _lay(ball: Ball, density: Array, grid: tuple[Array, Array, Array], voxel_um: Triple, edge: float) -> None:
