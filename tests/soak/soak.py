@@ -108,7 +108,7 @@ class Soak:
             self.before_handler += 1
         elif status != (signal.SIGKILL if sign == signal.SIGKILL else 0):
             self.unexpected_ends.append(status)
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=60)
         self.orphans += len(alive)
 
     def settle(self, timeout_s: float = 900.0) -> None:
@@ -231,7 +231,7 @@ class Soak:
             "starts": self.starts,
             "unexpected_ends": self.unexpected_ends,
             "terminated_before_they_could_answer": self.before_handler,
-            "reader_processes_left_after_10_s": self.orphans,
+            "reader_processes_left_after_60_s": self.orphans,
             "written": dict(sorted(self.feeder.written.items())),
             "contents": len(self.feeder.truth),
             **verdict,
@@ -308,8 +308,8 @@ def failures(figures: dict[str, Any]) -> list[str]:
     wrong = [f"{name}: {figures[name][:5]}" for name in names if figures[name]]
     if figures["cells_expected"] != figures["cells_counted"]:
         wrong.append(f"{figures['cells_counted']} cells were counted, not {figures['cells_expected']}")
-    if figures["reader_processes_left_after_10_s"]:
-        wrong.append(f"{figures['reader_processes_left_after_10_s']} reader processes outlived their daemon")
+    if figures["reader_processes_left_after_60_s"]:
+        wrong.append(f"{figures['reader_processes_left_after_60_s']} reader processes outlived their daemon")
     rewritten, flagged = figures["rewritten_and_flagged"]
     if rewritten != flagged:
         wrong.append(f"{rewritten} files were rewritten after counting, {flagged} flagged")
