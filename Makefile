@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Two workers, one thread each: a file of tests stays with one worker, so that its fixtures are made once.
+# Two workers, one thread each (more threads than cores wait for one another, five times as long): a file of tests stays with one worker, so that its fixtures are made once.
 WORKERS := -n 2 --dist loadfile
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .PHONY: help setup demo test test-all soak fuzz lint bench bench-reconstruction bench-quality docs clean
 .DEFAULT_GOAL := help
@@ -23,10 +24,10 @@ demo: $(STAMP) ## the main job on this machine: simulated microscope, daemon, li
 	$(BIN)/wbcd demo
 
 test: $(STAMP) ## the tests (under 12 minutes on 2 cores)
-	$(BIN)/pytest -q $(WORKERS)
+	$(ONE_THREAD) $(BIN)/pytest -q $(WORKERS)
 
 test-all: $(STAMP) ## the tests and the slow rest
-	$(BIN)/pytest -q $(WORKERS) -m "not benchmark and not gpu"
+	$(ONE_THREAD) $(BIN)/pytest -q $(WORKERS) -m "not benchmark and not gpu"
 
 MINUTES ?= 60
 soak: $(STAMP) ## the daemon at full rate, killed at random, its ledger compared with the truth (MINUTES=60)

@@ -4,7 +4,7 @@ missing references, vectors given, few frames and many. One sphere, scattered on
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ def result(stack: HologramStack) -> Result:
     return Result(fields, verdict, measure(cell, RECIPE))
 
 
+def same_numbers(found: Result, expected: Result) -> None:
+    """Every measure the same to the last bit; a spread that is not known is as unknown in both."""
+    for name, value in asdict(expected.cell).items():
+        np.testing.assert_array_equal(getattr(found.cell, name), value, err_msg=name)
+
+
 def demand(found: Result, mass_percent: float) -> None:
     assert found.verdict.accepted, found.verdict.failed
     assert abs(found.cell.dry_mass_half_contrast_pg / MASS_PG - 1) < mass_percent / 100
@@ -82,7 +88,7 @@ def test_the_plain_acquisition(plain: Result) -> None:
 def test_a_tiff_pair_gives_the_same_numbers(stack: HologramStack, plain: Result, tmp_path: Path) -> None:
     _, back = read(identify(write_tiff_pair(tmp_path, "bead", stack)))
     assert isinstance(back, HologramStack)
-    assert result(back).cell == plain.cell
+    same_numbers(result(back), plain)
 
 
 def test_a_matlab_session_gives_the_same_numbers(stack: HologramStack, plain: Result, tmp_path: Path) -> None:
@@ -92,7 +98,7 @@ def test_a_matlab_session_gives_the_same_numbers(stack: HologramStack, plain: Re
     (tmp_path / "session.json").write_text(json.dumps({"normal_frame": 0, "medium_ri": OPTICS.medium_ri}))
     _, back = read(identify(path))
     assert isinstance(back, HologramStack)
-    assert result(back).cell == plain.cell
+    same_numbers(result(back), plain)
 
 
 def test_medium_per_sample_moves_ri_as_it_must(stack: HologramStack, plain: Result, tmp_path: Path) -> None:
@@ -236,7 +242,8 @@ def test_no_sideband_is_a_named_rejection(light: NDArray[np.complex128]) -> None
     frames = rng.poisson(3000 * np.abs(light[:5, ::2, ::2]) ** 2).astype(np.uint16)
     failed = judge_fringes(measure_fringes(HologramStack(frames, None, None, 0, OPTICS)), RECIPE).failed
     assert failed is not None
-    assert failed.code in ("fringe_contrast", "sideband_snr")
+    # Which of them speaks first depends on where in the noise the strongest peak lies.
+    assert failed.code in ("fringe_contrast", "sideband_snr", "carrier_separation")
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_the_rate_is_kept_on_the_given_clock(tmp_path: Path) -> None:
     [
         ({"defects": 1.5}, "defects is 1.5"),
         ({"rate": 0.0}, "rate is 0.0"),
-        ({"format": "tiff"}, "format is 'tiff'"),
+        ({"format": "czi"}, "format is 'czi'"),
         ({"mix": {"platelet": 1.0}}, "mix is {'platelet': 1.0}"),
     ],
 )

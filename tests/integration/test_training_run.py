@@ -192,9 +192,9 @@ import sys
 sys.path.insert(0, {tests!r})
 from helpers_training import endless_source
 from helpers_classification import CLASSES, SPEC
-from wbcd.training import make_dataset
+from wbcd.training import dataset, make_dataset
 if __name__ == "__main__":
-    make_dataset({out!r}, 64, donors=2, workers=2, spec=SPEC, classes=CLASSES, source=endless_source)
+    make_dataset({out!r}, 4 * dataset.PART, donors=2, workers=2, spec=SPEC, classes=CLASSES, source=endless_source)
 """
 
 
@@ -205,8 +205,10 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(RUN.format(tests=str(Path(__file__).parents[1]), out=str(out)))
     with subprocess.Popen([sys.executable, str(script)], env={**os.environ, "WBCD_TEST_PIDS": str(pids)}) as run:
-        wait_until(lambda: len(list(pids.iterdir())) == 2)
-        run.kill()
+        try:
+            wait_until(lambda: len(list(pids.iterdir())) == 2)
+        finally:
+            run.kill()
     workers = [int(p.name) for p in pids.iterdir()]
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 

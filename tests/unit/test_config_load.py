@@ -102,8 +102,8 @@ def test_every_limit_is_of_a_key_that_there_is_and_holds_its_default() -> None:
 
 
 def test_there_is_no_key_that_nothing_reads() -> None:
-    with pytest.raises(UnknownKey, match="mode"):
-        Config.load(None, {}, {"recipe.reconstruction.mode": "accurate"})
+    with pytest.raises(UnknownKey, match="accuracy"):
+        Config.load(None, {}, {"recipe.reconstruction.accuracy": "high"})
 
 
 @pytest.mark.parametrize("text", ["[watch", "x = \x00"])

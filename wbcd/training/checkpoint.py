@@ -106,10 +106,14 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _restore(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Moments get their weights' own memory layout: the fused kernels walk both by address, whatever their strides."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in moments.items():
         number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = value
+        weight = weights[int(number)]
+        laid = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
+        state.setdefault(int(number), {})[key] = laid
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
