@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from wbcd.acquisition import IsolatedReader
 from wbcd.cli import cli, doctor, machine
 from wbcd.cli.machine import Room, TorchFacts
 from wbcd.config import Config
@@ -36,6 +37,7 @@ def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "clock_drift_s": 0.0,
         "clock_is_synchronised": True,
         "open_files_limit": 65536,
+        "reader_guards": frozenset({"seccomp", "landlock"}),
         "has_nvidia_driver": False,
         "torch_facts": TorchFacts("2.9.0", "12.8", ()),
     }
@@ -96,6 +98,18 @@ def test_the_command_ends_with_1_when_something_is_wrong(healthy: Path, monkeypa
 def test_an_old_python(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, python_version=(3, 10, 9))
     assert one(doctor._python, healthy)[:2] == ("wrong", "3.10.9 is older than 3.11")
+
+
+def test_a_kernel_that_leaves_the_reader_its_rights(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, reader_guards=frozenset({"seccomp"}))
+    verdict, said, do = one(doctor._reader, healthy)
+    assert (verdict, "refuses it landlock" in said, "SystemCallFilter" in do) == ("note", True, True)
+
+
+def test_what_the_reader_gives_up_here_is_asked_of_a_real_child() -> None:
+    assert machine.reader_guards() <= {"seccomp", "landlock"}
+    with IsolatedReader() as reader:
+        assert machine.reader_guards() == reader.guards_offered()
 
 
 # --- devices ------------------------------------------------------------------------------------------------

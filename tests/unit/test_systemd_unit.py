@@ -49,6 +49,12 @@ def exposure(folder: Path, *drop_ins: str) -> tuple[float, str]:
     return float(said[1]), done.stdout + done.stderr
 
 
+def test_the_reader_may_give_up_its_rights() -> None:
+    """Older systemd's @system-service holds none of these; refused, they would leave the reader's child unguarded."""
+    allowed = {call for value in directives("wbcd.service")["Service.SystemCallFilter"] for call in value.split()}
+    assert {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"} <= allowed
+
+
 @needs_systemd
 @pytest.mark.parametrize(
     ("drop_ins", "limit"),

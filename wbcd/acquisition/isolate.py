@@ -88,6 +88,13 @@ class IsolatedReader:
         with self._lock:
             self._ask({"ask": "ready"}, None)
 
+    def guards_offered(self) -> frozenset[str]:
+        """What the kernel will have taken from the child before it opens a file; starts it."""
+        with self._lock:
+            answer, _ = self._ask({"ask": "ready"}, None)
+        landlock = [sandbox.LANDLOCK] if sandbox.landlock_version() > 0 else []
+        return frozenset(guard for guard in _GUARDS if guard in [*answer["guards"], *landlock])
+
     def close(self) -> None:
         """End the child."""
         with self._lock:

@@ -137,6 +137,21 @@ def _sqlite(config: Config) -> Iterator[Finding]:
         yield _good("sqlite", shown)
 
 
+def _reader(_config: Config) -> Iterator[Finding]:
+    """The child that opens foreign files: does it start, and what does the kernel take away from it?"""
+    taken = machine.reader_guards()
+    missing = [guard for guard in ("seccomp", "landlock") if guard not in taken]
+    if not missing:
+        yield _good("reader", "the child that opens foreign files gives up network, programs and other files")
+        return
+    message = f"the child that opens foreign files starts, but the kernel refuses it {' and '.join(missing)}"
+    advice = (
+        "Its limits on memory and time hold all the same."
+        " Linux 5.13 or later, lsm=landlock and the unit's SystemCallFilter= give both."
+    )
+    yield _note("reader", message, advice)
+
+
 # --- folders ------------------------------------------------------------------------------------------------
 
 
@@ -350,6 +365,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _python,
     _processor,
     _sqlite,
+    _reader,
     _watch_folder,
     _output_folder,
     _temporary_folder,

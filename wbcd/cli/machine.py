@@ -117,6 +117,14 @@ def open_files_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def reader_guards() -> frozenset[str]:
+    """What the kernel takes away from the child that opens foreign files; starts one. Raises ReaderDied."""
+    from wbcd.acquisition import IsolatedReader
+
+    with IsolatedReader() as reader:
+        return reader.guards_offered()
+
+
 def has_nvidia_driver() -> bool:
     """True when the kernel has NVIDIA's driver loaded."""
     return NVIDIA_DRIVER.exists()
