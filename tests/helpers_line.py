@@ -33,7 +33,7 @@ from wbcd.records import (
 MODEL = "fake@0"
 
 
-def identify(path: Path) -> Acquisition:
+def identify(path: Path, *, beat: Callable[[], None] = lambda: None) -> Acquisition:
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -114,7 +115,7 @@ def test_a_copy_and_a_known_file_are_not_counted_again(tmp_path: Path) -> None:
     assert len(rig.ledger.outcomes) == rig.ledger.commits == 1
     assert [kind for kind, _, _ in rig.ledger.events] == ["duplicate"]
     identified: list[Path] = []
-    again = Rig(tmp_path, _moved(rig.ledger), identify=lambda path: [identified.append(path), identify(path)][1])
+    again = Rig(tmp_path, _moved(rig.ledger), identify=lambda path, beat: [identified.append(path), identify(path)][1])
     with again.running():
         again.drop("last.h5", "1 cell")
         again.log.wait_for("outcome")
@@ -155,11 +156,37 @@ def test_a_fault_that_may_pass_does_not_condemn_good_bytes(tmp_path: Path, fault
     assert rig.kinds() == {"a.h5": kind}
 
 
+@pytest.mark.timeout(60)
+def test_while_a_long_file_is_hashed_the_line_beats_and_can_be_stopped(tmp_path: Path) -> None:
+    moved = threading.Event()
+
+    def identifies(path: Path, *, beat: Any) -> Any:
+        pipeline = beat.__self__
+        for block in itertools.count():  # without end
+            before = pipeline.beats
+            beat()
+            assert pipeline.beats > before
+            if block == 100:
+                moved.set()
+
+    rig = Rig(tmp_path, identify=identifies)
+    rig.drop("long.h5", "1 cell")
+    with rig.running():
+        assert moved.wait(20)
+    assert rig.failure is None
+    assert rig.kinds() == {}
+    assert rig.ledger.tries == {}  # it was not begun: the next start takes it up
+    again = Rig(tmp_path, _moved(rig.ledger))
+    with again.running():
+        again.log.wait_for("outcome")
+    assert again.kinds() == {"long.h5": "measured"}
+
+
 @pytest.mark.parametrize(("failures", "kind"), [(2, "measured"), (3, "set_aside")])
 def test_bytes_that_cannot_be_hashed_now_are_tried_again(tmp_path: Path, failures: int, kind: str) -> None:
     faults = iter([NotReadable("a.h5 cannot be read: Input/output error.")] * failures)
 
-    def identifies(path: Path) -> Any:
+    def identifies(path: Path, *, beat: Any) -> Any:
         for error in faults:
             raise error
         return identify(path)
@@ -584,7 +611,7 @@ def test_a_large_find_is_held_against_the_ledger_first(tmp_path: Path) -> None:
         first.log.wait_for("outcome", 150)
     identified: list[Path] = []
 
-    def identify_noted(path: Path) -> Any:
+    def identify_noted(path: Path, *, beat: Any) -> Any:
         identified.append(path)
         return identify(path)
 

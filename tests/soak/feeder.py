@@ -65,6 +65,7 @@ class Feeder:
             "fifo": (1, self._fifo),
             "link out": (1, self._link),
             "directory": (1, self._directory),
+            "sparse": (1, self._sparse),
         }
 
     def write(self) -> None:
@@ -187,6 +188,14 @@ class Feeder:
         path = path.with_suffix(".h5")
         path.mkdir()
         self._expect(path, SET_ASIDE, 0, None)
+
+    def _sparse(self, path: Path) -> None:
+        """1 TB that takes no room on the disk; too long to be hashed, so that it is known by its path."""
+        hidden = self._hidden(path)
+        hidden.touch()
+        os.truncate(hidden, 2**40)
+        self._expect(path, SET_ASIDE, 0, None)
+        hidden.rename(path)
 
     # --- how ---
 

@@ -68,6 +68,71 @@ def test_moving_a_byte_between_files_of_a_folder_changes_the_id(tmp_path):
     assert identify(tmp_path / "a.zarr").content_id != identify(tmp_path / "b.zarr").content_id
 
 
+@pytest.mark.timeout(10)
+def test_a_sparse_file_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "a.h5"
+    path.touch()
+    os.truncate(path, 2**40)
+    blocks = []
+    with pytest.raises(
+        TooLarge, match=r"a\.h5 holds 1099511627776 bytes \(1.02e\+03 GiB\); \[limits\] max_file_bytes is 34359738368"
+    ):
+        identify(path, beat=lambda: blocks.append(1))
+    assert blocks == []
+
+
+@pytest.mark.timeout(10)
+def test_a_folder_is_refused_by_the_sum_of_its_files(tmp_path):
+    folder = tmp_path / "a.zarr"
+    (folder / "0").mkdir(parents=True)
+    for name in ("0/x", "0/y", "z"):
+        (folder / name).touch()
+        os.truncate(folder / name, 2**33)
+    with pytest.raises(TooLarge, match=r"a\.zarr holds 25769803776 bytes"):
+        identify(folder, max_bytes=2**34)
+
+
+def test_a_file_of_just_the_limit_is_read(tmp_path):
+    (tmp_path / "a.h5").write_bytes(b"x" * 1000)
+    assert identify(tmp_path / "a.h5", max_bytes=1000).size_bytes == 1000
+    with pytest.raises(TooLarge, match=r"\[limits\] max_file_bytes is 999"):
+        identify(tmp_path / "a.h5", max_bytes=999)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.zarr"])
+def test_each_block_beats_and_what_a_beat_raises_ends_the_hashing(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".zarr"):
+        path.mkdir()
+    (path / "0" if path.is_dir() else path).write_bytes(b"x" * (5 * 2**20))
+    blocks = []
+    identify(path, beat=lambda: blocks.append(1))
+    assert len(blocks) == 5
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        identify(path, beat=stop)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.zarr"])
+@pytest.mark.timeout(30)
+def test_a_file_that_grows_as_fast_as_it_is_read_comes_to_an_end(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".zarr"):
+        path.mkdir()
+    member = path / "0" if path.is_dir() else path
+    member.write_bytes(b"x" * 2**20)
+
+    def grow():
+        with member.open("ab") as file:
+            file.write(b"x" * 2**20)
+
+    with pytest.raises(Incomplete, match=name):
+        identify(path, beat=grow)
+
+
 def test_directory_named_like_a_file(tmp_path):
     (tmp_path / "x.h5").mkdir()
     with pytest.raises(NotARegularFile, match=r"x\.h5 is a directory"):

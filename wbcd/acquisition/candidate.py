@@ -9,12 +9,13 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from wbcd.acquisition.beneath import OPEN, parent_of, parts_of, subfolder
+from wbcd.acquisition.limits import GIB, MAX_FILE_BYTES
 from wbcd.errors import Incomplete, InputError, NotARegularFile, NotReadable, TooLarge
 from wbcd.records import Acquisition
 
@@ -193,12 +194,15 @@ def read_whole(handle: int, limit: int, shown: Path) -> bytes:
 # --- identity ------------------------------------------------------------------------------------
 
 
-def identify(path: Path, *, root: Path | None = None) -> Acquisition:
+def identify(
+    path: Path, *, root: Path | None = None, max_bytes: int = MAX_FILE_BYTES, beat: Callable[[], None] = lambda: None
+) -> Acquisition:
     """The ticket of one file: content id (BLAKE2b-160 of the bytes), size, mtime; nothing of the content is interpreted.
 
     A ``.zarr`` folder is identified by the sorted relative names and bytes of its files. No component of the path below
-    ``root`` (the watch folder; by default the path's parent) may be a symbolic link. Raises NotReadable, NotARegularFile, or
-    Incomplete when the file changed while its bytes were read.
+    ``root`` (the watch folder; by default the path's parent) may be a symbolic link. ``beat`` is called after each block of at
+    most 1 MiB; what it raises ends the work. Raises NotReadable, NotARegularFile, TooLarge when the file (or all files of the
+    folder) is longer than ``max_bytes``, before any of it is read, or Incomplete when it changed while its bytes were read.
     """
     with parent_of(path, root) as parent:
         try:
@@ -206,42 +210,62 @@ def identify(path: Path, *, root: Path | None = None) -> Acquisition:
         except OSError as error:
             raise NotReadable(f"{path} cannot be examined: {error.strerror}.") from error
         if stat.S_ISDIR(mode) and path.suffix.lower() == FOLDER_SUFFIX:
-            return _identify_folder(path, parent)
-        return _identify_file(path, parent)
+            return _identify_folder(path, parent, max_bytes, beat)
+        return _identify_file(path, parent, max_bytes, beat)
 
 
-def _identify_file(path: Path, parent: int) -> Acquisition:
+def _identify_file(path: Path, parent: int, max_bytes: int, beat: Callable[[], None]) -> Acquisition:
     digest = hashlib.blake2b(digest_size=20)
     with open_regular(Path(path.name), dir_fd=parent, label=path) as handle:
         before = os.fstat(handle)
-        _hash_into(digest, handle, path)
+        _demand_size(before.st_size, max_bytes, path)
+        _hash_into(digest, handle, before.st_size, path, beat)
         after = os.fstat(handle)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise Incomplete(f"{path} changed while it was read ({before.st_size} to {after.st_size} bytes).")
     return Acquisition(digest.hexdigest(), path, after.st_size, after.st_mtime_ns)
 
 
-def _hash_into(digest: hashlib.blake2b, handle: int, shown: Path) -> None:
+def _demand_size(size: int, limit: int, shown: Path) -> None:
+    if size > limit:
+        raise TooLarge(
+            f"{shown} holds {size} bytes ({size / GIB:.3g} GiB); [limits] max_file_bytes is {limit} ({limit / GIB:.3g} GiB).",
+            action="Raise [limits] max_file_bytes if the file is an acquisition of that size; else remove it.",
+        )
+
+
+def _hash_into(digest: hashlib.blake2b, handle: int, size: int, shown: Path, beat: Callable[[], None]) -> None:
+    """Hash to the end of the file; Incomplete as soon as it is beyond ``size``: a file that grows on would never end."""
     block = bytearray(_BLOCK)
     view = memoryview(block)
+    done = 0
     try:
         while count := os.readv(handle, [block]):
+            done += count
+            if done > size:
+                raise Incomplete(f"{shown} changed while it was read ({size} to {done} bytes or more).")
             digest.update(view[:count])
+            beat()
     except OSError as error:
         raise NotReadable(f"{shown} cannot be read: {error.strerror}.") from error
 
 
-def _identify_folder(path: Path, parent: int) -> Acquisition:
+def _identify_folder(path: Path, parent: int, max_bytes: int, beat: Callable[[], None]) -> Acquisition:
     digest = hashlib.blake2b(digest_size=20)
     with open_folder(Path(path.name), dir_fd=parent, label=path) as folder:
         before = folder_state(folder, path)
+        _demand_size(before.size, max_bytes, path)
+        hashed = 0
         for name in folder_files(path, folder):
             # Length first, so that no two folders give the same stream of bytes.
             encoded = os.fsencode(name)
             with _present(folder, name, path) as handle:
                 digest.update(len(encoded).to_bytes(8, "little") + encoded)
-                digest.update(os.fstat(handle).st_size.to_bytes(8, "little"))
-                _hash_into(digest, handle, path / name)
+                size = os.fstat(handle).st_size
+                hashed += size
+                _demand_size(hashed, max_bytes, path)  # members may have grown since they were listed
+                digest.update(size.to_bytes(8, "little"))
+                _hash_into(digest, handle, size, path / name, beat)
         if before != folder_state(folder, path):
             raise Incomplete(f"{path} changed while it was read.")
     return Acquisition(digest.hexdigest(), path, before.size, before.mtime_ns)

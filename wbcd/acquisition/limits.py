@@ -19,6 +19,9 @@ MAX_NON_PHYSICAL_FRACTION = 0.01
 FRAME_PIXELS = (32, 8192)
 ANGLES = (2, 1024)
 MAX_TEXT_CHARACTERS = 1000
+MAX_FILE_BYTES = 32 * GIB
+"""Unless the configuration says otherwise: judged by the length, before a byte is read. A sparse file of 1 TB takes no room on
+the disk, but the better part of an hour to hash."""
 SCALE, VALUES, PROVENANCE = "scale", "values", "seal"
 """What a file can lack (:attr:`wbcd.records.Acquisition.unprotected`): a checksum of shape, pitch and medium; one of its pixels
 or voxels; the writer's seal over the whole, which a later rewriting breaks."""

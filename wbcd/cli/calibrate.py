@@ -80,7 +80,7 @@ def _read(config: Config, file: Path) -> tuple[Acquisition, HologramStack]:
         medium_ri=config.recipe.reconstruction.default_medium_ri, max_logical_bytes=config.limits.max_logical_bytes
     )
     with IsolatedReader() as reader:
-        ticket, payload = reader.read(identify(file), defaults)
+        ticket, payload = reader.read(identify(file, max_bytes=config.limits.max_file_bytes), defaults)
     if not isinstance(payload, HologramStack):
         raise BadField(f"{file} holds refractive index, not holograms.", action="Calibrate with raw frames of the instrument.")
     return ticket, payload

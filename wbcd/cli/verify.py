@@ -67,7 +67,7 @@ def _findings(
         yield from verification.check_tomograms(ledger, config.output.dir, step=step)
     if sources:
         step = bar.task("counted files", verification.source_count(ledger))
-        yield from verification.check_sources(ledger, _content_id, step=step)
+        yield from verification.check_sources(ledger, lambda path: _content_id(path, config.limits.max_file_bytes), step=step)
 
 
 def _card_digest(card: Mapping[str, Any]) -> str | None:
@@ -76,12 +76,12 @@ def _card_digest(card: Mapping[str, Any]) -> str | None:
     return digest_of_card(card)
 
 
-def _content_id(path: Path) -> str | None:
+def _content_id(path: Path, max_bytes: int) -> str | None:
     """None for a file that is no longer there or cannot be read: only what can be read can be said to have changed."""
     from wbcd.acquisition.candidate import identify
 
     try:
-        return identify(path).content_id
+        return identify(path, max_bytes=max_bytes).content_id
     except InputError:
         return None
 

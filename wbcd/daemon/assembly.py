@@ -50,7 +50,7 @@ def make_stages(config: Config) -> Stages:
     read_file = readers.read if readers else partial(read, root=root)
     return Stages(
         look=stat_candidate,
-        identify=partial(identify, root=root),
+        identify=partial(identify, root=root, max_bytes=config.limits.max_file_bytes),
         read=lambda acquisition: read_file(acquisition, defaults=defaults),
         measure_fringes=measure_fringes,
         judge_fringes=judge_fringes,

@@ -80,6 +80,10 @@ class Totals:
         )
 
 
+class _Stopping(Exception):
+    """The daemon is to stop, and the file in hand is not begun yet: the next start takes it up."""
+
+
 class FailureWatch:
     """Tells an item's unforeseen exception from a broken stage: by how many different items in a row it struck."""
 
@@ -382,7 +386,9 @@ class Pipeline:
         if seen is not None and not seen.startswith("unread-") and self._known(seen) is not None:
             return None  # this very file is counted already
         try:
-            acquisition = self._stages.identify(path)
+            acquisition = self._stages.identify(path, beat=self._hashed_on)
+        except _Stopping:
+            return None
         except Incomplete:  # it changed while its bytes were hashed: the watcher tells when it rests again
             self._look_again(path, max(self._config.watch.quiet_s, DUPLICATE_IN_HAND_RETRY_S))
             return None
@@ -393,6 +399,12 @@ class Pipeline:
             self._desk.tell(lambda ledger: ledger.gone(path))
         self._faults.passing("after_identify")
         return acquisition
+
+    def _hashed_on(self) -> None:
+        """After each block: a large file on a slow share is progress, and shall not hold up a stop; it is not begun yet."""
+        if self._stopping.is_set() or self._over():
+            raise _Stopping
+        self._beat()
 
     def _end_unread(self, path: Path, error: InputError | OSError, *, sight: bool) -> None:
         """A file that gives no bytes has no content id; its path, size and mtime stand for it. One that is gone is no file.

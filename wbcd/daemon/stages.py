@@ -34,6 +34,12 @@ class Stat(Protocol):
     def mtime_ns(self) -> int: ...
 
 
+class Identify(Protocol):
+    """The ticket of a path. ``beat`` is called while its bytes are hashed; what it raises ends that."""
+
+    def __call__(self, path: Path, *, beat: Callable[[], None] = ...) -> Acquisition: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Stages:
     """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is
@@ -41,7 +47,7 @@ class Stages:
     the stages hold (reader processes); ``judge_instrument``: drift against the stored calibration, where there is one."""
 
     look: Callable[[Path], Stat | None]
-    identify: Callable[[Path], Acquisition]
+    identify: Identify
     read: Callable[[Acquisition], tuple[Acquisition, Payload]]
     measure_fringes: Callable[[HologramStack], FringeReport]
     judge_fringes: Callable[[FringeReport, Recipe], Verdict]
