@@ -93,7 +93,12 @@ class ClassificationSettings:
 class LimitSettings:
     """What one file may cost."""
 
-    max_logical_bytes: int = _limited(8 * 2**30, "most bytes that a file may declare", low=2**20, high=2**44)
+    max_logical_bytes: int = _limited(
+        768 * 2**20,
+        "most bytes that one array of a file may unpack to; MemoryMax of the unit must be 11 times that and 3 GiB",
+        low=2**20,
+        high=2**44,
+    )
     max_file_bytes: int = _limited(32 * 2**30, "longest file, or folder of files, that is read", low=2**20, high=2**44)
     isolate: bool = _limited(True, "open files in limited child processes")
     max_tries: int = _limited(3, "times a file is begun before it is set aside", low=1, high=100)

@@ -144,7 +144,7 @@ def test_memory_is_bounded(tmp_path):
     assert path.stat().st_size < 2 * 2**20
     with IsolatedReader(IsolationLimits(address_space_bytes=2**30)) as reader:
         with pytest.raises(TooLarge, match="more memory"):
-            reader.read(identify(path))
+            reader.read(identify(path), ReadDefaults(max_logical_bytes=2**31))
         reader.read(identify(wbcd_file(tmp_path / "b.h5")))
         assert reader.restarts == 0
 

@@ -9,13 +9,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers_line import MemoryLedger, RecordingLog, fake_stages
 
+from wbcd.acquisition.isolate import IsolationLimits
+from wbcd.acquisition.limits import ReadDefaults
 from wbcd.cli import common
 from wbcd.cli.common import exit_status
 from wbcd.config import CREDENTIAL_NAME, Config
+from wbcd.daemon.pipeline import Pipeline
 from wbcd.errors import BadValue, DatabaseUnavailable, DeviceLost, SchemaMismatch, StageFailed
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
+DAEMON_BYTES = 2 * 2**30
+"""Libraries, model, fields and one reconstruction: docs/benchmarks.md has 1.5 GiB for the whole tree with a field of 430
+MiB."""
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
 
 
@@ -108,6 +115,45 @@ def test_a_database_that_is_away_does_not_reach_the_start_limit() -> None:
     starting_s = 6.0  # imports, the model's warm-up
     assert window / (pause + starting_s + PATIENCE_S) < burst
     assert window / (pause + starting_s) > burst  # a process that dies as soon as it has started does reach it
+
+
+def bytes_of(size: str) -> int:
+    return int(size[:-1]) * {"M": 2**20, "G": 2**30}[size[-1]]
+
+
+def worst_case_bytes(max_logical_bytes: int) -> int:
+    """What the daemon, its readers and what they hand over take when every file is as large as is allowed."""
+    bounds = IsolationLimits.for_arrays(max_logical_bytes)
+    stack = 2 * max_logical_bytes  # frames and reference
+    volume = max_logical_bytes + max_logical_bytes // 4  # float32, and a mask of its fill
+    line = Pipeline(Config(), fake_stages(), MemoryLedger, log=RecordingLog())
+    waiting = line.statistics()["payloads"]["capacity"] * stack
+    readers = 2 * bounds.address_space_bytes  # one loads a volume of the series in work, one reads the next file
+    handed_over = volume + stack  # memory files: the same pages in the reader and in the daemon
+    in_work = volume  # the one before, while its cells are looked at
+    return readers + handed_over + waiting + in_work + DAEMON_BYTES
+
+
+def test_the_largest_files_fit_into_the_units_memory() -> None:
+    unit = directives("wbcd.service")
+    high, most = (bytes_of(unit[f"Service.Memory{name}"][0]) for name in ("High", "Max"))
+    usual = Config().limits.max_logical_bytes
+    assert worst_case_bytes(usual) < high < most
+    assert IsolationLimits() == IsolationLimits.for_arrays(usual)
+    assert ReadDefaults().max_logical_bytes == usual
+    for larger in (usual, 2**30, 8 * 2**30):  # as the help of [limits] max_logical_bytes and the unit say
+        assert worst_case_bytes(larger) <= 11 * larger + 3 * 2**30
+
+
+def test_the_files_of_real_instruments_are_not_too_large() -> None:
+    usual = Config().limits.max_logical_bytes
+    assert usual >= 300 * 1024 * 1024 * 2  # uint16 frames
+    assert usual >= 210 * 732 * 732 * 4  # a field as float32
+
+
+def test_an_out_of_memory_kill_of_the_reader_leaves_the_service_alive() -> None:
+    """The reader asks to be killed first; `stop` would end the service with it, and the file would never be tried alone."""
+    assert directives("wbcd.service")["Service.OOMPolicy"] == ["continue"]
 
 
 def test_the_password_comes_by_the_credential_that_the_program_reads() -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import wbcd
 from wbcd.acquisition import sandbox, wire
 from wbcd.acquisition.beneath import ground_of
-from wbcd.acquisition.limits import GIB, ReadDefaults
+from wbcd.acquisition.limits import MAX_ARRAY_BYTES, MIB, ReadDefaults
 from wbcd.acquisition.source import Source
 from wbcd.errors import ReaderDied
 from wbcd.records import Acquisition, Payload, RiSeries, Tomogram
@@ -37,16 +37,28 @@ _GUARDS = (sandbox.SECCOMP, sandbox.LANDLOCK)
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _log = structlog.get_logger(__name__)
 
+READER_BYTES = 512 * MIB
+"""Address space of a reader beside its arrays: 131 MiB before it has read anything, the rest for chunks being unpacked."""
+
 
 @dataclass(frozen=True, slots=True)
 class IsolationLimits:
-    """Of one child: its address space, the largest array it may hand over, and, for each request, CPU and wall seconds."""
+    """Of one child: its address space, the largest array it may hand over, and, for each request, CPU and wall seconds.
 
-    address_space_bytes: int = 12 * GIB
-    array_bytes: int = 8 * GIB
+    The memory files that it hands over lie outside its address space; what all together may take is what MemoryMax of the
+    unit must hold (tests/unit/test_systemd_unit.py adds it up).
+    """
+
+    address_space_bytes: int = 2 * MAX_ARRAY_BYTES + READER_BYTES
+    array_bytes: int = MAX_ARRAY_BYTES
     descriptors: int = 64
     cpu_s: float = 120.0
     timeout_s: float = 180.0
+
+    @classmethod
+    def for_arrays(cls, array_bytes: int) -> IsolationLimits:
+        """For files whose arrays unpack to ``array_bytes`` at the most: two of them, frames and reference, are held at once."""
+        return cls(address_space_bytes=2 * array_bytes + READER_BYTES, array_bytes=array_bytes)
 
 
 class IsolatedReader:

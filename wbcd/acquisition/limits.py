@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from wbcd.errors import BadField
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 WAVELENGTH_UM = (0.3, 1.2)
 NUMERICAL_APERTURE = (0.05, 1.7)
@@ -27,6 +27,11 @@ SCALE, VALUES, PROVENANCE = "scale", "values", "seal"
 or voxels; the writer's seal over the whole, which a later rewriting breaks."""
 
 
+MAX_ARRAY_BYTES = 768 * MIB
+"""Unless the configuration says otherwise: 300 frames of 1024 x 1024 uint16 are 600 MiB, a volume of 210 x 732 x 732 float32 is
+430 MiB."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadDefaults:
     """``medium_ri``: for files that do not state it. ``sample_id``: for files that name no sample of their own.
@@ -36,7 +41,7 @@ class ReadDefaults:
 
     medium_ri: float = 1.337
     sample_id: str | None = None
-    max_logical_bytes: int = 8 * GIB
+    max_logical_bytes: int = MAX_ARRAY_BYTES
 
 
 def plain_text(value: str, *, where: str) -> str:

@@ -71,7 +71,7 @@ def calibrate(
 
 def _read(config: Config, file: Path) -> tuple[Acquisition, HologramStack]:
     from wbcd.acquisition import identify
-    from wbcd.acquisition.isolate import IsolatedReader
+    from wbcd.acquisition.isolate import IsolatedReader, IsolationLimits
     from wbcd.acquisition.limits import ReadDefaults
     from wbcd.errors import BadField
     from wbcd.records import HologramStack
@@ -79,7 +79,7 @@ def _read(config: Config, file: Path) -> tuple[Acquisition, HologramStack]:
     defaults = ReadDefaults(
         medium_ri=config.recipe.reconstruction.default_medium_ri, max_logical_bytes=config.limits.max_logical_bytes
     )
-    with IsolatedReader() as reader:
+    with IsolatedReader(IsolationLimits.for_arrays(config.limits.max_logical_bytes)) as reader:
         ticket, payload = reader.read(identify(file, max_bytes=config.limits.max_file_bytes), defaults)
     if not isinstance(payload, HologramStack):
         raise BadField(f"{file} holds refractive index, not holograms.", action="Calibrate with raw frames of the instrument.")

@@ -81,8 +81,7 @@ class ReaderPool:
 
     def __init__(self, limits: LimitSettings, root: Path | None = None) -> None:
         self._root = root
-        array_bytes = limits.max_logical_bytes
-        self._bounds = IsolationLimits(address_space_bytes=array_bytes + 4 * 2**30, array_bytes=array_bytes)
+        self._bounds = IsolationLimits.for_arrays(limits.max_logical_bytes)
         self._readers: list[IsolatedReader] = []
         self._lock = threading.Lock()
 
