@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from wbcd.cli import VERBS, cli
-from wbcd.cli.common import exit_status, to_json
+from wbcd.cli.common import FiniteRange, exit_status, to_json
 from wbcd.config import Config
 from wbcd.errors import BadValue, BundleInvalid, DatabaseUnavailable, DeviceLost, SchemaMismatch, StageFailed, UnknownKey
 
@@ -144,6 +144,79 @@ def test_a_file_that_cannot_be_read_is_a_file_and_no_wrong_usage(
     result = run("process", *options, str(unreadable), str(dangling), str(odd))
     assert result.exit_code == 0, result.output
     assert len(result.stdout.splitlines()) == 3
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e300"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("retention", "--max-gib"),
+        ("retention", "--max-age-days"),
+        ("label", "--sample", "s", "--as", "monocyte", "--purity"),
+        ("calibrate", "x.h5", "--bead-um"),
+        ("calibrate", "x.h5", "--illumination-na"),
+        ("demo", "--defects"),
+        ("simulate", "x", "--defects"),
+    ],
+    ids=lambda words: f"{words[0]} {words[-1]}",
+)
+def test_a_number_that_is_none_or_beyond_its_limits_is_refused_by_name(words: tuple[str, ...], value: str) -> None:
+    result = run(*words, value)
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for '{words[-1]}'" in result.stderr
+    assert "range" in result.stderr
+
+
+def test_every_option_that_takes_a_number_with_a_point_refuses_nan() -> None:
+    for words in commands():
+        command: click.Command = cli
+        for word in words:
+            assert isinstance(command, click.Group)
+            found = command.get_command(click.Context(command), word)
+            assert found is not None
+            command = found
+        for parameter in command.params:
+            kind = parameter.type
+            assert kind is not click.FLOAT, (words, parameter.name)
+            assert not isinstance(kind, click.FloatRange) or isinstance(kind, FiniteRange), (words, parameter.name)
+
+
+def _made_deep(folder: Path, name: str) -> None:
+    """A file under a path of more bytes than the system takes, made from folder to folder."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(4096 // 250 + 1):
+        os.mkdir("d" * 250, dir_fd=here)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+
+
+def test_a_folder_whose_path_is_too_long_is_named_and_the_rest_is_processed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _made_deep(tmp_path, "deep.h5")
+    (tmp_path / "good.h5").write_bytes(b"x")
+    seen: list[Path] = []
+
+    def outcomes(config: Config, files: list[Path]) -> Iterator[dict[str, str]]:
+        for file in files:
+            seen.append(file)
+            yield {"path": str(file), "outcome": "set_aside", "reason": "input.truncated", "message": f"{file.name}."}
+
+    monkeypatch.setattr("wbcd.cli.process.outcomes", outcomes)
+    result = run("process", "--json", str(tmp_path))
+    assert result.exit_code == 74, result.output
+    assert seen == [tmp_path / "good.h5"]
+    assert "the system takes 4095; what is in it was not processed" in result.stderr
+    assert "d" * 250 in result.stderr
+    alone = run("process", f"{tmp_path}/{'d' * 250}")
+    assert alone.exit_code == 0  # from there its name is short enough to be opened
+    assert seen[-1].name == "deep.h5"
+    too_long = run("process", f"{tmp_path}/{'d/' * 2048}x.h5")
+    assert too_long.exit_code == 2
+    assert "the system takes 4095" in too_long.stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["status", "--help"], ["run", "--help"]])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, site_options, to_json
+from wbcd.cli.common import EXAMPLES, FiniteRange, site_options, to_json
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @click.command(epilog=EXAMPLES["calibrate"])
 @click.argument("file", type=click.Path(exists=True, path_type=Path))
-@click.option("--bead-um", type=click.FloatRange(0.2, 30), help="Diameter of the bead in the field of view, um.")
-@click.option("--bead-ri", type=click.FloatRange(1.0, 2.0), help="Its refractive index at the laser's wavelength.")
-@click.option("--illumination-na", type=click.FloatRange(0.01, 1.7), help="NA of the illumination circle, where it is known.")
+@click.option("--bead-um", type=FiniteRange(0.2, 30), help="Diameter of the bead in the field of view, um.")
+@click.option("--bead-ri", type=FiniteRange(1.0, 2.0), help="Its refractive index at the laser's wavelength.")
+@click.option("--illumination-na", type=FiniteRange(0.01, 1.7), help="NA of the illumination circle, where it is known.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Where the picture goes (PNG).")
 @click.option("--store", is_flag=True, help="Keep it: the daemon tells drift from it. JSON and picture in the output folder.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")

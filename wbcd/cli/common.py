@@ -117,6 +117,19 @@ Examples:
 }
 
 
+class FiniteRange(click.FloatRange):
+    """A number within its limits; NaN, which compares with none, and infinities are refused too."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Raises click.BadParameter, which names the option, the value and the limits."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number; give one in the range {self._describe_range()}.", param, ctx)
+        return found
+
+
 def site_options(command: F) -> F:
     """Add ``--config --db --watch-dir --output-dir``; the verb receives ``config``, loaded and checked."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, quiet_console
+from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, FiniteRange, quiet_console
 from wbcd.errors import BadValue, DatabaseUnavailable, SchemaMismatch, StageFailed
 
 MARKER = ".wbcd-demo"
@@ -67,9 +67,7 @@ class Places:
     help="Good cells to count, one an acquisition; a tenth more is made.",
 )
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option(
-    "--defects", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Fraction of bad acquisitions added."
-)
+@click.option("--defects", type=FiniteRange(0, 1), default=0.1, show_default=True, help="Fraction of bad acquisitions added.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True)
 @click.option("--model", default="reference", show_default=True, help="Model bundle: a folder, or `reference`.")
 def demo(cells: int, seed: int, defects: float, out: Path, model: str) -> None:

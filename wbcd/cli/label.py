@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, site_options, to_json
+from wbcd.cli.common import EXAMPLES, FiniteRange, site_options, to_json
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command(epilog=EXAMPLES["label"])
 @click.option("--sample", help="Name of the sample, as its files give it.")
 @click.option("--as", "label_", metavar="CLASS", help="What its cells are, e.g. monocyte.")
-@click.option("--purity", type=click.FloatRange(0, 1, min_open=True), help="Share of the cells that the label holds for.")
+@click.option("--purity", type=FiniteRange(0, 1, min_open=True), help="Share of the cells that the label holds for.")
 @click.option("--by", help="Who says so.  [default: the user name]")
 @click.option("--note", help="How it is known: sorting kit, control stain.")
 @click.option("--list", "show", is_flag=True, help="Show the labels of all samples, or of --sample, oldest first.")

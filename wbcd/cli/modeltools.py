@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from wbcd.cli.common import EXAMPLES, to_json
+from wbcd.cli.common import EXAMPLES, FiniteRange, to_json
 
 if TYPE_CHECKING:
     from wbcd.classification import Bundle
@@ -30,9 +30,9 @@ def _range(name: str, what: str) -> Callable[[F], F]:
 @click.argument("training_set", type=click.Path(exists=True, path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--acceptance", type=click.FloatRange(0.5, 0.9999), default=0.99, show_default=True, help="Share of known cells let pass."
+    "--acceptance", type=FiniteRange(0.5, 0.9999), default=0.99, show_default=True, help="Share of known cells let pass."
 )
-@click.option("--coverage", type=click.FloatRange(0.01, 0.9999), default=0.9, show_default=True, help="Of the prediction sets.")
+@click.option("--coverage", type=FiniteRange(0.01, 0.9999), default=0.9, show_default=True, help="Of the prediction sets.")
 @click.option(
     "--method", type=click.Choice(["lac", "aps"]), default="lac", show_default=True, help="Score of the prediction sets."
 )

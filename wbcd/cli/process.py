@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, echo, site_options, to_json, with_setting
+from wbcd.cli.common import EXAMPLES, EXIT_IO, echo, site_options, to_json, with_setting
 from wbcd.cli.progress import Bar
 
 if TYPE_CHECKING:
     from wbcd.config import Config
+
+PATH_MAX = 4096
+"""Bytes of a path that Linux takes, the zero at its end included."""
 
 
 class Named(click.Path):
@@ -24,6 +28,8 @@ class Named(click.Path):
     """
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if (length := len(os.fsencode(value))) >= PATH_MAX:
+            self.fail(f"Path {os.fsdecode(value)!r} is {length} bytes long; the system takes {PATH_MAX - 1}.", param, ctx)
         if not os.path.lexists(value):
             self.fail(f"Path {os.fsdecode(value)!r} does not exist.", param, ctx)
         return super().convert(value, param, ctx)
@@ -48,7 +54,8 @@ def process(
 ) -> None:
     """Process files or folders once and print each outcome.
 
-    Exit status: 0 when every file reached an outcome, whatever it was; 2 wrong usage; 78 wrong configuration.
+    Exit status: 0 when every file reached an outcome, whatever it was; 2 wrong usage; 74 when a folder could not be
+    listed, which is named; 78 wrong configuration.
     """
     config = with_setting(config, "output", keep_tomograms=keep_tomograms or None)
     config = with_setting(config, "defaults", sample_id=sample)
@@ -56,8 +63,10 @@ def process(
     if len(paths) == 1 and paths[0].is_dir() and config.watch.dir is None:
         # Below it no link is followed, and one reader serves all its folders.
         config = with_setting(config, "watch", dir=paths[0])
-    files = candidates(paths)
-    if not files:
+    files, unlisted = candidates(paths)
+    for folder in unlisted:
+        click.echo(f"wbcd: {_unlisted(folder)}", err=True)
+    if not files and not unlisted:
         raise click.UsageError(
             f"no acquisition (*.h5, *.hdf5, *.tcf, *.zarr, *_sp.tif, *_Tomog.mat) in {', '.join(map(str, paths))}"
         )
@@ -65,21 +74,38 @@ def process(
         for made in outcomes(config, files):
             echo(to_json(made) if as_json else _line(made))
             bar.advance()
+    if unlisted:
+        sys.exit(EXIT_IO)
 
 
-def candidates(paths: tuple[Path, ...]) -> list[Path]:
-    """The files meant: each file as named, each folder's acquisitions by age; a folder that is an acquisition is itself."""
+def candidates(paths: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
+    """The files meant, and the folders that could not be listed, whose files nobody knows.
+
+    Each file as named, each folder's acquisitions by age; a folder that is an acquisition is itself.
+    """
     from wbcd.acquisition import is_candidate
     from wbcd.acquisition.watch import scan
 
     files: list[Path] = []
+    unlisted: list[Path] = []
     for path in paths:
         if path.is_dir() and not is_candidate(path):
-            found, _ = scan(path)
+            found, unreadable = scan(path)
+            unlisted += unreadable
             files += sorted(found, key=lambda item: (found[item].mtime_ns, item))
         else:
             files.append(path)
-    return files
+    return files, unlisted
+
+
+def _unlisted(folder: Path) -> str:
+    length = len(os.fsencode(folder.absolute()))
+    if length < PATH_MAX:
+        return f"{folder} cannot be listed; what is in it was not processed. Check the rights of the folder."
+    return (
+        f"{folder} cannot be listed: its path is {length} bytes long, and the system takes {PATH_MAX - 1}; what is in it was"
+        " not processed. Move it up, or shorten the names above it."
+    )
 
 
 def outcomes(config: Config, files: list[Path]) -> Iterator[dict[str, Any]]:

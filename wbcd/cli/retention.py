@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, site_options, to_json
+from wbcd.cli.common import EXAMPLES, FiniteRange, site_options, to_json
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -18,8 +18,8 @@ GIB = 2**30
 
 
 @click.command(epilog=EXAMPLES["retention"])
-@click.option("--max-age-days", type=click.FloatRange(min=0, min_open=True), help="Remove tomograms older than this.")
-@click.option("--max-gib", type=click.FloatRange(min=0), help="Remove the oldest until the rest is not larger than this.")
+@click.option("--max-age-days", type=FiniteRange(0, 36_500, min_open=True), help="Remove tomograms older than this.")
+@click.option("--max-gib", type=FiniteRange(0, 1_000_000_000), help="Remove the oldest until the rest is not larger than this.")
 @click.option("--apply", "really", is_flag=True, help="Do it; without this nothing is changed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @site_options
