@@ -40,12 +40,15 @@ GRANTS: Final[Mapping[str, Sequence[tuple[str, tuple[str, ...]]]]] = {
         ("SELECT", (*_VIEWS, *_TABLES)),
         ("INSERT", ("sample", "recipe", "model", "acquisition", "run", "cell", "prediction", "event", "source_file")),
         ("UPDATE", ("acquisition", "source_file")),
-        ("DELETE", ("source_file",)),  # which path holds which content: a note of the folder, no result
+        # A note of which path holds which content, no result: no row refers to it. What leaves the folder must leave the table
+        # (Ledger.gone), else it stands in the view `backlog` as waiting for ever.
+        ("DELETE", ("source_file",)),
     ),
     "wbcd_reader": (("SELECT", _VIEWS),),
     "wbcd_reviewer": (
         ("SELECT", (*_VIEWS, "alembic_version")),
         ("SELECT (id, name)", ("sample",)),  # to find the sample that is labelled
+        # `wbcd label` is a person's word, as `wbcd review` is, on all cells of a sorted sample; both append-only and chained.
         ("INSERT", ("review", "sample_label")),
     ),
     "wbcd_auditor": (("SELECT", (*_VIEWS, *_TABLES, *_SEQUENCES)),),  # pg_dump reads the sequences too
