@@ -21,6 +21,7 @@ from wbcd.simulation.files import write_tcf
 
 ACQUISITIONS = 20
 IN_ALL_EVENTS, IN_Q_OVERFLOW = 0xFFF, 0x4000
+IN_ACCESS, IN_OPEN = 0x1, 0x20
 
 
 def outcomes(folder: Path) -> int:
@@ -82,27 +83,35 @@ def test_a_folder_that_is_renamed_and_comes_back(tmp_path: Path, zygote: Zygote,
 
 
 class OwnQueue:
-    """An inotify queue of the test's own on a folder, never read until the end: full when the daemon's is."""
+    """An inotify queue of the test's own on a folder or file, never read until the end: full when the daemon's is."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, watched: Path, events: int = IN_ALL_EVENTS) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         self._handle = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        assert libc.inotify_add_watch(self._handle, os.fsencode(folder), IN_ALL_EVENTS) >= 0
+        assert libc.inotify_add_watch(self._handle, os.fsencode(watched), events) >= 0
 
-    def overflowed(self) -> bool:
-        """Reads it all."""
-        found = False
+    def seen(self) -> int:
+        """The bits of all events so far; reads them away."""
+        found = 0
         try:
             while data := os.read(self._handle, 1 << 20):
                 at = 0
                 while at < len(data):
                     _, mask, _, length = struct.unpack_from("iIII", data, at)
-                    found |= bool(mask & IN_Q_OVERFLOW)
+                    found |= mask
                     at += 16 + length
         except BlockingIOError:
             pass
-        os.close(self._handle)
         return found
+
+    def overflowed(self) -> bool:
+        """Reads it all, and ends it."""
+        found = self.seen()
+        self.close()
+        return bool(found & IN_Q_OVERFLOW)
+
+    def close(self) -> None:
+        os.close(self._handle)
 
 
 def test_an_inotify_queue_that_overflows(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
@@ -206,18 +215,30 @@ def test_what_is_no_regular_file_is_refused_and_nothing_outside_is_read(tmp_path
     (incoming / "swapped.TCF").symlink_to(secret)
     os.mkfifo(incoming / "fifo.TCF")
     (incoming / "directory.h5").mkdir()
-    (incoming / "through").symlink_to(tmp_path)  # a folder that leads out
-    expected = {"fifo.TCF", "directory.h5", "swapped.TCF"}
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    _tcf(outside / "private.TCF", 3.4)
+    (incoming / "through").symlink_to(outside)  # a folder that leads out
+    (incoming / "through.zarr").symlink_to(outside)
+    watched = {path: OwnQueue(path, IN_OPEN | IN_ACCESS) for path in (secret, outside, outside / "private.TCF")}
+    expected = {"fifo.TCF", "directory.h5", "swapped.TCF", "through.zarr"}
     if os.geteuid() == 0:
         os.mknod(incoming / "device.h5", 0o20666, os.makedev(1, 5))  # /dev/zero: reading it would never end
         expected.add("device.h5")
     look()
+    assert {path.name: queue.seen() for path, queue in watched.items()} == {path.name: 0 for path in watched}  # never opened
+    secret.read_bytes()
+    (outside / "private.TCF").read_bytes()
+    list(outside.iterdir())
+    for queue in watched.values():  # and had it been, it would have been seen
+        assert queue.seen() & IN_OPEN
+        queue.close()
     found = _by_name(tmp_path)
     for name in expected:
         assert found[name] == ("set_aside", "input.not_a_regular_file"), name
     assert found["unreadable.TCF"] == ("set_aside", "input.not_readable")
     assert found["good.TCF"] == ("measured", None)
-    assert "secret.TCF" not in found
+    assert not {"secret.TCF", "private.TCF"} & set(found)
     assert rows(tmp_path, "SELECT COUNT(*) FROM run WHERE outcome = 'measured'") == [(2,)]  # good, and swapped before
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_faults import FORWARD, clock_shifted_by, hang_in, raise_in, too_many_cells_at_once
+from helpers_faults import FORWARD, clock_shifted_by, count_calls, hang_in, raise_in, too_many_cells_at_once
 from helpers_ledger import Whole, check_against, rows
 from helpers_manager import Manager, restarts, unit
 from helpers_spheres import cheap_settings
@@ -86,10 +87,30 @@ def test_ready_comes_after_the_database_the_model_and_the_first_scan(tmp_path: P
     assert not any("WATCHDOG" in message for message in told[:ready])
     log = (tmp_path / "log").read_text()
     assert f'"backlog": {ACQUISITIONS}' in next(line for line in log.splitlines() if '"event": "ready"' in line)
-    assert any(
-        f"{ACQUISITIONS} waiting" in message.get("STATUS", "") or "waiting" in message.get("STATUS", "") for message in told
-    )
+    assert told[ready]["STATUS"] == "Watching."
+    waiting = [re.search(r"(\d+) waiting\.$", message["STATUS"]) for message in told[ready + 1 : -1]]
+    counts = [int(found[1]) for found in waiting if found is not None]
+    assert len(counts) == len(waiting)  # each heartbeat says it
+    # Of the scan's finds: 16 wait in the channel of arrivals, some are in hand, the others in the backlog.
+    assert 0 < counts[0] <= ACQUISITIONS - 16
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 0
     assert "STOPPING" in told[-1]
+
+
+def test_the_model_is_warmed_up_before_ready(tmp_path: Path, settings: dict, manager: Manager) -> None:
+    """With nothing to classify the network runs all the same; and where its first run fails, READY was not said."""
+    (tmp_path / "empty").mkdir()
+    note = tmp_path / "calls"
+    failing = raise_in(FORWARD, "builtins:RuntimeError", "the first pass failed", passage=1, once=tmp_path / "failed")
+    faults = [count_calls(FORWARD, note), failing]
+    manager.run(settings | {"watch.dir": tmp_path / "empty"}, tmp_path / "log", until_idle=True, faults=faults)
+    assert len(manager.ends) == 2
+    assert manager.ends[0] != 0
+    assert manager.ends[1] == 0
+    assert "the first pass failed" in (tmp_path / "log").read_text()
+    assert sum("READY" in message for _, message in manager.heard) == 1  # of the second process only
+    assert note.stat().st_size >= 1
 
 
 def test_not_ready_while_the_database_is_away(tmp_path: Path, settings: dict, zygote: Zygote, manager: Manager) -> None:
