@@ -34,8 +34,8 @@ class ReconstructionRecipe:
     refocus: bool = True
     refocus_range_um: float = 6.0
     default_medium_ri: float = 1.337
-    refinement_iterations: int = 14
-    refinement_tv: float = 0.07
+    refinement_iterations: int = 5
+    refinement_tv: float = 0.05
     hold_out_every: int = 8
 
 

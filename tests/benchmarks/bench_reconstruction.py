@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from wbcd.morphology import find_cells, measure
 from wbcd.recipe import Recipe
-from wbcd.reconstruction import measure_fringes, potential_to_ri, reconstruct, retrieve_fields
+from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields, rytov_to_ri
 from wbcd.reconstruction.operator import EwaldOperator
 from wbcd.reconstruction.spectrum import RytovStack, locate, rytov, wave_numbers
 from wbcd.records import FieldStack, HologramStack, Tomogram
@@ -178,7 +178,7 @@ class OneSphere:
 
     def tomogram(self, potential: NDArray[np.floating[Any]] | torch.Tensor) -> Tomogram:
         """A potential on the sphere's grid as a tomogram that can be judged."""
-        ri = potential_to_ri(torch.as_tensor(potential).float(), self.rytov.optics).numpy()
+        ri = rytov_to_ri(torch.as_tensor(potential).float(), self.rytov.optics).numpy()
         (whole,) = reconstruct(self.fields, self.recipe)
         return replace(whole, ri=ri)
 

@@ -18,7 +18,7 @@ from scipy import ndimage
 from wbcd.morphology.cells import surface_excess
 from wbcd.morphology.shape import EVERY_NEIGHBOUR, Box, bounding_box, coarse_depth, coarse_steps, enlarge, fill_holes
 from wbcd.morphology.surface import surface_area
-from wbcd.morphology.uncertainty import relative_uncertainty
+from wbcd.morphology.uncertainty import relative_uncertainty, unwidened
 from wbcd.recipe import Recipe
 from wbcd.records import Cell, Morphology, Triple
 
@@ -42,7 +42,8 @@ def measure(cell: Cell, recipe: Recipe) -> Morphology:
 
     volume_fl: voxels of the mask (module docstring). surface_area_um2: :func:`wbcd.morphology.surface.surface_area`.
     sphericity: pi^(1/3) (6 V)^(2/3) / S. dry_mass_pg: sum of (n - n_m) / alpha over the mask, alpha in um3/pg = mL/g
-    (Barer 1952). protein_density_g_dl: its mean over the mask. half_contrast: see :func:`half_contrast_region`.
+    (Barer 1952). protein_density_g_dl: its mean over the mask. half_contrast: see :func:`half_contrast_region`; the fast
+    mode's volume without its known widening.
     dry_mass_total_pg: :func:`total_dry_mass_pg`. The uncertainties: :mod:`wbcd.morphology.uncertainty`.
     """
     tight = _tighten(cell, recipe.morphology.support_margin_um)
@@ -56,7 +57,7 @@ def measure(cell: Cell, recipe: Recipe) -> Morphology:
     edge = edge_ri(tight.ri, tight.mask, cell.voxel_um)
     half = half_contrast_region(tight.ri, tight.mask, 0.5 * (cell.medium_ri + edge))
     mean = float(inside.mean()) if inside.size else math.nan
-    half_volume = int(half.sum()) * tight.voxel_fl
+    half_volume = unwidened(int(half.sum()) * tight.voxel_fl, edge - cell.medium_ri, cell.mode) if half.any() else 0.0
     half_mass = _rimmed_mass_pg(cell, tight, half, recipe)
     relative = relative_uncertainty(cell)
     return Morphology(

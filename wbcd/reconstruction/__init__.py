@@ -8,7 +8,7 @@ Importable alone, for notebooks::
 
 from wbcd.reconstruction.field import demodulate, measure_fringes, measure_illumination, retrieve_fields
 from wbcd.reconstruction.operator import EwaldOperator
-from wbcd.reconstruction.tomogram import invert, potential_to_ri, reconstruct, ri_to_potential
+from wbcd.reconstruction.tomogram import invert, potential_to_ri, reconstruct, ri_to_potential, rytov_to_ri
 
 __all__ = [
     "EwaldOperator",
@@ -20,4 +20,5 @@ __all__ = [
     "reconstruct",
     "retrieve_fields",
     "ri_to_potential",
+    "rytov_to_ri",
 ]

@@ -11,7 +11,7 @@ from wbcd.records import Triple
 class TotalVariation:
     """Proximal step of isotropic TV (Chambolle 2004), a few dual steps warm-started from the last outer iteration."""
 
-    STEPS = 4
+    STEPS = 2
 
     def __init__(self, voxel_um: Triple, weight: float) -> None:
         self._weight = weight
@@ -26,9 +26,8 @@ class TotalVariation:
             return x
         dual = self._dual if self._dual is not None else x.new_zeros((3, *x.shape))
         for _ in range(self.STEPS):
-            gradient = self._gradient(x + self._divergence(dual))
-            dual = dual + gradient / 12
-            dual = dual / (dual.norm(dim=0, keepdim=True) / limit).clamp_min(1.0)
+            dual = self._gradient(x + self._divergence(dual)).div_(12).add_(dual)
+            dual.div_(dual.norm(dim=0, keepdim=True).div_(limit).clamp_min_(1.0))
         self._dual = dual
         return x + self._divergence(dual)
 

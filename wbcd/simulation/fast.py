@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wbcd.recipe import Recipe
-from wbcd.reconstruction import EwaldOperator, invert, potential_to_ri, ri_to_potential
+from wbcd.reconstruction import EwaldOperator, invert, ri_to_potential, rytov_to_ri
 from wbcd.records import Optics, Shape3, Tomogram, Triple
 from wbcd.simulation.cells import RI_INCREMENT_ML_G, Phantom, render
 from wbcd.simulation.optics import FRAMES, ILLUMINATION_NA, INSTRUMENT, illumination
@@ -86,7 +86,7 @@ class FastOptics:
         nz, ny, nx = self.shape
         dz, dy, dx = self.voxel_um
         return Tomogram(
-            ri=potential_to_ri(found, optics).float().numpy(),
+            ri=rytov_to_ri(found, optics).float().numpy(),
             voxel_um=self.voxel_um,
             medium_ri=optics.medium_ri,
             origin_um=(-(nz // 2) * dz, -(ny // 2) * dy, -(nx // 2) * dx),
