@@ -138,7 +138,7 @@ def test_bad_group_metadata(tmp_path, change, error, words):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (lambda d: d.update(shape=[2**30, 2**20, 2**20]), TooLarge, "limit is 8589934592"),
+        (lambda d: d.update(shape=[2**30, 2**20, 2**20]), TooLarge, "limit is 805306368"),
         (lambda d: d.update(shape=[12, 40]), BadField, "axes"),
         (lambda d: d.update(shape=[12, 40, -1]), BadField, "positive"),
         (lambda d: d.update(data_type="int32"), BadField, "'int32'; allowed are float32"),
