@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sqlite3
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 from helpers_faults import count_calls
 from helpers_ledger import rows
 from helpers_spheres import cheap_settings, tiny_bundle
-from helpers_zygote import Daemon, Zygote
+from helpers_zygote import Daemon, Zygote, wait_until
 
 from wbcd.daemon.state import read_state
 
@@ -61,7 +63,8 @@ class Watched:
 
 
 def work_through(folder: Path, zygote: Zygote, count: int, every_s: float) -> tuple[Watched, Watched, dict[str, float]]:
-    """The whole backlog, then a restart on it: what was seen, and how long each took until nothing waited."""
+    """The whole backlog, killed (-9) at a third of it, then a restart when all is done: what was seen, and how long each took
+    until nothing waited."""
     write_bad_files(folder / "incoming", count)
     settings = cheap_settings(
         folder,
@@ -69,9 +72,18 @@ def work_through(folder: Path, zygote: Zygote, count: int, every_s: float) -> tu
         **{"watch.mode": "inotify", "watch.rescan_s": 60.0, "service.log_lines_min": LOG_LINES_MIN},
     )
     first, again, seconds = Watched(), Watched(), {}
+    daemon = zygote.begin(settings, folder / "log-killed", until_idle=True)
+    wait_until(lambda: daemon.ended or stored(folder) >= count // 3, 4 * 3600.0)
+    daemon.send(signal.SIGKILL)
+    assert daemon.wait() == signal.SIGKILL
+    half, done = rows(folder, "SELECT SUM(id), COUNT(*), MAX(finished_at) FROM run")[0], stored(folder)
+    assert count // 3 <= done < count
     started = time.monotonic()
     assert first.follow(zygote.begin(settings, folder / "log", until_idle=True), folder / "output", every_s) == 0
     seconds["first"] = time.monotonic() - started
+    # What was stored before the kill is as it was, and nothing was done twice.
+    assert rows(folder, f"SELECT SUM(id), COUNT(*), MAX(finished_at) FROM run WHERE id <= {done}")[0] == half
+    assert rows(folder, "SELECT COUNT(DISTINCT acquisition_id) - COUNT(*) FROM run") == [(0,)]
     before = rows(folder, "SELECT SUM(id), COUNT(*), MAX(finished_at) FROM run")
     begun = rows(folder, "SELECT MAX(begun_at) FROM acquisition")
     faults = [count_calls("wbcd.acquisition.candidate:identify", folder / "identified")]
@@ -88,9 +100,18 @@ def work_through(folder: Path, zygote: Zygote, count: int, every_s: float) -> tu
     return first, again, seconds
 
 
+def stored(folder: Path) -> int:
+    """Outcomes that are committed; 0 before there is a schema."""
+    try:
+        return int(rows(folder, "SELECT COUNT(*) FROM run")[0][0])
+    except sqlite3.OperationalError:
+        return 0
+
+
 def log_lines(folder: Path) -> tuple[int, int]:
     """Outcome lines that were written, and how many more the log says there were."""
-    events = [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+    lines = [line for name in ("log-killed", "log") for line in (folder / name).read_text().splitlines()]
+    events = [json.loads(line) for line in lines if line.endswith("}")]  # the kill may have cut its last one
     written = sum(event["event"] == "outcome" for event in events)
     more = sum(event["more"] for event in events if event["event"] == "log.more" and event["of"]["event"] == "outcome")
     return written, more
@@ -103,8 +124,9 @@ def test_some_hundred_bad_files(tmp_path: Path, zygote: Zygote) -> None:
     waiting = [left for _, _, left in first.samples]
     assert waiting[0] > waiting[len(waiting) // 2] > waiting[-1]  # progress is shown
     written, more = log_lines(tmp_path)
-    assert written + more == count
-    assert written <= LOG_LINES_MIN * (1 + seconds["first"] // 60 + 1)
+    # Of those before the kill, the last minute's sum was not written any more.
+    assert count - count // 3 - 1 <= written + more <= count
+    assert written <= LOG_LINES_MIN * (2 + seconds["first"] // 60 + 1)
 
 
 @pytest.mark.slow
@@ -126,7 +148,8 @@ def test_a_hundred_thousand_bad_files(tmp_path: Path, zygote: Zygote, capsys: py
     with capsys.disabled():
         print(f"\nbacklog: {json.dumps(figures)}")
     assert first.growth_mb < 60
-    assert written + more == count
+    assert written + more <= count
+    assert seconds["again"] < 60  # a promise to the user, not a measure of this machine
 
 
 def plot(watched: Watched, path: Path) -> None:

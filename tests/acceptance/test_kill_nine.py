@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers_faults import Fault, kill_in
-from helpers_ledger import Whole, check_against, make_whole
+from helpers_ledger import Whole, check_against, make_whole, rows
 from helpers_spheres import cheap_settings
-from helpers_zygote import Zygote
+from helpers_zygote import Zygote, wait_until
 
 from wbcd.daemon.faults import POINTS
 from wbcd.daemon.state import read_state
@@ -152,6 +154,34 @@ def test_killed_at_random(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
     assert tally.kills == RANDOM_KILLS
 
 
+def test_killed_with_a_reader_in_its_own_process(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
+    """As it runs in a laboratory: files are opened by a child. It must not outlive its daemon, and nothing may be lost."""
+    chance, tally = random.Random(20263), Tally()
+    life = Life(tmp_path / "life", whole, zygote, **{"limits.isolate": True}, **PATIENT)
+    for stored in sorted(chance.sample(range(1, ACQUISITIONS - 8), 5)):
+        daemon = zygote.begin(life.settings, life.log, until_idle=True)
+        wait_until(lambda: daemon.ended or stored_runs(life.folder) >= stored)  # noqa: B023 - asked at once
+        readers = [] if daemon.ended else daemon.process.children(recursive=True)
+        assert readers, life.story()
+        daemon.send(signal.SIGKILL)
+        assert daemon.wait() == signal.SIGKILL, life.story()
+        tally.kills += 1
+        _, left = psutil.wait_procs(readers, timeout=30)
+        assert left == []
+    life.finish(tally)
+    assert tally.kills == 5
+
+
+def stored_runs(folder: Path) -> int:
+    """Outcomes that are committed; 0 before there is a schema."""
+    if not (folder / "wbcd.db").exists():
+        return 0
+    try:
+        return int(rows(folder, "SELECT COUNT(*) FROM run")[0][0])
+    except sqlite3.OperationalError:
+        return 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3 * 3600)
 def test_killed_a_thousand_times(tmp_path: Path, zygote: Zygote, whole: Whole, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +189,8 @@ def test_killed_a_thousand_times(tmp_path: Path, zygote: Zygote, whole: Whole, c
     chance = random.Random(int(os.environ.get("WBCD_SEED", "20262")))
     tally, started = Tally(), time.monotonic()
     while tally.kills < wanted:
-        settings = PATIENT if chance.random() < 0.97 else {}
+        settings: dict[str, object] = dict(PATIENT if chance.random() < 0.97 else {})
+        settings["limits.isolate"] = chance.random() < 0.2
         few = min(chance.randint(8, 40), wanted - tally.kills)
         live_through((_any_death(chance, whole) for _ in range(few)), tmp_path, whole, zygote, tally, **settings)
         with capsys.disabled():
@@ -187,8 +218,6 @@ def test_sigterm_drains_and_ends_with_status_0(tmp_path: Path, zygote: Zygote, w
     assert status == 0, life.story()
     assert read_state(life.settings["output.dir"]).details["in_hand"] == 0
     # What was begun was finished; only files that may still grow wait for another look.
-    from helpers_ledger import rows
-
     begun = rows(tmp_path, "SELECT path FROM acquisition WHERE tries > 0")
     assert [path for (path,) in begun if int(Path(path).stem) % 10 != 6] == []
     life.finish(Tally())
