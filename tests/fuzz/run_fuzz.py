@@ -2,15 +2,16 @@
 
     python tests/fuzz/run_fuzz.py --files 20000 --first 0 --workers 2 --out build/fuzz
 
-Case N follows from N alone: a run can be continued (``--first``, or the same ``--out`` again, which goes on where it ended),
-and one case made again (``--case N``). ``summary.json`` holds the counts; files that are faults are kept under ``faults``. Exit
-status 1 when there is one: a worker that died, a foreign exception, a hang over 30 s, a volume that changed by over 1 % without
-a flag, a file without an outcome.
+Case N follows from N alone: a run that was broken off goes on in the same ``--out`` (of the same sources and arguments; any
+other begins anew there), and one case can be made again (``--case N``). ``summary.json`` holds the counts; files that are
+faults are kept under ``faults``. Exit status 1 when there is one: a worker that died, a foreign exception, a hang over 30 s,
+a volume that changed by over 1 % without a flag, a file without an outcome, fewer files than were asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -89,6 +90,22 @@ def _keep(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
+def claim(out: Path, arguments: argparse.Namespace) -> None:
+    """Keep what an unfinished run of the same sources and arguments did; remove what any other left."""
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted([*(root / "wbcd").rglob("*.py"), *(root / "tests").glob("helpers_*.py"), Path(__file__).resolve()]):
+        digest.update(path.read_bytes())
+    mine = {"sources": digest.hexdigest(), **{name: getattr(arguments, name) for name in ("first", "files", "workers")}}
+    run = out / "run.json"
+    if run.exists() and json.loads(run.read_text()) == mine and not (out / "summary.json").exists():
+        print(f"going on in {out}")
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    run.write_text(json.dumps(mine))
+
+
 def supervise(arguments: argparse.Namespace) -> dict[str, Any]:
     """Start the workers, start a dead one again behind the case it died of, and add up."""
     out: Path = arguments.out
@@ -135,6 +152,7 @@ def _summary(out: Path, deaths: list[dict[str, Any]], seconds: float, arguments:
     findings = [finding for state in states for finding in state["findings"]]
     return {
         "files": sum(totals.values()),
+        "asked": arguments.files,
         "first": arguments.first,
         "wall_s": round(seconds, 1),
         "cpu_s": round(sum(state["cpu_s"] for state in states), 1),
@@ -212,12 +230,14 @@ def main() -> int:
         work(arguments.out / f"case-{arguments.case}", 0, 1, arguments.case, 1, arguments.seconds)
         print((arguments.out / f"case-{arguments.case}" / "worker-0" / "state.json").read_text())
         return 0
+    claim(arguments.out, arguments)
     summary = supervise(arguments)
-    _save(arguments.out / "summary.json", summary)
     shutil.rmtree(arguments.out / "daemon", ignore_errors=True)
     if arguments.daemon_files:
         summary["daemon"] = feed_daemon(arguments.out / "daemon", arguments.first, arguments.daemon_files)
-    (arguments.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    # The last thing to be written: a folder without it is of a run that can go on.
+    name = "summary.json" if summary["files"] >= arguments.files else "summary-unfinished.json"
+    (arguments.out / name).write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps({name: value for name, value in summary.items() if name not in ("by_file", "by_mutation")}, indent=1))
     return int(bool(faults_in(summary)))
 
@@ -226,6 +246,7 @@ def faults_in(summary: dict[str, Any]) -> list[str]:
     """What must be none: names of the faults of a summary."""
     found = [name for name in ("silent", "escape", "hang") if summary["totals"].get(name)]
     found += ["death"] if summary["deaths"] else []
+    found += ["unfinished"] if summary["files"] + len(summary["deaths"]) < summary["asked"] else []
     daemon = summary.get("daemon", {"exit_status": 0, "without_an_outcome": []})
     return found + [name for name in ("exit_status", "without_an_outcome") if daemon[name]]
 
