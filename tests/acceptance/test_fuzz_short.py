@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fuzz.run_fuzz import feed_daemon
-from helpers_fuzz import FAULTS, Judge, make_case, make_corpus, mutate_bytes, mutate_hdf5, remove_case
+from helpers_fuzz import FAULTS, MOST_UNNOTICED, Judge, make_case, make_corpus, mutate_bytes, mutate_hdf5, remove_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +43,7 @@ def test_no_case_is_a_fault(judge: Judge, corpus: dict[str, Path]) -> None:
     # The cases are neither all harmless nor all hopeless.
     assert found["refused"] > CASES / 3
     assert found["same"] > CASES / 10
+    assert found["unnoticed"] <= 3 + MOST_UNNOTICED * CASES
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

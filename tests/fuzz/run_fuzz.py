@@ -244,8 +244,11 @@ def main() -> int:
 
 def faults_in(summary: dict[str, Any]) -> list[str]:
     """What must be none: names of the faults of a summary."""
+    from helpers_fuzz import MOST_UNNOTICED
+
     found = [name for name in ("silent", "escape", "hang") if summary["totals"].get(name)]
     found += ["death"] if summary["deaths"] else []
+    found += ["unnoticed"] if summary["totals"].get("unnoticed", 0) > 3 + MOST_UNNOTICED * summary["files"] else []
     found += ["unfinished"] if summary["files"] + len(summary["deaths"]) < summary["asked"] else []
     daemon = summary.get("daemon", {"exit_status": 0, "without_an_outcome": []})
     return found + [name for name in ("exit_status", "without_an_outcome") if daemon[name]]
