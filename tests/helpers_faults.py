@@ -6,10 +6,13 @@ its own. Nothing of this is in wbcd: a daemon that was not forked by a test cann
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import datetime as dt
+import errno
 import functools
 import importlib
+import io
 import os
 import signal
 import struct
@@ -65,6 +68,11 @@ def without_rights_over_files() -> Fault:
 def clock_shifted_by(file: Path) -> Fault:
     """The wall clock is off by as many seconds as ``file`` says at the moment (none while it is absent)."""
     return {"fault": "clock", "file": str(file)}
+
+
+def no_quota_left(folder: Path, *, while_there_is: Path) -> Fault:
+    """Nothing can be made or opened for writing under ``folder`` (EDQUOT) as long as the other file is there."""
+    return {"fault": "quota", "folder": str(folder), "marker": str(while_there_is)}
 
 
 def install(faults: list[Fault]) -> None:
@@ -226,6 +234,26 @@ def _clock(fault: Fault) -> None:
     wbcd.store.ledger.dt = SimpleNamespace(datetime=Shifted, UTC=dt.UTC, timedelta=dt.timedelta)  # type: ignore[attr-defined]
 
 
+def _quota(fault: Fault) -> None:
+    folder, marker = Path(fault["folder"]), Path(fault["marker"])
+
+    def refuses(path: Any) -> bool:
+        return isinstance(path, (str, os.PathLike)) and Path(path).is_relative_to(folder) and marker.exists()
+
+    def guarded(function: Callable[..., Any], writes: Callable[..., bool]) -> Callable[..., Any]:
+        def refusing(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if refuses(path) and writes(*args, **kwargs):
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), os.fspath(path))
+            return function(path, *args, **kwargs)
+
+        return refusing
+
+    os.mkdir = guarded(os.mkdir, lambda *_, **__: True)  # type: ignore[assignment]
+    os.open = guarded(os.open, lambda flags, *_, **__: bool(flags & os.O_CREAT))  # type: ignore[assignment]
+    opened = guarded(io.open, lambda mode="r", *_, **__: mode[0] in "wax")
+    io.open = builtins.open = opened  # type: ignore[assignment]
+
+
 _KINDS: dict[str, Callable[[Fault], None]] = {
     "kill": _kill,
     "hang": _hang,
@@ -234,4 +262,5 @@ _KINDS: dict[str, Callable[[Fault], None]] = {
     "clock": _clock,
     "count": _calls,
     "rights": _rights,
+    "quota": _quota,
 }

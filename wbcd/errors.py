@@ -39,6 +39,7 @@ A quality rejection is a value (:class:`wbcd.records.Rejected`), never an except
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -214,6 +215,11 @@ class SchemaMismatch(StoreError):
 class NoSpace(StoreError):
     code = "store.no_space"
     action = "Free space on the named disk; the daemon resumes by itself."
+
+
+def no_room(error: OSError) -> bool:
+    """True when a write failed because there is no room for it: a full disk, a quota, a limit on the length of a file."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Unforeseen(WbcdError):

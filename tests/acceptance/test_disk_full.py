@@ -1,18 +1,21 @@
 """Disks that really are full: intake pauses, `wbcd status` says why, it goes on by itself, and nothing is lost.
 
 The small disks are tmpfs of a few megabytes in a mount namespace of the daemons' own; where a machine refuses that (a
-container without the right), the tests are skipped and say so. What a full disk does to one write is tested everywhere
-(tests/unit/test_store_volumes.py, tests/unit/test_store_failures.py).
+container without the right), those tests are skipped and say so. What runs everywhere: a limit on the length of files
+(RLIMIT_FSIZE, the kernel's EFBIG) for the database, and a quota (a shim in the daemon, EDQUOT) for the output; and one write
+to a full disk (tests/unit/test_store_volumes.py, tests/unit/test_store_failures.py).
 """
 
 from __future__ import annotations
 
 import errno
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_faults import no_quota_left
 from helpers_ledger import Whole, differences, outcome_table, rows
 from helpers_spheres import cheap_settings
 from helpers_zygote import Daemon, Zygote, may_mount, wait_until
@@ -21,8 +24,10 @@ from wbcd.cli.status import collect, lines
 from wbcd.config import Config
 from wbcd.store.volumes import SUFFIX, TEMPORARY
 
-pytestmark = pytest.mark.skipif(not may_mount(), reason="this machine allows no mounts of one's own (unshare -m)")
+on_small_disks = pytest.mark.skipif(not may_mount(), reason="this machine allows no mounts of one's own (unshare -m)")
 ACQUISITIONS = 20
+WITHIN_LIMIT = 64 * 1024
+"""Bytes: more than the daemon's log and state, less than its database."""
 
 
 class Disk:
@@ -81,6 +86,7 @@ class Run:
         return log.read_text()[-4000:] if log.exists() else ""
 
 
+@on_small_disks
 def test_the_disk_of_the_database(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
     disk = Disk(zygote, tmp_path / "data", "4m")
     run = Run(tmp_path, zygote, whole, **{"database.url": f"sqlite:///{tmp_path}/data/wbcd.db"})
@@ -99,6 +105,7 @@ def test_the_disk_of_the_database(tmp_path: Path, zygote: Zygote, whole: Whole) 
     assert not any("paused" in line for line in run.status())
 
 
+@on_small_disks
 def test_the_disk_of_the_output(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
     disk = Disk(zygote, tmp_path / "output", "8m")
     run = Run(tmp_path, zygote, whole)
@@ -120,6 +127,7 @@ def test_the_disk_of_the_output(tmp_path: Path, zygote: Zygote, whole: Whole) ->
     assert kinds[-1] == "intake_resumed"
 
 
+@on_small_disks
 def test_the_disk_of_temporary_files(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
     """Nothing that is counted needs room in TMPDIR or in shared memory: both are full from the beginning."""
     temporary = Disk(zygote, tmp_path / "tmp", "64k")
@@ -135,3 +143,41 @@ def test_the_disk_of_temporary_files(tmp_path: Path, zygote: Zygote, whole: Whol
         assert zygote.command("umount", "-l", "/dev/shm") == 0
     assert differences(outcome_table(tmp_path), whole.table) == []
     assert '"paused"' not in (tmp_path / "log").read_text()
+
+
+def test_files_of_the_database_may_grow_no_longer(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
+    """As under ``ulimit -f``: the kernel refuses the write, SQLite says "disk I/O error", the daemon says what it is."""
+    run = Run(tmp_path, zygote, whole, **{"output.keep_tomograms": False})
+    daemon = run.begin()
+    wait_until(lambda: '"outcome"' in run.log())
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (WITHIN_LIMIT, before[1]))
+    run.bring(run.files[ACQUISITIONS // 2 :])
+    said = wait_until(lambda: [line for line in run.status() if "daemon     paused" in line], what="paused")
+    assert any("full" in line for line in said), said
+    assert not daemon.ended
+    assert 0 < (tmp_path / "log").stat().st_size < WITHIN_LIMIT, "the log was cut by the limit, too"
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, before)
+    assert daemon.wait() == 0, run.log()
+    assert differences(outcome_table(tmp_path), whole.table) == []
+    assert rows(tmp_path, "PRAGMA integrity_check") == [("ok",)]
+    assert not any("paused" in line for line in run.status())
+
+
+def test_a_quota_on_the_output(tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
+    run = Run(tmp_path, zygote, whole)
+    exhausted = tmp_path / "exhausted"
+    daemon = run.begin(faults=[no_quota_left(run.settings["output.dir"], while_there_is=exhausted)])
+    wait_until(lambda: '"outcome"' in run.log())
+    exhausted.touch()
+    run.bring(run.files[ACQUISITIONS // 2 :])
+    said = wait_until(lambda: [line for line in run.status() if "daemon     paused" in line], what="paused")
+    assert any("full" in line for line in said), said
+    assert not daemon.ended
+    exhausted.unlink()
+    assert daemon.wait() == 0, run.log()
+    assert differences(outcome_table(tmp_path), whole.table) == []
+    output = Path(run.settings["output.dir"])
+    named = {Path(path).name for (path,) in rows(tmp_path, "SELECT tomogram_path FROM cell WHERE tomogram_path IS NOT NULL")}
+    assert {path.name for path in output.glob(f"*/*{SUFFIX}")} == named
+    assert list(output.rglob(f"{TEMPORARY}*")) == []

@@ -42,7 +42,8 @@ def test_postgres_states(state: str | None, kind: type[StoreError]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"), [(errno.ENOSPC, NoSpace), (errno.EDQUOT, NoSpace), (errno.EIO, DatabaseUnavailable)]
+    ("number", "kind"),
+    [(errno.ENOSPC, NoSpace), (errno.EDQUOT, NoSpace), (errno.EFBIG, NoSpace), (errno.EIO, DatabaseUnavailable)],
 )
 def test_file_system_errors(number: int, kind: type[StoreError]) -> None:
     assert type(translate(OSError(number, "said the kernel"), POSTGRES)) is kind

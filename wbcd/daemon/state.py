@@ -6,7 +6,6 @@ that the disk is full. A reader may meet a half-written text; it looks again.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from wbcd.errors import NoSpace, StoreError
+from wbcd.errors import NoSpace, StoreError, no_room
 
 FILE_NAME: Final = "daemon-state.json"
 SIZE_BYTES: Final = 8192
@@ -30,7 +29,7 @@ class StateFile:
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             os.posix_fallocate(self._handle, 0, SIZE_BYTES)
         except OSError as error:
-            kind = NoSpace if error.errno == errno.ENOSPC else StoreError
+            kind = NoSpace if no_room(error) else StoreError
             raise kind(f"{self.path} cannot be written: {error.strerror}.") from error
 
     def write(self, state: dict[str, Any]) -> None:

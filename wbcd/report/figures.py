@@ -6,7 +6,6 @@ neither a Greek mu nor a superscript: units are written um and um2, as in the na
 
 from __future__ import annotations
 
-import errno
 import io
 import math
 import os
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from wbcd.errors import NoSpace, StoreError
+from wbcd.errors import NoSpace, StoreError, no_room
 from wbcd.records import Cell
 
 #: Refractive indices shown as the darkest and the brightest colour, the same in every picture so that they compare.
@@ -46,7 +45,6 @@ VALUES = (
 )
 
 Grey = NDArray[np.uint8]
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def thumbnail_png(cell: Cell) -> bytes:
@@ -304,5 +302,5 @@ def _write(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        kind = NoSpace if error.errno in _FULL else StoreError
+        kind = NoSpace if no_room(error) else StoreError
         raise kind(f"The picture {path} cannot be written: {error.strerror or error}.") from error

@@ -1,6 +1,6 @@
 """Foreign database errors become ours, in one place, with the cause kept. Standard library only.
 
-disk full (SQLITE_FULL, PostgreSQL class 53100, ENOSPC, EDQUOT)              -> NoSpace
+disk full (SQLITE_FULL, PostgreSQL class 53100, ENOSPC, EDQUOT, EFBIG)       -> NoSpace
 no answer (busy, locked, cannot open, I/O error, PostgreSQL classes 08, 57P) -> DatabaseUnavailable
 serialisation failure, deadlock (40001, 40P01), too many connections (53300) -> DatabaseUnavailable
 a table or column is absent                                                  -> SchemaMismatch
@@ -10,13 +10,14 @@ anything else (damage, a broken constraint)                                  -> 
 
 from __future__ import annotations
 
-import errno
 import os
+import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError
+from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError, no_room
 from wbcd.store.urls import Target
 
 MIN_FREE_BYTES = 4 * 2**20
@@ -25,7 +26,6 @@ MIN_FREE_BYTES = 4 * 2**20
 NEEDED_BYTES = 16 * 2**20
 """Below this the health check says NoSpace: room for the write-ahead log and some hundred outcomes."""
 
-_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _SQLITE_SILENT = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM")
 _SQLITE_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 _PG_SILENT = ("08", "57P", "40001", "40P01", "53300", "55P03", "25006")
@@ -46,7 +46,7 @@ def translate(error: BaseException, target: Target) -> StoreError:
 
 def from_os_error(error: OSError, place: str) -> StoreError:
     """Our error for a failed write to ``place``."""
-    if error.errno in _FULL_ERRNOS:
+    if no_room(error):
         return NoSpace(f"{place}: the disk is full ({error.strerror}).")
     return DatabaseUnavailable(f"{place}: {error.strerror or error}.")
 
@@ -102,7 +102,16 @@ def _from_sqlite(error: sqlite3.Error, target: Target) -> StoreError:
 
 def _is_full(target: Target) -> bool:
     free = free_bytes(target)
-    return free is not None and free < MIN_FREE_BYTES
+    return (free is not None and free < MIN_FREE_BYTES) or _at_its_limit(target)
+
+
+def _at_its_limit(target: Target) -> bool:
+    """True when the process may not write files longer than these are soon (``ulimit -f``): SQLite says only I/O error."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == resource.RLIM_INFINITY or target.path is None:
+        return False
+    lengths = [path.stat().st_size for path in (target.path, Path(f"{target.path}-wal")) if path.exists()]
+    return max(lengths, default=0) + MIN_FREE_BYTES > limit
 
 
 def _from_postgres(error: BaseException, target: Target) -> StoreError:
