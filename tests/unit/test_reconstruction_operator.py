@@ -23,6 +23,22 @@ def volume(seed: int) -> torch.Tensor:
     return torch.randn((24, 40, 40), generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("shape", [(24, 40, 40), (33, 45, 36)])
+def test_prediction_is_the_fourier_sum_along_z(shape: tuple[int, int, int]) -> None:
+    """Against the sum itself, for even and odd sizes: every sample, the half plane's and the mirrored ones."""
+    nz, ny, nx = shape
+    operator = EwaldOperator(Rig(frames=5).k_in(), OPTICS, shape, (0.4, 0.2, 0.2))
+    volume = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    columns = torch.fft.fft2(torch.fft.ifftshift(volume, dim=(-2, -1))).reshape(nz, ny * nx)
+    heights = torch.arange(nz, dtype=torch.float64) - nz // 2
+    waves = torch.exp(-1j * heights[:, None] * operator.caps.kz_step.double())
+    exact = (waves * columns[:, operator.caps.column]).sum(0)
+    found = operator.predict(volume.float())
+    assert float((found - exact).abs().max() / exact.abs().max()) < 2e-5
+    chosen = torch.tensor([3, len(exact) - 1, 500])
+    torch.testing.assert_close(operator.predict(volume.float(), chosen), found[chosen])
+
+
 def test_right_hand_side_is_the_adjoint_of_prediction(operator: EwaldOperator) -> None:
     every = torch.arange(len(operator.caps.column))
     x, z = volume(1), volume(2)

@@ -42,12 +42,12 @@ def invert(rhs: Tensor, operator: EwaldOperator, recipe: Recipe, *, times: int =
     t = 1.0
     total_variation = TotalVariation(operator.voxel_um, settings.tv_weight)
     for _ in range(times * settings.iterations):
-        candidate = momentum - step * (operator.normal(momentum) - rhs)
+        candidate = operator.normal(momentum).sub_(rhs).mul_(-step).add_(momentum)
         candidate = total_variation(candidate, step)
         if settings.non_negative:
             candidate.clamp_min_(0)
         t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
-        momentum = candidate + ((t - 1) / t_next) * (candidate - x)
+        momentum = torch.lerp(x, candidate, 1 + (t - 1) / t_next)
         x, t = candidate, t_next
     return x
 

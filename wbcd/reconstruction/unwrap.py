@@ -8,6 +8,7 @@ Romero 1994 (unweighted, Neumann boundary, by a cosine transform), Pritt 1996 (c
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,43 +21,51 @@ def wrap(phase: Tensor) -> Tensor:
     return phase - TWO_PI * torch.round(phase / TWO_PI)
 
 
-def residues(phase: Tensor) -> Tensor:
-    """Charge of each 2 x 2 loop of a wrapped phase [..., y, x]: -1, 0 or 1, shape [..., y-1, x-1]."""
-    dx, dy = wrap(torch.diff(phase, dim=-1)), wrap(torch.diff(phase, dim=-2))
-    loop = dx[..., :-1, :] + dy[..., 1:] - dx[..., 1:, :] - dy[..., :-1]
-    return torch.round(loop / TWO_PI)
+class Turns(NamedTuple):
+    """Whole turns between neighbours of a wrapped phase, int8: ``across`` [..., y, x-1], ``down`` [..., y-1, x]."""
+
+    across: Tensor
+    down: Tensor
 
 
-def jumps(phase: Tensor) -> Tensor:
-    """True [...] for each frame that has a wrap, i.e. a neighbour difference over pi."""
-    across = (torch.diff(phase, dim=-1).abs() > math.pi).flatten(-2).any(-1)
-    down = (torch.diff(phase, dim=-2).abs() > math.pi).flatten(-2).any(-1)
-    return across | down
+def turns(phase: Tensor) -> Turns:
+    """Where neighbours of a wrapped phase [..., y, x] differ by more than half a turn: -1, 0 or 1."""
+    steps = torch.diff(phase, dim=-1), torch.diff(phase, dim=-2)
+    return Turns(*((step > math.pi).to(torch.int8) - (step < -math.pi).to(torch.int8) for step in steps))
 
 
-def unwrap(phase: Tensor) -> Tensor:
+def residues(found: Turns) -> Tensor:
+    """Charge of each 2 x 2 loop, int8 [..., y-1, x-1]: -1, 0 or 1. The steps of a loop add up to 0, so its turns tell."""
+    across, down = found
+    return across[..., 1:, :] + down[..., :-1] - across[..., :-1, :] - down[..., 1:]
+
+
+def unwrap(phase: Tensor, found: Turns | None = None) -> Tensor:
     """Continuous phase [frame, y, x] congruent with the wrapped one; its background is near 0.
 
-    Frames without jumps are returned as they are.
+    Frames without jumps are returned as they are. ``found``: their :func:`turns`, where they were asked before.
     """
-    needs = jumps(phase)
-    if not bool(needs.any()):
+    found = found or turns(phase)
+    wrapped = found.across.flatten(-2).any(-1) | found.down.flatten(-2).any(-1)
+    if not bool(wrapped.any()):
         return phase
-    consistent = residues(phase).abs().flatten(-2).sum(-1) == 0
+    needs = torch.nonzero(wrapped)[:, 0]
+    consistent = ~residues(Turns(found.across[needs], found.down[needs])).flatten(-2).any(-1)
     out = phase.clone()
-    for chosen, way in ((needs & consistent, _counted), (needs & ~consistent, _congruent)):
-        if bool(chosen.any()):
-            out[chosen] = way(phase[chosen])
+    if len(chosen := needs[consistent]):
+        out[chosen] = _counted(phase[chosen], Turns(found.across[chosen], found.down[chosen]))
+    if len(chosen := needs[~consistent]):
+        out[chosen] = _congruent(phase[chosen])
     return out
 
 
-def _counted(phase: Tensor) -> Tensor:
+def _counted(phase: Tensor, found: Turns) -> Tensor:
     """Jumps counted down the first column and along each row; whole numbers, so nothing accumulates but them."""
-    turns = torch.zeros_like(phase)
-    turns[..., 1:] = -torch.round(torch.diff(phase, dim=-1) / TWO_PI)
-    turns[..., 1:, 0] = -torch.round(torch.diff(phase[..., 0], dim=-1) / TWO_PI)
-    turns[..., :, 0] = turns[..., :, 0].cumsum(-1)
-    exact = phase + TWO_PI * turns.cumsum(-1)
+    whole = torch.zeros(phase.shape, dtype=torch.int8, device=phase.device)
+    whole[..., 1:] = -found.across
+    whole[..., 1:, 0] = -found.down[..., 0]
+    whole[..., :, 0] = whole[..., :, 0].cumsum(-1)
+    exact = phase + TWO_PI * whole.cumsum(-1, dtype=phase.dtype)
     return exact - TWO_PI * torch.round(_border_median(exact) / TWO_PI)
 
 

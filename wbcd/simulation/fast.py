@@ -76,7 +76,7 @@ class FastOptics:
         potential = ri_to_potential(torch.from_numpy(np.ascontiguousarray(ri)), self.optics)
         if tuple(ri.shape) != self.shape:
             potential = _halve(potential, self.shape)
-        ideal = operator.predict(potential, torch.arange(len(operator.caps.column)))
+        ideal = operator.predict(potential)
         return ideal + self._noise(operator, rng)
 
     def _inverted(self, samples: Tensor) -> Tomogram:
