@@ -81,7 +81,8 @@ class QualityRecipe:
 @dataclass(frozen=True, slots=True)
 class MorphologyRecipe:
     """Ryu et al. 2021, section 4.3. ``ri_increment_ml_g``: alpha in n = n_m + alpha C. ``support_margin_um``: how far
-    around the mask the total dry mass is summed. ``mass_rim_um``: how far beyond the half-contrast surface its dry mass is.
+    around the mask the total dry mass is summed. ``mass_rim_um``: how far beyond the half-contrast surface its dry mass is;
+    ``mass_rim_accurate_um``: the same in the accurate mode, where nothing but blur lies beside a cell.
     ``max_hole_fl``: enclosed regions below the threshold up to this volume are
     vacuoles and belong to the cell; a larger one is left out, as the paper's rule says."""
 
@@ -92,6 +93,7 @@ class MorphologyRecipe:
     crop_voxel_um: Triple = (0.2, 0.1, 0.1)
     support_margin_um: float = 1.0
     mass_rim_um: float = 0.2
+    mass_rim_accurate_um: float = 0.5
     max_hole_fl: float = 10.0
 
 

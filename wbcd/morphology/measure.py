@@ -139,11 +139,12 @@ def _rimmed_mass_pg(cell: Cell, tight: _Tight, half: NDArray[np.bool_], recipe: 
     """Dry mass in pg over the half-contrast region and the rim of ``mass_rim_um`` into which blur carries its mass.
 
     The blur of an edge takes as much from inside as it puts outside; the rim holds that, and little of the noise that is
-    clamped at the medium.
+    clamped at the medium. The accurate mode leaves next to none of that, so its rim can hold all of the blur.
     """
     if not half.any():
         return 0.0
-    support = half | _near(half, cell.voxel_um, recipe.morphology.mass_rim_um)
+    rims = recipe.morphology
+    support = half | _near(half, cell.voxel_um, rims.mass_rim_accurate_um if cell.mode == "accurate" else rims.mass_rim_um)
     departure = tight.ri[support].astype(np.float64) - cell.medium_ri
     return float(departure.sum()) / recipe.morphology.ri_increment_ml_g * tight.voxel_fl
 

@@ -37,6 +37,7 @@ DARK = 0.1
 """Where the simulated amplitude is below this the logarithm has no usable slope."""
 
 RATIO_LIMIT = 20.0
+RINGING_PX = 4
 
 THICKER = (2, 3)
 """Slices of the model for slices of the volume: 0.3 um instead of 0.2 um costs a thousandth of the scattered field."""
@@ -102,7 +103,9 @@ class Refiner:
         carried = self._modelled(columns, pixel)
         weight = carried * (caps.weight[samples] if chosen[0] not in self._operator.held_out else 1.0)
         return _Frames(
-            model=MultiSlice(k_in, stack.optics, self._size, self._coarse, pixel, self._dz * THICKER[1] / THICKER[0], device),
+            model=MultiSlice(
+                k_in, stack.optics, self._size, self._coarse, pixel, self._dz * THICKER[1] / THICKER[0], device, self._reach()
+            ),
             measured=_window_of(w, stack.centre_px, self._size),
             mask=shadow((self._size, self._size), self._window.radius_um, tilt(k_in, stack.optics), pixel, device),
             rows=torch.repeat_interleave(torch.arange(len(chosen), device=device), counts),
@@ -112,6 +115,15 @@ class Refiner:
             starts=(0, *counts.cumsum(0).tolist()),
             norm=float((weight * power).sum()),
         )
+
+    def _reach(self) -> tuple[int, int]:
+        """How far from the middle, in y and x, the object's box goes; some pixels more for its tails, and for what the
+        coarse grid rings."""
+        y, x = (
+            max(side.stop - n // 2, n // 2 - side.start) + RINGING_PX
+            for side, n in zip(self._box[1:], self._operator.shape[1:], strict=True)
+        )
+        return y, x
 
     def _modelled(self, columns: Tensor, pixel_um: float) -> Tensor:
         """1 for lateral frequencies that the coarse grid carries, else 0."""
