@@ -44,6 +44,8 @@ MAX_GROWTH_MB, MAX_GROWTH_DESCRIPTORS = 20.0, 8
 limit of its own). In an hour's soak the daemon grew by 3.4 MB."""
 
 MOST_READERS = 3
+READER = "wbcd.acquisition.child"
+"""The module that a reader runs; a trial of a file that was in hand too often is a child of the daemon as well."""
 
 
 @dataclass
@@ -189,7 +191,7 @@ class Soak:
         self.last_sample_s = self.elapsed_s
         try:
             memory, descriptors = daemon.process.memory_full_info(), daemon.process.num_fds()
-            readers = [child.memory_info().rss for child in daemon.process.children()]
+            readers = [child.memory_info().rss for child in daemon.process.children() if READER in child.cmdline()]
         except psutil.Error:
             return
         kinds = dict(self.query("SELECT outcome, COUNT(*) FROM run GROUP BY outcome"))
