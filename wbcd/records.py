@@ -119,6 +119,8 @@ class FieldStack:
     ``k_in_rad_um``: float64 [angle, 2] transverse illumination wave vector (k_x, k_y) at the sample.
     ``pixel_um``: pitch of the fields. ``kept``: [angle] indices into the raw stack (dropped frames are absent).
     ``background_rms_rad``: [angle] phase rms outside the object after the background was removed.
+    ``measured_rad_um``: [angle, 2] vectors that the fringes show, where ``k_in_rad_um`` is the file's too; None: not known.
+    ``illumination_misfit``: rms difference of the two, in NA k0; None where the file gives no vectors.
     """
 
     w: NDArray[np.complex64]
@@ -129,6 +131,8 @@ class FieldStack:
     fringes: FringeReport
     kept: NDArray[np.intp]
     background_rms_rad: NDArray[np.float64]
+    measured_rad_um: NDArray[np.float64] | None = None
+    illumination_misfit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,55 @@ def test_vectors_given(stack: HologramStack, plain: Result) -> None:
     found = result(replace(stack, illumination_rad_um=RIG.k_in()))
     np.testing.assert_array_equal(found.fields.k_in_rad_um, RIG.k_in())
     assert found.cell.dry_mass_pg == pytest.approx(plain.cell.dry_mass_pg, rel=0.01)
+    assert found.verdict.accepted
+
+
+WRONG_VECTORS = {
+    "5 % too long": lambda k: 1.05 * k,
+    "negated": lambda k: -k,
+    "x and y swapped": lambda k: k[:, ::-1],
+    "in another order": lambda k: np.roll(k, 1, axis=0),
+}
+
+
+@pytest.mark.parametrize("referenced", [True, False])
+@pytest.mark.parametrize("change", [None, *WRONG_VECTORS])
+def test_given_vectors_are_held_against_the_fringes(
+    light: NDArray[np.complex128], change: str | None, referenced: bool
+) -> None:
+    """2,000 electrons, five frames of which one is lost: the poorest that is measured at all."""
+    chosen = [0, 1, 6, 11, 16]
+    made = exposed(light, replace(RIG, electrons=2000.0))
+    assert made.reference is not None
+    frames = made.holograms[chosen]
+    frames[2] = 0
+    k_in = RIG.k_in()[chosen]
+    given = replace(
+        made,
+        holograms=frames,
+        reference=made.reference[chosen] if referenced else None,
+        illumination_rad_um=k_in if change is None else WRONG_VECTORS[change](k_in),
+    )
+    recipe = replace(RECIPE, quality=replace(RECIPE.quality, max_lost_frames=0.3))
+    failed = judge_fields(retrieve_fields(given, recipe), recipe).failed
+    assert (None if failed is None else failed.code) == (None if change is None else "illumination_misfit")
+
+
+def test_true_vectors_pass_whatever_sideband_is_found(light: NDArray[np.complex128]) -> None:
+    """A mirrored carrier: the conjugate is demodulated, and an empty field cannot say so."""
+    rig = replace(RIG, carrier_cycles_um=(-5.0, 4.9))
+    for seen in (light, np.ones_like(light)):
+        fields = retrieve_fields(replace(exposed(seen, rig), illumination_rad_um=RIG.k_in()), RECIPE)
+        assert fields.illumination_misfit is not None
+        assert fields.illumination_misfit < 0.002
+        assert fields.measured_rad_um is not None
+
+
+def test_the_normal_frame_lost_true_vectors_pass(stack: HologramStack) -> None:
+    for given in (spoilt(stack, lost=[0]), spoilt(stack, lost=[0], lost_reference=[0])):
+        fields = retrieve_fields(replace(given, illumination_rad_um=RIG.k_in()), RECIPE)
+        assert fields.illumination_misfit is not None
+        assert fields.illumination_misfit < 0.005
 
 
 @pytest.mark.parametrize("shape", [(511, 509), (480, 512)])

@@ -42,6 +42,7 @@ def fields(kept: int = FRAMES, background: float = 0.05) -> FieldStack:
         fringes=fringes(),
         kept=np.arange(kept),
         background_rms_rad=np.full(kept, background),
+        illumination_misfit=0.001,
     )
 
 

@@ -69,15 +69,18 @@ def _sideband_checks(report: FringeReport, recipe: Recipe) -> tuple[Check, ...]:
 
 
 def judge_fields(fields: FieldStack, recipe: Recipe) -> Verdict:
-    """Frames lost on the way from hologram to field, and the phase noise outside the object."""
+    """Frames lost on the way from hologram to field, stated directions of light, and the phase noise outside the object."""
     limits = recipe.quality
     recorded = max(int(fields.fringes.contrast.size), 1)
     kept = int(fields.kept.size)
     background = at_most(fields.background_rms_rad, limits.frame_quantile)
+    misfit = fields.illumination_misfit
+    stated = () if misfit is None else (misfit,)  # measured vectors need no check against themselves
     return Verdict(
         (
             Check("kept_frames", float(kept), float(limits.min_kept_frames), "min", "frames"),
             Check("lost_frames", 1.0 - kept / recorded, limits.max_lost_frames, "max", "of the frames"),
+            *(Check("illumination_misfit", value, limits.max_illumination_misfit, "max", "NA k0") for value in stated),
             Check("background_rms_rad", background, limits.max_background_rms_rad, "max", "rad"),
         )
     )

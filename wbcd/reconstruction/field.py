@@ -222,17 +222,29 @@ def measure_illumination(
     The normal frame's peak is the carrier by definition; the others lie about it at k_in / 2 pi. Where the normal frame is
     lost, the centre of their circle is the carrier. A lost frame's vector means nothing.
     """
+    carrier, k_in, _ = _measure_vectors(frames, optics, normal_frame)
+    return carrier, k_in
+
+
+def _measure_vectors(
+    frames: NDArray[np.unsignedinteger[Any]], optics: Optics, normal_frame: int
+) -> tuple[tuple[float, float], NDArray[np.float64], NDArray[np.bool_]]:
+    """As :func:`measure_illumination`, and True [frame] where the peak stands out, so that its vector means something."""
     finder = _FringeFinder(optics, frames.shape[1:])
     carrier = finder.carrier_of(frames, normal_frame)
     span = 1.0 / optics.pixel_size_um
     k_in = np.empty((len(frames), 2))
+    lit = _lit(frames)
+    clear = lit.copy()
     for i, frame in enumerate(frames):
-        fx, fy = finder.around(frame, carrier).frequency
+        peak = finder.around(frame, carrier)
+        fx, fy = peak.frequency
         dy = (fy - carrier[1] + span / 2) % span - span / 2
         k_in[i] = 2 * np.pi * (fx - carrier[0]), 2 * np.pi * dy
-    if _lit(frames)[normal_frame]:
+        clear[i] &= peak.snr >= MIN_PEAK and peak.contrast >= MIN_CONTRAST
+    if lit[normal_frame]:
         k_in[normal_frame] = 0.0
-    return carrier, k_in
+    return carrier, k_in, clear
 
 
 def retrieve_fields(
@@ -251,33 +263,69 @@ def retrieve_fields(
     if stack.reference is not None:
         session = SESSIONS.of(stack, recipe, device)
         kept = _demand_any(usable & session.lit, fringes)
-        demodulator, k_in = session.demodulator, session.k_in_rad_um[kept]
+        demodulator, measured, clear = session.demodulator, session.k_in_rad_um[kept], session.clear[kept]
         whole = len(kept) == len(session.inverse)
         w = demodulator(stack.holograms if whole else stack.holograms[kept])
         w.mul_(session.inverse if whole else session.inverse[torch.from_numpy(kept)])
     else:
         kept = _demand_any(usable, fringes)
-        carrier, k_all = measure_illumination(stack.holograms, stack.optics, stack.normal_frame)
-        k_in = k_all[kept]
+        carrier, k_all, clear_all = _measure_vectors(stack.holograms, stack.optics, stack.normal_frame)
+        measured, clear = k_all[kept], clear_all[kept]
         demodulator = _Demodulator(stack.optics, stack.holograms.shape[1:], carrier, recipe, device)
-        w = _remove_tilt(demodulator(stack.holograms[kept]), k_in, carrier, demodulator)
-    normal = _normal(kept, stack.normal_frame, k_in)
-    k_in = k_in if stack.illumination_rad_um is None else np.asarray(stack.illumination_rad_um, np.float64)[kept]
+        w = _remove_tilt(demodulator(stack.holograms[kept]), measured, carrier, demodulator)
+    normal = _normal(kept, stack.normal_frame, measured)
     w, rms = remove_background(w, polynomial=stack.reference is None)
-    if _is_conjugate(w[normal]):
+    delay = _delay(w[normal])
+    if delay < 0:
         # The other sideband was found: its field is the complex conjugate, its vectors point the other way.
         w = w.conj().resolve_conj()
-        k_in = -k_in if stack.illumination_rad_um is None else k_in
+        measured = -measured
+    given = None if stack.illumination_rad_um is None else np.asarray(stack.illumination_rad_um, np.float64)[kept]
+    misfit = None
+    if given is not None:
+        at_normal = normal if kept[normal] == stack.normal_frame else None
+        misfit = _misfit(given, measured, clear, at_normal, signed=delay != 0) / _rim(stack.optics)
     return FieldStack(
         w=w.cpu().numpy(),
-        k_in_rad_um=k_in,
+        k_in_rad_um=measured if given is None else given,
         pixel_um=demodulator.pitch_um,
         normal_frame=normal,
         optics=stack.optics,
         fringes=fringes,
         kept=kept,
         background_rms_rad=rms.double().cpu().numpy(),
+        measured_rad_um=measured,
+        illumination_misfit=misfit,
     )
+
+
+def _rim(optics: Optics) -> float:
+    """NA k0, rad/um."""
+    return 2 * math.pi * optics.objective_na / optics.wavelength_um
+
+
+def _misfit(
+    given: NDArray[np.float64],
+    measured: NDArray[np.float64],
+    clear: NDArray[np.bool_],
+    normal: int | None,
+    *,
+    signed: bool,
+) -> float:
+    """Rms distance of the given vectors [frame, 2] from the measured ones over the ``clear`` frames; NaN without any.
+
+    The peaks show directions relative to the normal frame's (to their circle's centre where that is lost: ``normal`` None);
+    where the axis lies is the file's to say. ``signed`` False: nothing in the field tells the sideband from its conjugate.
+    """
+
+    def apart(sign: int) -> float:
+        away = given - sign * measured
+        away = away - (away[normal] if normal is not None else away[clear].mean(0))
+        return math.sqrt(float((away[clear] ** 2).sum(1).mean()))
+
+    if not clear.any():
+        return math.nan
+    return apart(1) if signed else min(apart(1), apart(-1))
 
 
 def _overexposed(fringes: FringeReport, recipe: Recipe) -> NDArray[np.bool_]:
@@ -410,18 +458,24 @@ class _Demodulator:
 class _Session:
     """What a set of sample-free frames gives once for all its acquisitions.
 
-    ``inverse``: 1/field [frame, y, x]; ``lit``: [frame], False where one is lost.
+    ``inverse``: 1/field [frame, y, x]; ``lit``: [frame], False where one is lost; ``clear``: where its vector means something.
     """
 
-    __slots__ = ("demodulator", "inverse", "k_in_rad_um", "lit")
+    __slots__ = ("clear", "demodulator", "inverse", "k_in_rad_um", "lit")
 
     def __init__(
-        self, inverse: Tensor, k_in_rad_um: NDArray[np.float64], demodulator: _Demodulator, lit: NDArray[np.bool_]
+        self,
+        inverse: Tensor,
+        k_in_rad_um: NDArray[np.float64],
+        demodulator: _Demodulator,
+        lit: NDArray[np.bool_],
+        clear: NDArray[np.bool_],
     ) -> None:
         self.inverse = inverse
         self.k_in_rad_um = k_in_rad_um
         self.demodulator = demodulator
         self.lit = lit
+        self.clear = clear
 
 
 class _SessionCache:
@@ -454,9 +508,9 @@ class _SessionCache:
 
     @staticmethod
     def _make(frames: NDArray[np.unsignedinteger[Any]], optics: Optics, normal: int, recipe: Recipe, device: str) -> _Session:
-        carrier, k_in = measure_illumination(frames, optics, normal)
+        carrier, k_in, clear = _measure_vectors(frames, optics, normal)
         demodulator = _Demodulator(optics, frames.shape[1:], carrier, recipe, device)
-        return _Session(_inverse(demodulator(frames)), k_in, demodulator, _lit(frames))
+        return _Session(_inverse(demodulator(frames)), k_in, demodulator, _lit(frames), clear)
 
 
 SESSIONS = _SessionCache()
@@ -576,8 +630,11 @@ def _weighted_median(values: Tensor, weight: Tensor) -> Tensor:
     return torch.nan_to_num(marked.nanmedian(1).values, nan=1.0).clamp_min(1e-6)
 
 
-def _is_conjugate(w: Tensor) -> bool:
-    """True when the object retards the wrong way: cells are denser than the medium, so their phase must be positive."""
+def _delay(w: Tensor) -> float:
+    """Summed phase of the object in one frame, 0 where there is none to speak of.
+
+    Cells are denser than the medium, so it must be positive: a negative one is that of the conjugate sideband.
+    """
     phase = unwrap(torch.angle(w)[None])
     strong = phase[phase.abs() > 0.5]
-    return strong.numel() > 50 and float(strong.sum()) < 0
+    return float(strong.sum()) if strong.numel() > 50 else 0.0
