@@ -20,6 +20,7 @@ from wbcd.daemon.drift import DriftWatch
 from wbcd.daemon.instruments import Instruments, calibration_path, load_calibration, store_calibration
 from wbcd.errors import BadValue, NoObject, ReconstructionError
 from wbcd.recipe import Recipe
+from wbcd.reconstruction.field import retrieve_fields
 from wbcd.reconstruction.instrument import Calibration, calibrate, drift, judge_drift, measure_ring, zernike
 from wbcd.reconstruction.mie import FarField, partial_waves
 from wbcd.records import Acquisition, FieldStack, HologramStack, Measured, Optics, Verdict
@@ -239,9 +240,52 @@ def test_contrast_lost_and_a_changed_circle_drift(calibrated: tuple[Calibration,
     found, fields = calibrated
     faded = drift(found, replace(fields.fringes, contrast=fields.fringes.contrast * 0.7), fields)
     assert faded["contrast"] == pytest.approx(1.5, rel=0.02)
-    narrower = drift(found, fields.fringes, replace(fields, k_in_rad_um=fields.k_in_rad_um * 0.98))
+    narrower = drift(found, fields.fringes, replace(fields, measured_rad_um=fields.k_in_rad_um * 0.98))
     assert narrower["ring_radius"] == pytest.approx(2.0, rel=0.02)
     assert judge_drift(narrower, RECIPE).accepted
+
+
+def test_a_moved_circle_is_seen_through_the_vectors_that_the_file_still_states(
+    calibrated: tuple[Calibration, FieldStack], tmp_path: Path
+) -> None:
+    """The scanner lost 4 % of its swing; the file goes on stating the old vectors."""
+    found, _ = calibrated
+    rig = replace(bead.RIG, illumination_na=1.05 * 0.96)
+    stale = replace(bead.stack(bead.light(rig=rig), rig=rig), illumination_rad_um=bead.RIG.k_in())
+    fields = retrieve_fields(stale, RECIPE)
+    np.testing.assert_array_equal(fields.k_in_rad_um, bead.RIG.k_in())
+    assert drift(found, fields.fringes, fields)["ring_radius"] == pytest.approx(4.0, rel=0.03)
+
+
+def test_few_frames_have_no_circle_and_lost_ones_no_contrast(
+    calibrated: tuple[Calibration, FieldStack], plain: HologramStack
+) -> None:
+    """A stored calibration must not turn a scan of few frames into an error: the verdict judges those."""
+    found, _ = calibrated
+    assert plain.reference is not None
+    chosen = [0, 1, 7]
+    few = retrieve_fields(replace(plain, holograms=plain.holograms[chosen], reference=plain.reference[chosen]), RECIPE)
+    assert set(drift(found, few.fringes, few)) == {"carrier", "contrast"}
+    dark = plain.holograms.copy()
+    dark[3:] = 0
+    mostly = retrieve_fields(replace(plain, holograms=dark), RECIPE)
+    assert len(mostly.kept) == 3
+    assert drift(found, mostly.fringes, mostly)["contrast"] < 0.2
+
+
+def test_two_beads_tell_scale_and_aberration(calibrated: tuple[Calibration, FieldStack]) -> None:
+    found, fields = calibrated
+    assert found.bead is not None
+    later = replace(
+        found.bead,
+        pixel_size_um=found.bead.pixel_size_um * 1.01,
+        zernike_rad={**found.bead.zernike_rad, "coma_x": found.bead.zernike_rad["coma_x"] + 0.4},
+    )
+    told = drift(found, fields.fringes, fields, later)
+    assert told["bead_pixel_size"] == pytest.approx(2.0)
+    assert told["aberration"] == pytest.approx(2.0)
+    assert "aberration" not in drift(replace(found, bead=None), fields.fringes, fields, later)
+    assert "aberration" not in drift(found, fields.fringes, fields)
 
 
 # --- the verb ----------------------------------------------------------------------------------------
@@ -268,6 +312,7 @@ def test_the_verb_stores_prints_and_draws(plain: HologramStack, tmp_path: Path) 
     second = CliRunner().invoke(cli, [*options, "--json"], catch_exceptions=False)
     answer = json.loads(second.output)
     assert answer["bead"]["pixel_size_um"] == pytest.approx(PIXEL, rel=0.002)
+    assert {"ring_radius", "bead_pixel_size", "aberration"} <= set(answer["instrument_drift"])
     assert max(answer["instrument_drift"].values()) < 0.2
     assert answer["stored"] is None
 

@@ -51,7 +51,7 @@ def calibrate(
     calibration, fields = measure(stack, config.recipe, bead_um=bead_um, bead_ri=bead_ri, illumination_na=illumination_na)
     target = calibration_path(config.output.dir, ticket.instrument_id)
     before = load_calibration(target)
-    shifts = {} if before is None else drift(before, fields.fringes, fields)
+    shifts = {} if before is None else drift(before, fields.fringes, fields, calibration.bead)
     stored = None
     if store:
         about = {"source": file.name, "content_id": ticket.content_id, "instrument_id": ticket.instrument_id}

@@ -30,6 +30,11 @@ CARRIER_TOLERANCE_NA = 0.02
 CENTRE_TOLERANCE_NA = 0.01
 RADIUS_TOLERANCE = 0.01
 CONTRAST_TOLERANCE = 0.2
+# Of two beads: 0.5 % of pixel size is 1.5 % of volume; 0.2 rad rms of pupil phase take 4 % off a point's peak (Marechal).
+PIXEL_TOLERANCE = 0.005
+ABERRATION_TOLERANCE_RAD = 0.2
+# Fewer tilted frames make no circle.
+RING_MIN = 3
 # The spectrum is fitted this far out: the pupil's very rim is cut by the demodulation.
 RIM = 0.95
 FIT_FRAMES = 12
@@ -244,10 +249,9 @@ def _pixel_from_ring(stack: HologramStack, fields: FieldStack, ring: Ring, illum
 def measure_ring(k_in_rad_um: NDArray[np.float64], normal_frame: int, optics: Optics) -> Ring:
     """The circle through the tilted illumination vectors [frame, 2] (rad/um); raises ReconstructionError below 3 of them."""
     na = k_in_rad_um * optics.wavelength_um / (2 * math.pi)
-    length = np.hypot(na[:, 0], na[:, 1])
-    tilted = np.flatnonzero((length > 0.2 * length.max()) & (np.arange(len(na)) != normal_frame))
-    if len(tilted) < 3:
-        raise ReconstructionError(f"{len(tilted)} tilted frames were found; a circle of illumination needs 3.")
+    tilted = _tilted(na, normal_frame)
+    if len(tilted) < RING_MIN:
+        raise ReconstructionError(f"{len(tilted)} tilted frames were found; a circle of illumination needs {RING_MIN}.")
     design = np.column_stack([2 * na[tilted], np.ones(len(tilted))])
     x, y, _ = np.linalg.lstsq(design, (na[tilted] ** 2).sum(1), rcond=None)[0]
     away = na[tilted] - (x, y)
@@ -263,6 +267,12 @@ def measure_ring(k_in_rad_um: NDArray[np.float64], normal_frame: int, optics: Op
         gaps_deg=gaps,
         repeated=repeated,
     )
+
+
+def _tilted(vectors: NDArray[np.float64], normal_frame: int) -> NDArray[np.intp]:
+    """Frames whose vector [frame, 2] belongs to the circle."""
+    length = np.hypot(vectors[:, 0], vectors[:, 1])
+    return np.flatnonzero((length > 0.2 * length.max(initial=0.0)) & (np.arange(len(vectors)) != normal_frame))
 
 
 def _gaps(angles: NDArray[np.float64], tilted: NDArray[np.intp]) -> tuple[tuple[float, ...], tuple[int, ...]]:
@@ -458,24 +468,49 @@ def zernike(order: int, azimuth: int, place: NDArray[np.float64]) -> NDArray[np.
 # --- drift -----------------------------------------------------------------------------------------
 
 
-def drift(calibration: Calibration, fringes: FringeReport, fields: FieldStack | None = None) -> dict[str, float]:
+def drift(
+    calibration: Calibration, fringes: FringeReport, fields: FieldStack | None = None, bead: Bead | None = None
+) -> dict[str, float]:
     """How far an acquisition departs from the calibration, in tolerances: 1 is worth a warning. By quantity.
 
     ``carrier``: shift of the sideband; ``contrast``: loss of fringe contrast (a gain is none); with ``fields`` also
-    ``ring_centre`` and ``ring_radius``. A carrier and its conjugate are the same carrier.
+    ``ring_centre`` and ``ring_radius`` of the measured vectors, unless too few frames are tilted; with a ``bead``, where the
+    calibration has one too, ``bead_pixel_size`` and ``aberration``. A carrier and its conjugate are the same carrier.
     """
     to_na = calibration.optics.wavelength_um / (2 * math.pi)
     now, then = np.array(fringes.carrier_rad_um), np.array(calibration.carrier_rad_um)
     shift = float(min(np.hypot(*(now - then)), np.hypot(*(now + then)))) * to_na
-    loss = 1 - float(np.median(fringes.contrast)) / max(calibration.fringe_contrast, 1e-6)
+    # A lost frame has no contrast, and is no loss of it; `calibrate` takes the median of the kept ones too.
+    contrast = fringes.contrast if fields is None else fringes.contrast[fields.kept]
+    loss = 1 - float(np.median(contrast)) / max(calibration.fringe_contrast, 1e-6)
     found = {"carrier": shift / CARRIER_TOLERANCE_NA, "contrast": max(loss, 0.0) / CONTRAST_TOLERANCE}
-    if fields is not None and len(fields.k_in_rad_um) >= 4:
-        ring = measure_ring(fields.k_in_rad_um, fields.normal_frame, fields.optics)
-        centre = np.array(calibration.ring.centre_na)
-        aside = float(min(np.hypot(*(np.array(ring.centre_na) - centre)), np.hypot(*(np.array(ring.centre_na) + centre))))
-        found["ring_centre"] = aside / CENTRE_TOLERANCE_NA
-        found["ring_radius"] = abs(ring.radius_na / calibration.ring.radius_na - 1) / RADIUS_TOLERANCE
+    if fields is not None:
+        found |= _ring_drift(calibration.ring, fields)
+    if bead is not None and calibration.bead is not None:
+        found |= _bead_drift(calibration.bead, bead)
     return found
+
+
+def _ring_drift(then: Ring, fields: FieldStack) -> dict[str, float]:
+    # Vectors that the file states say nothing of where the light comes from today.
+    k_in = fields.k_in_rad_um if fields.measured_rad_um is None else fields.measured_rad_um
+    if len(_tilted(k_in, fields.normal_frame)) < RING_MIN:
+        return {}  # whether so few frames are enough is the optical verdict's to say
+    ring = measure_ring(k_in, fields.normal_frame, fields.optics)
+    centre, before = np.array(ring.centre_na), np.array(then.centre_na)
+    aside = float(min(np.hypot(*(centre - before)), np.hypot(*(centre + before))))
+    return {
+        "ring_centre": aside / CENTRE_TOLERANCE_NA,
+        "ring_radius": abs(ring.radius_na / then.radius_na - 1) / RADIUS_TOLERANCE,
+    }
+
+
+def _bead_drift(then: Bead, now: Bead) -> dict[str, float]:
+    change = math.sqrt(sum((now.zernike_rad.get(name, 0.0) - then.zernike_rad.get(name, 0.0)) ** 2 for name in ZERNIKE))
+    return {
+        "bead_pixel_size": abs(now.pixel_size_um / then.pixel_size_um - 1) / PIXEL_TOLERANCE,
+        "aberration": change / ABERRATION_TOLERANCE_RAD,
+    }
 
 
 def judge_drift(found: Mapping[str, float], recipe: Recipe) -> Verdict:
