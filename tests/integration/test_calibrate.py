@@ -18,13 +18,16 @@ from PIL import Image
 from wbcd.cli import cli
 from wbcd.daemon.drift import DriftWatch
 from wbcd.daemon.instruments import Instruments, calibration_path, load_calibration, store_calibration
-from wbcd.errors import BadValue, NoObject, ReconstructionError
+from wbcd.errors import BadValue, MissingField, NoObject, ReconstructionError
 from wbcd.recipe import Recipe
+from wbcd.reconstruction import instrument
 from wbcd.reconstruction.field import retrieve_fields
 from wbcd.reconstruction.instrument import Calibration, calibrate, drift, judge_drift, measure_ring, zernike
 from wbcd.reconstruction.mie import FarField, partial_waves
 from wbcd.records import Acquisition, FieldStack, HologramStack, Measured, Optics, Verdict
+from wbcd.simulation.cells import render, sample_phantom
 from wbcd.simulation.files import write_acquisition
+from wbcd.simulation.microscope import RENDER_UM, Microscope, Specimen
 
 RECIPE = Recipe()
 PIXEL = bead.RIG.pixel_um
@@ -137,6 +140,34 @@ def test_a_wrong_bead_leaves_much_unexplained(plain: HologramStack, calibrated: 
     found, _ = calibrate(plain, RECIPE, bead_um=4.0, bead_ri=1.400)
     assert found.bead is not None
     assert found.bead.residual > 5 * calibrated[0].bead.residual
+    assert calibrated[0].bead.explained
+    assert not found.bead.explained
+
+
+def test_a_bead_without_a_reference_is_refused(plain: HologramStack) -> None:
+    with pytest.raises(MissingField, match="no sample-free frames"):
+        calibrate(replace(plain, reference=None), RECIPE, **KNOWN)
+    found, _ = calibrate(replace(plain, reference=None), RECIPE, illumination_na=1.05)
+    assert found.pixel_size_from_ring_um == pytest.approx(PIXEL, rel=0.005)
+
+
+def simulated_cell(kind: str) -> HologramStack:
+    rng = np.random.default_rng(5)
+    phantom = sample_phantom(kind, rng, medium_ri=1.337)
+    side = 2 * math.ceil((phantom.radius_um * 1.6 + 1) / RENDER_UM[0])
+    specimen = Specimen(render(phantom, RENDER_UM, (side, side, side)), RENDER_UM, (0.3, 0.5, -0.5))
+    return Microscope(11, frames=13).acquire([specimen], rng)
+
+
+def test_a_cell_is_no_bead_and_the_fit_soon_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 steps of the fit took a minute on such a cell; its evaluations are counted, for a clock depends on the machine."""
+    asked = []
+    model = instrument._BeadModel._model
+    monkeypatch.setattr(instrument._BeadModel, "_model", lambda *args: asked.append(1) or model(*args))
+    found, _ = calibrate(simulated_cell("b_lymphocyte"), RECIPE, **KNOWN)
+    assert found.bead is not None
+    assert not found.bead.explained
+    assert len(asked) <= 400
 
 
 def test_no_bead_no_fringes_no_contrast(plain: HologramStack) -> None:
@@ -315,6 +346,44 @@ def test_the_verb_stores_prints_and_draws(plain: HologramStack, tmp_path: Path) 
     assert {"ring_radius", "bead_pixel_size", "aberration"} <= set(answer["instrument_drift"])
     assert max(answer["instrument_drift"].values()) < 0.2
     assert answer["stored"] is None
+
+
+def written(folder: Path, stack: HologramStack) -> Path:
+    return write_acquisition(
+        folder / "a.h5",
+        stack,
+        acquisition_id="B-1",
+        acquired_at="2026-11-22T20:00:00+00:00",
+        sample_id="bead",
+        instrument_id="rig",
+    )
+
+
+def test_what_the_verb_refuses_it_names(plain: HologramStack, tmp_path: Path) -> None:
+    path = written(tmp_path, plain)
+    known = ["--bead-um", "4", "--bead-ri", "1.40"]
+
+    def refused(*options: str, file: Path = path) -> tuple[int, str]:
+        answer = CliRunner().invoke(cli, ["calibrate", str(file), "--output-dir", str(tmp_path / "out"), *options])
+        assert isinstance(answer.exception, SystemExit), answer.exception
+        return answer.exit_code, answer.output
+
+    code, said = refused("--plot", "/proc/x.png")
+    assert code == 69
+    assert "/proc/x.png cannot be written" in said
+    code, said = refused("--bead-um", "5", "--bead-ri", "1.337")
+    assert code == 2
+    assert "invisible" in said
+    assert "configuration" not in said
+    code, said = refused(*known, "--store")
+    assert code == 70
+    assert "unexplained" in said
+    assert "nothing was stored" in said
+    assert not (tmp_path / "out" / "calibration").exists()
+    code, said = refused(file=tmp_path)
+    assert code == 70
+    assert "Name one acquisition file" in said
+    assert "watch folder" not in said
 
 
 def test_wrong_usage_of_the_verb(tmp_path: Path) -> None:

@@ -44,16 +44,22 @@ def calibrate(
         )
     from wbcd.daemon.drift import DRIFT
     from wbcd.daemon.instruments import calibration_path, load_calibration, store_calibration
+    from wbcd.errors import BadValue
     from wbcd.reconstruction.instrument import calibrate as measure
     from wbcd.reconstruction.instrument import drift
 
     ticket, stack = _read(config, file)
-    calibration, fields = measure(stack, config.recipe, bead_um=bead_um, bead_ri=bead_ri, illumination_na=illumination_na)
+    try:
+        calibration, fields = measure(stack, config.recipe, bead_um=bead_um, bead_ri=bead_ri, illumination_na=illumination_na)
+    except BadValue as error:
+        # Only the options that describe the bead can be wrong here, not the configuration.
+        raise click.UsageError(error.message) from error
     target = calibration_path(config.output.dir, ticket.instrument_id)
     before = load_calibration(target)
     shifts = {} if before is None else drift(before, fields.fringes, fields, calibration.bead)
     stored = None
     if store:
+        _demand_bead(calibration)
         about = {"source": file.name, "content_id": ticket.content_id, "instrument_id": ticket.instrument_id}
         stored = store_calibration(target, calibration, {**about, "recipe_id": config.recipe.recipe_id})
         plot = plot or target.with_suffix(".png")
@@ -69,24 +75,45 @@ def calibrate(
             click.echo(f"written: {path}")
 
 
+def _demand_bead(calibration: Calibration) -> None:
+    """Raises ReconstructionError where a bead was fitted that is none: its pixel size and aberrations mean nothing."""
+    from wbcd.errors import ReconstructionError
+    from wbcd.reconstruction.instrument import MAX_BEAD_RESIDUAL
+
+    bead = calibration.bead
+    if bead is not None and not bead.explained:
+        raise ReconstructionError(
+            f"A bead of {bead.diameter_um} um and RI {bead.ri} leaves {100 * bead.residual:.0f} % of the scattered light "
+            f"unexplained (at most {100 * MAX_BEAD_RESIDUAL:.0f} % may be): nothing was stored.",
+            action="Check its diameter and index, and that it lies alone near focus; a cell is no bead.",
+        )
+
+
 def _read(config: Config, file: Path) -> tuple[Acquisition, HologramStack]:
     from wbcd.acquisition import identify
     from wbcd.acquisition.isolate import IsolatedReader, IsolationLimits
     from wbcd.acquisition.limits import ReadDefaults
-    from wbcd.errors import BadField
+    from wbcd.errors import BadField, NotARegularFile
     from wbcd.records import HologramStack
 
     defaults = ReadDefaults(
         medium_ri=config.recipe.reconstruction.default_medium_ri, max_logical_bytes=config.limits.max_logical_bytes
     )
+    try:
+        found = identify(file, max_bytes=config.limits.max_file_bytes)
+    except NotARegularFile as error:
+        raise NotARegularFile(error.message, action="Name one acquisition file of the instrument.") from error
     with IsolatedReader(IsolationLimits.for_arrays(config.limits.max_logical_bytes)) as reader:
-        ticket, payload = reader.read(identify(file, max_bytes=config.limits.max_file_bytes), defaults)
+        ticket, payload = reader.read(found, defaults)
     if not isinstance(payload, HologramStack):
         raise BadField(f"{file} holds refractive index, not holograms.", action="Calibrate with raw frames of the instrument.")
     return ticket, payload
 
 
 def _draw(target: Path, calibration: Calibration, stack: HologramStack, fields: Any) -> Path | None:
+    """Where the picture was written; None without matplotlib. Raises NoSpace or StoreError, naming the path."""
+    from wbcd.errors import NoSpace, StoreError, no_room
+
     try:
         from wbcd.report.calibration import calibration_png
 
@@ -96,8 +123,12 @@ def _draw(target: Path, calibration: Calibration, stack: HologramStack, fields: 
     except ImportError as error:
         click.echo(f"wbcd: no picture: {error.name} is not installed (pip install 'wbcd[train]').", err=True)
         return None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(picture)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(picture)
+    except OSError as error:
+        kind = NoSpace if no_room(error) else StoreError
+        raise kind(f"The picture {target} cannot be written: {error.strerror}.", action="Name another with --plot.") from error
     return target
 
 
