@@ -96,7 +96,7 @@ class FringeReport:
     ``carrier_rad_um``: (k_x, k_y) of the normal frame's sideband.
     ``contrast``: [angle] fringe visibility 2|sideband| / |zero order|, 0..1.
     ``sideband_snr``: [angle] peak of the sideband over the median of the spectrum around it.
-    ``saturated_fraction``: [angle] fraction of pixels at the type's (or camera's) full scale.
+    ``saturated_fraction``: [angle] fraction of pixels at the grey value at which the camera clips.
     ``mean_level``: [angle] mean grey value. ``repeated``: [angle] True where a frame is, pixel by pixel, the one before.
     ``carrier_separation``, ``sideband_separation``: distance of the sideband from the zero order and from its conjugate on the
     camera's sampling lattice, in NA/lambda; 3 and 2 are free of overlap. None where they were not measured.

@@ -29,6 +29,11 @@ from wbcd.records import FieldStack, FringeReport, HologramStack, Optics
 ZERO_ORDER_FRACTION = 1.3
 # 8-bit cameras stop at 255; 16-bit files hold 10, 12, 14 or 16 bits.
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)
+# A camera that clips elsewhere piles pixels up there: more than this share of all, and so many times what a level below holds.
+# (Noise-free fringes, whose crests are flat, reach 2.4 times; a tail of shot noise falls towards the maximum.)
+CLIPPED_SHARE = 1e-4
+CLIPPED_PILE = 5.0
+LEVELS_BELOW = 8
 FRAMES_AT_ONCE = 7
 # A frame with less than this share of the median light is lost.
 DARK_SHARE = 0.1
@@ -104,8 +109,27 @@ def _repeated(frames: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.bool_]:
 
 
 def _full_scale(frames: NDArray[np.unsignedinteger[Any]]) -> int:
+    """Grey value at which the camera clips: that of its bits, wherever they lie in the word, or a lower maximum piled on."""
     top = int(frames.max())
-    return next((scale for scale in FULL_SCALES if top <= scale), FULL_SCALES[-1])
+    step = 1
+    if frames.dtype != np.uint8:
+        # 10, 12 or 14 bits that fill the word from the top: the lowest bits of all pixels are zero.
+        used = int(np.bitwise_or.reduce(frames, axis=None))
+        step = used & -used or 1
+    scale = next((scale * step for scale in FULL_SCALES if top <= scale * step), FULL_SCALES[-1])
+    return top if top < scale and _piled(frames, top, step) else scale
+
+
+def _piled(frames: NDArray[np.unsignedinteger[Any]], top: int, step: int) -> bool:
+    """True when far more pixels are at the maximum than at any of the levels just below: the camera clips there."""
+    varied = frames[~_constant(frames)]
+    at_top = np.count_nonzero(varied == top)
+    if at_top <= CLIPPED_SHARE * varied.size:
+        return False
+    low = max(top - LEVELS_BELOW * step, 0)
+    near = varied[(varied >= low) & (varied < top)]
+    below = np.bincount((near.astype(np.int64) - low) // step, minlength=1)
+    return bool(at_top > CLIPPED_PILE * below.max())
 
 
 class _Peak:
