@@ -1,12 +1,17 @@
-"""Raw frames before any field: where the camera clips, whatever its bits and wherever they lie in the word."""
+"""Raw frames before any field: where the camera clips, whatever its bits, and stacks whose parts do not belong together."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wbcd.reconstruction import measure_fringes
+from wbcd.errors import BadField
+from wbcd.recipe import Recipe
+from wbcd.reconstruction import measure_fringes, retrieve_fields
 from wbcd.records import HologramStack, Optics
 
 OPTICS = Optics(0.532, 1.2, 1.337, 0.0625)
@@ -65,3 +70,34 @@ def test_one_clipped_frame_is_told_from_the_others_and_a_lost_one_is_none() -> N
     found = saturated(frames)
     assert found[0] == 0.0
     assert found[1] > 0.3
+
+
+# --- stacks whose parts do not belong together -------------------------------------------------------
+
+SOUND = HologramStack(exposed(8, 0.6), exposed(8, 0.6), None, 0, OPTICS)
+VECTORS = np.array([[0.0, 0.0], [3.0, 1.0], [6.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"holograms": SOUND.holograms[0]}, r"holograms: shape \(192, 192\)"),
+        ({"holograms": SOUND.holograms[:0]}, r"holograms: shape \(0, 192, 192\)"),
+        ({"normal_frame": 99}, r"normal_frame: 99; it must lie in 0\.\.2"),
+        ({"normal_frame": -1}, r"normal_frame: -1; it must lie in 0\.\.2"),
+        ({"reference": SOUND.holograms[:2]}, r"reference: shape \(2, 192, 192\).*\(3, 192, 192\)"),
+        ({"reference": SOUND.holograms[:, :160, :160]}, r"reference: shape \(3, 160, 160\).*\(3, 192, 192\)"),
+        ({"illumination_rad_um": VECTORS[:2]}, r"illumination_rad_um: shape \(2, 2\).*\(3, 2\)"),
+        ({"illumination_rad_um": VECTORS.T}, r"illumination_rad_um: shape \(2, 3\).*\(3, 2\)"),
+        ({"illumination_rad_um": np.where(VECTORS == 3.0, np.nan, VECTORS)}, r"illumination_rad_um: .*nan.* at frame 1"),
+    ],
+)
+def test_a_stack_whose_parts_do_not_belong_together_is_named(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadField, match=told):
+        retrieve_fields(replace(SOUND, **change), Recipe())
+
+
+def test_a_report_of_other_frames_is_named() -> None:
+    fewer = measure_fringes(replace(SOUND, holograms=SOUND.holograms[:2]))
+    with pytest.raises(BadField, match="fringes: a report of 2 frames; it must be of the stack's 3"):
+        retrieve_fields(SOUND, Recipe(), fringes=fewer)

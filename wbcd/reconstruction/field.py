@@ -42,6 +42,7 @@ RING_FRAMES = 16
 # Noise reaches 4 times the median of its spectrum among 100,000 bins.
 MIN_PEAK = 10.0
 MIN_CONTRAST = 0.02
+STACK_ACTION = "Correct the stack that is handed over; the readers of wbcd make none such."
 # Frames whose sides give no common pitch are cropped by at most this share of a side.
 MAX_CROP = 0.05
 
@@ -280,8 +281,10 @@ def retrieve_fields(
 
     Frames without signal (lost, all of one value) and those that the camera saturated are dropped and named by ``kept``;
     whether enough remain is the verdict's to say. Where the normal frame is among them, the one nearest to the axis stands in.
-    Raises ReconstructionError when no frame holds fringes, BadField when the pixels would not be square.
+    Raises ReconstructionError when no frame holds fringes, BadField when the pixels would not be square, and for a reference,
+    vectors, a normal frame or ``fringes`` that do not belong to the holograms.
     """
+    _demand(stack, fringes)
     fringes = fringes or measure_fringes(stack)
     usable = (fringes.contrast > 1e-3) & _lit(stack.holograms) & ~_overexposed(fringes, recipe)
     if stack.reference is not None:
@@ -321,6 +324,38 @@ def retrieve_fields(
         measured_rad_um=measured,
         illumination_misfit=misfit,
     )
+
+
+def _demand(stack: HologramStack, fringes: FringeReport | None) -> None:
+    """The readers hold a file to this; a stack made by hand is held to it here. Raises BadField."""
+    shape = stack.holograms.shape
+    if len(shape) != 3 or 0 in shape:
+        raise BadField(f"holograms: shape {shape}; [angle, y, x] is needed, with at least one of each.", action=STACK_ACTION)
+    frames = shape[0]
+    if not 0 <= stack.normal_frame < frames:
+        raise BadField(
+            f"normal_frame: {stack.normal_frame}; it must lie in 0..{frames - 1}, for there are {frames} frames.",
+            action=STACK_ACTION,
+        )
+    if stack.reference is not None and stack.reference.shape != shape:
+        raise BadField(
+            f"reference: shape {stack.reference.shape}; it must be that of the holograms, {shape}.", action=STACK_ACTION
+        )
+    if stack.illumination_rad_um is not None:
+        given = np.asarray(stack.illumination_rad_um)
+        if given.shape != (frames, 2):
+            raise BadField(
+                f"illumination_rad_um: shape {given.shape}; it must be {(frames, 2)}, (k_x, k_y) of each frame.",
+                action=STACK_ACTION,
+            )
+        finite = np.isfinite(given).all(1)
+        if not finite.all():
+            at = int(np.argmin(finite))
+            raise BadField(f"illumination_rad_um: {given[at]} at frame {at}; it must be finite.", action=STACK_ACTION)
+    if fringes is not None and len(fringes.contrast) != frames:
+        raise BadField(
+            f"fringes: a report of {len(fringes.contrast)} frames; it must be of the stack's {frames}.", action=STACK_ACTION
+        )
 
 
 def _rim(optics: Optics) -> float:
