@@ -16,6 +16,9 @@ from wbcd.records import HologramStack, Optics, Tomogram
 MEDIUM_RI = 1.337
 OPTICS = Optics(0.532, 1.2, MEDIUM_RI, 0.0625)
 ALPHA_ML_G = 0.2
+FIT_SEED = 20261122
+"""The constants of wbcd.morphology.uncertainty were fitted to this set; what is reported comes from another."""
+
 CORE_SHARE = 0.75
 """The mean RI is judged within this share of the radius, about the found centre: the blur of the edge stays out."""
 
@@ -37,7 +40,7 @@ class Phantom:
         return HologramStack(holograms(w, rig, rng), holograms(np.ones_like(w), rig, rng), None, 0, OPTICS)
 
 
-def random_phantom(number: int, seed: int = 20261122) -> Phantom:
+def random_phantom(number: int, seed: int = FIT_SEED) -> Phantom:
     """Phantom ``number`` of the set of ``seed``: each is drawn from its own stream, so that a part of the set is the same.
 
     Diameter 5-14 um, RI 1.355-1.385; every second one with a core of 0.4-0.7 of the radius whose RI departs by

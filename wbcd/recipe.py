@@ -34,7 +34,7 @@ class ReconstructionRecipe:
     refocus: bool = True
     refocus_range_um: float = 6.0
     default_medium_ri: float = 1.337
-    refinement_iterations: int = 5
+    refinement_iterations: int = 8
     refinement_tv: float = 0.05
     hold_out_every: int = 8
 
@@ -85,7 +85,8 @@ class QualityRecipe:
 class MorphologyRecipe:
     """Ryu et al. 2021, section 4.3. ``ri_increment_ml_g``: alpha in n = n_m + alpha C. ``support_margin_um``: how far
     around the mask the total dry mass is summed. ``mass_rim_um``: how far beyond the half-contrast surface its dry mass is;
-    ``mass_rim_accurate_um``: the same in the accurate mode, where nothing but blur lies beside a cell.
+    ``mass_rim_accurate_um``: the same in the accurate mode, where nothing but blur lies beside a cell
+    (at most ``support_margin_um``).
     ``max_hole_fl``: enclosed regions below the threshold up to this volume are
     vacuoles and belong to the cell; a larger one is left out, as the paper's rule says."""
 
@@ -96,7 +97,7 @@ class MorphologyRecipe:
     crop_voxel_um: Triple = (0.2, 0.1, 0.1)
     support_margin_um: float = 1.0
     mass_rim_um: float = 0.2
-    mass_rim_accurate_um: float = 0.5
+    mass_rim_accurate_um: float = 1.0
     max_hole_fl: float = 10.0
 
 

@@ -140,7 +140,7 @@ class Refinement:
     """How the accurate mode went. ``kept``: the held-out frames prefer its result to the fast mode's, which else stays.
 
     ``misfit_before``, ``misfit_after``: relative misfit of the complex phases of the held-out frames under the multi-slice
-    model, for the fast and for the refined potential.
+    model, for the fast and for the refined potential; of the fitted frames where too few were recorded to hold any out.
     """
 
     kept: bool

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers_mie import Rig, Sphere, fields, holograms
+from helpers_phantoms import OPTICS
 from helpers_spheres import cheap_settings, tiny_bundle, write_run
 
 from wbcd.cli import cli
+from wbcd.records import HologramStack
+from wbcd.simulation.files import write_acquisition
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +91,32 @@ def test_a_file_that_is_gone_or_changed_is_named_and_left_alone(site: Site) -> N
     assert "content changed" in changed["message"]
     assert done["outcome"] == "measured"
     assert site.rows("SELECT COUNT(*) FROM run") == [(4,)]
+
+
+def test_the_accurate_mode_for_what_is_stored(tmp_path: Path, bundle: Path) -> None:
+    """Another recipe's row, from the multi-slice model: the same cell, with another volume, and a check that it was kept."""
+    site = Site(tmp_path, bundle)
+    site.settings["recipe.reconstruction.refinement_iterations"] = 2
+    shutil.rmtree(tmp_path / "incoming")
+    (tmp_path / "incoming").mkdir()
+    rig, rng = Rig(size=384, frames=17), np.random.default_rng(5)
+    w = fields(Sphere((2.6,), (1.37,)), rig)
+    stack = HologramStack(holograms(w, rig, rng), holograms(np.ones_like(w), rig, rng), None, 0, OPTICS)
+    ticket = {"acquisition_id": "A-1", "acquired_at": "2024-05-06T07:08:09+02:00", "sample_id": "s", "instrument_id": "rig"}
+    write_acquisition(tmp_path / "incoming" / "one.h5", stack, **ticket)
+    (first,) = site("process", str(tmp_path / "incoming"))
+    assert first["outcome"] == "measured", first
+    (again,) = site("reprocess", "--accurate")
+    assert again["outcome"] == "measured", again
+    runs = site.rows(
+        "SELECT json_extract(parameters, '$.reconstruction.mode'), MAX(volume_fl), run.checks "
+        "FROM run JOIN recipe ON recipe.id = recipe_id JOIN cell ON cell.run_id = run.id GROUP BY run.id ORDER BY run.id"
+    )
+    assert [mode for mode, *_ in runs] == ["fast", "accurate"]
+    (_, fast, before), (_, accurate, after) = runs
+    assert fast != accurate == pytest.approx(fast, rel=0.15)
+    assert "not_refined" not in before
+    assert '"not_refined"' in after
 
 
 def test_a_dry_run_and_a_sample_that_is_not_there_do_nothing(site: Site) -> None:

@@ -10,6 +10,7 @@ import torch
 from helpers_mie import Rig, Sphere, fields
 from helpers_phantoms import OPTICS, judge
 
+from wbcd.errors import ReconstructionError
 from wbcd.morphology import find_cells, measure
 from wbcd.recipe import Recipe
 from wbcd.reconstruction import reconstruct, refinement
@@ -34,16 +35,17 @@ def band_limited_sphere(
     return torch.from_numpy(volume * (2 * np.pi / 0.532) ** 2 * (ri**2 - 1.337**2)).float()
 
 
+@pytest.mark.parametrize("dz", [0.2, 0.3])
 @pytest.mark.parametrize(("radius", "ri"), [(3.75, 1.370), (5.0, 1.357)])
-def test_the_model_against_exact_scattering(radius: float, ri: float) -> None:
+def test_the_model_against_exact_scattering(radius: float, ri: float, dz: float) -> None:
     """Relative error of the scattered field within the pupil: 0.4 % at normal and 1.0 % at tilted incidence at most."""
     rig = Rig(pixel_um=0.1, size=320)
     chosen = rig.k_in()[[0, 1, 7]]
     exact = fields(Sphere((radius,), (ri,)), rig, chosen, oversize=1)
-    model = MultiSlice(chosen, OPTICS, 320, 240, 0.1, 0.2)
-    slices = 2 * int(np.ceil((radius + 0.8) / 0.2))
-    potential = band_limited_sphere(radius, ri, (slices, 320, 320), (0.2, 0.1, 0.1))
-    found = model.fields(model.coarsen(potential), -(slices // 2) * 0.2).numpy()
+    model = MultiSlice(chosen, OPTICS, 320, 240, 0.1, dz)
+    slices = 2 * int(np.ceil((radius + 0.8) / dz))
+    potential = band_limited_sphere(radius, ri, (slices, 320, 320), (dz, 0.1, 0.1))
+    found = model.fields(model.coarsen(potential), -(slices // 2) * dz).numpy()
     error = np.linalg.norm(found - exact, axis=(1, 2)) / np.linalg.norm(exact - 1, axis=(1, 2))
     assert error[0] < 0.004
     assert error[1:].max() < 0.010
@@ -103,9 +105,19 @@ def test_the_fast_modes_numbers_on_an_exact_sphere(fast: Tomogram) -> None:
 def test_what_the_held_out_frames_do_not_like_is_not_kept(
     stack: FieldStack, fast: Tomogram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refinement.Refiner, "minimise", lambda self, start, iterations: start * 1.3)
+    monkeypatch.setattr(
+        refinement.Refiner, "minimise", lambda self, start, iterations: (start * 1.3, self.misfit(start * 1.3, self.held))
+    )
     (found,) = reconstruct(stack, accurate(1))
     assert found.report is not None
     assert found.report.refinement is not None
     assert not found.report.refinement.kept
     np.testing.assert_array_equal(found.ri, fast.ri)
+
+
+def test_a_pitch_that_cannot_carry_the_light_is_refused(stack: FieldStack) -> None:
+    recipe = accurate(1)
+    coarse = replace(stack, w=stack.w[:, ::2, ::2], pixel_um=0.2)
+    coarser = replace(recipe, reconstruction=replace(recipe.reconstruction, voxel_um=(0.4, 0.2, 0.2), shape=(50, 75, 75)))
+    with pytest.raises(ReconstructionError, match=r"voxel_um: 0.2 um across; the accurate mode needs 0.136 um"):
+        reconstruct(coarse, coarser)

@@ -109,7 +109,13 @@ def _inversion_checks(report: InversionReport, shape: tuple[int, ...], recipe: R
         Check("focus_shift_um", abs(report.focus_um), limits.max_focus_shift_um, "max", "um"),
         Check("phase_residues", report.residue_count / pixels, limits.max_phase_residue_fraction, "max", "a pixel and frame"),
         *_agreement_checks(report, recipe),
+        *_refinement_checks(report),
     )
+
+
+def _refinement_checks(report: InversionReport) -> tuple[Check, ...]:
+    """A word, never a refusal: 1 where the held-out frames preferred the fast mode's result, which stayed."""
+    return (Check("not_refined", float(not report.refinement.kept), 1.0, "max"),) if report.refinement else ()
 
 
 def _agreement_checks(report: InversionReport, recipe: Recipe) -> tuple[Check, ...]:

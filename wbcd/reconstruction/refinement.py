@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wbcd.errors import ReconstructionError
 from wbcd.recipe import Recipe
 from wbcd.reconstruction.multislice import MultiSlice
 from wbcd.reconstruction.operator import EwaldOperator
@@ -37,6 +38,8 @@ DARK = 0.1
 """Where the simulated amplitude is below this the logarithm has no usable slope."""
 
 RATIO_LIMIT = 20.0
+COARSEST = 0.255
+"""Pitch of the coarse grid in wavelengths at most: tilted light scattered by 20 rad/um must not fold back into the pupil."""
 RINGING_PX = 4
 
 THICKER = (2, 3)
@@ -192,14 +195,16 @@ class Refiner:
         power: Tensor = (frames.weight[low:high] * picked.abs().square()).sum()
         return power
 
-    def minimise(self, start: Tensor, iterations: int) -> Tensor:
+    def minimise(self, start: Tensor, iterations: int) -> tuple[Tensor, float]:
         """Proximal quasi-Newton steps: the multi-slice model's gradient, the fast inversion's normal operator as curvature.
 
-        A step that makes the misfit worse is taken back, and the next ones are half as long. Equations: Lee, Sun & Saunders
-        2014; each step is solved by FISTA with restart.
+        A step that makes the misfit worse is taken back, and the next ones are half as long. Of all potentials on the way the
+        one that the held-out frames prefer is returned, with its misfit there. Equations: Lee, Sun & Saunders 2014; each step
+        is solved by FISTA with restart.
         """
         x, best, curvature = start, start, CURVATURE
         lowest = math.inf
+        preferred, least = start, self.misfit(start, self.held)
         for _ in range(iterations):
             value, gradient = self.gradient(x)
             if value > lowest:
@@ -207,24 +212,31 @@ class Refiner:
                 continue
             best, lowest = x, value
             x = self._step(x, gradient, curvature)
-        return x
+            judged = self.misfit(x, self.held)
+            if judged < least:
+                preferred, least = x, judged
+        return preferred, least
 
     def _step(self, x: Tensor, gradient: Tensor, curvature: float) -> Tensor:
         """argmin_u <g, u - x> + curvature/2 <u - x, N (u - x)> + TV(u), u >= 0, in the object's box."""
         inside = self._box
         step = 1 / (curvature * self._operator.lipschitz)
-        u = momentum = x
+        origin, slope = x[inside].clone(), gradient[inside]
+        away = torch.zeros_like(x)
+        u = momentum = origin
         t = 1.0
         for _ in range(INNER_STEPS):
-            slope = gradient + curvature * self._operator.normal(momentum - x)
-            candidate = x.clone()
-            candidate[inside] = self._variation((momentum - step * slope)[inside], step).clamp_min_(0)
+            away[inside] = momentum - origin
+            bent = self._operator.normal(away)[inside].mul_(curvature).add_(slope)
+            candidate = self._variation(torch.sub(momentum, bent, alpha=step), step).clamp_min_(0)
             if float(((momentum - candidate) * (candidate - u)).sum()) > 0:
                 t = 1.0
             t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
-            momentum = candidate + ((t - 1) / t_next) * (candidate - u)
+            momentum = torch.lerp(u, candidate, 1 + (t - 1) / t_next)
             u, t = candidate, t_next
-        return u
+        out = x.clone()
+        out[inside] = u
+        return out
 
 
 def refine(
@@ -242,16 +254,15 @@ def refine(
     refiner = Refiner(fields, window, stack, operator, start, recipe)
     before = refiner.misfit(fast, refiner.held)
     iterations = recipe.reconstruction.refinement_iterations
-    refined = refiner.minimise(start, iterations)
-    after = refiner.misfit(refined, refiner.held)
+    refined, after = refiner.minimise(start, iterations)
     kept = after < before  # a NaN is not less
     report = Refinement(kept, before, after, iterations, time.perf_counter() - started)
     return (refined if kept else fast), report
 
 
 def held_out(frames: int, every: int) -> list[int]:
-    """Tilted frames that judge the fit: every ``every``-th, none where fewer than two rounds would be left to fit."""
-    return list(range(every // 2, frames, every)) if every > 0 and frames >= 3 * every else []
+    """Tilted frames that judge the fit: every ``every``-th; none of fewer than ``every``, which are all needed."""
+    return list(range(every // 2, frames, every)) if 0 < every <= frames else []
 
 
 def _difference(simulated: Tensor, measured: Tensor) -> Tensor:
@@ -288,10 +299,20 @@ def _axial(slices: Tensor, n: int) -> Tensor:
 
 
 def _grid(window: Window, pixel_um: float, fields: FieldStack) -> tuple[int, int]:
-    """Samples of the fine and of the coarse grid (4 : 3) over the period of the light."""
+    """Samples of the fine and of the coarse grid over the period of the light; 4 : 3 where the coarse one still carries it.
+
+    Raises ReconstructionError where the recipe's pitch is too coarse for the light itself.
+    """
+    limit = COARSEST * fields.optics.wavelength_um
+    if pixel_um > limit:
+        raise ReconstructionError(
+            f"recipe.reconstruction.voxel_um: {pixel_um:g} um across; the accurate mode needs {limit:.3g} um at most "
+            f"({COARSEST} wavelengths) to carry the light.",
+            action='Set a finer pitch, or recipe.reconstruction.mode = "fast".',
+        )
     wanted = min(REACH * window.radius_um + 3.0, max(fields.w.shape[-2:]) * fields.pixel_um)
     quarter = good_size(math.ceil(wanted / pixel_um / 4))
-    return 4 * quarter, 3 * quarter
+    return 4 * quarter, (3 if 4 / 3 * pixel_um <= limit else 4) * quarter
 
 
 def _window_of(w: Tensor, centre_px: tuple[float, float], size: int) -> Tensor:

@@ -103,8 +103,13 @@ def good_size(n: int) -> int:
         n += 2
 
 
-def rytov(fields: FieldStack, window: Window, recipe: Recipe, *, device: str = "cpu") -> RytovStack:
-    """Complex phases of one window: refocused to the object's centre of mass, unwrapped, folded to the window's period."""
+def rytov(
+    fields: FieldStack, window: Window, recipe: Recipe, *, device: str = "cpu", focus_um: float | None = None
+) -> RytovStack:
+    """Complex phases of one window: refocused to the object's centre of mass, unwrapped, folded to the window's period.
+
+    ``focus_um``: the plane to refocus to, where it is not the centre of all that the window holds.
+    """
     w = torch.from_numpy(fields.w).to(device)
     k_in = fields.k_in_rad_um
     slope = tilt(k_in, fields.optics)
@@ -112,7 +117,7 @@ def rytov(fields: FieldStack, window: Window, recipe: Recipe, *, device: str = "
     rough = _centroids(_near(energy, window, fields.pixel_um), fields.pixel_um)
     focus, centre, _ = _height(rough, slope)
     limit = recipe.reconstruction.refocus_range_um
-    focus = float(np.clip(focus, -limit, limit)) if recipe.reconstruction.refocus else 0.0
+    focus = float(np.clip(focus if focus_um is None else focus_um, -limit, limit)) if recipe.reconstruction.refocus else 0.0
     if focus:
         w = refocus(w, k_in, fields.pixel_um, fields.optics, focus)
     cut, corner = _cut(w, centre, fields.pixel_um, window)

@@ -11,19 +11,30 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from wbcd.recipe import Recipe
 from wbcd.reconstruction.operator import EwaldOperator
 from wbcd.reconstruction.refinement import held_out, refine
-from wbcd.reconstruction.spectrum import Window, locate, rytov, wave_numbers
+from wbcd.reconstruction.spectrum import RytovStack, Window, locate, rytov, wave_numbers
 from wbcd.reconstruction.variation import TotalVariation
 from wbcd.records import FieldStack, InversionReport, Optics, Shape3, Tomogram, Triple
+
+DOWNSTREAM_UM = 0.2
+"""How far above its true height Rytov's approximation puts an object that lies in the plane of focus (0.15 to 0.3 um)."""
+
+OBJECT_SHARE = 0.3
+MIN_OBJECT_FL = 10.0
+OFF_FOCUS_UM = 0.3
+"""What in a volume is an object of its own: above this share of the greatest potential, and so large; and how far from the
+plane of focus it may lie. A single object's focus is found as well as that."""
 
 ACCURATE_START = 3
 """Times the fast mode's iterations before the accurate mode begins: what is linear converges cheaper here than there."""
@@ -94,6 +105,9 @@ def _reconstruct_window(window: Window, fields: FieldStack, recipe: Recipe, devi
     image = operator.right_hand_side(samples)
     potential = invert(image, operator, recipe)
     misfit, overall = _misfit(operator, samples, potential)
+    potential = _each_in_focus(
+        potential, stack, operator, lambda focus: rytov(fields, window, recipe, device=device, focus_um=focus), recipe
+    )
     ri = rytov_to_ri(potential, stack.optics)
     refinement = None
     if recipe.reconstruction.mode == "accurate":
@@ -126,6 +140,49 @@ def _reconstruct_window(window: Window, fields: FieldStack, recipe: Recipe, devi
         report=report,
         field_of_view_um=(0.0, ny * pixel, 0.0, nx * pixel),
     )
+
+
+def _each_in_focus(
+    potential: Tensor, stack: RytovStack, operator: EwaldOperator, refocused: Callable[[float], RytovStack], recipe: Recipe
+) -> Tensor:
+    """The potential with each of several objects as it is when the plane of focus lies in it.
+
+    Rytov's phase is best where the object is sharp: a cell of 5 um half a micrometre off focus is wrong by 4 % of its volume,
+    and objects of one window need not lie at one height. Each takes the columns that are nearest to it.
+    """
+    dz = operator.voxel_um[0]
+    objects = _objects(potential, operator.voxel_um)
+    if len(objects) < 2 or not recipe.reconstruction.refocus:
+        return potential
+    heights = [height - DOWNSTREAM_UM for height, _, _ in objects]
+    steps = [round(height / dz) if abs(height) > OFF_FOCUS_UM else 0 for height in heights]
+    ny, nx = potential.shape[1:]
+    y = torch.arange(ny, device=potential.device)[:, None]
+    x = torch.arange(nx, device=potential.device)[None, :]
+    nearest = torch.stack([(y - cy).square() + (x - cx).square() for _, cy, cx in objects]).argmin(0)
+    out = potential.clone()
+    for step in sorted(set(steps) - {0}):
+        moved = refocused(stack.focus_um + step * dz)
+        found = invert(operator.right_hand_side(operator.samples(moved.psi)), operator, recipe)
+        # Whole voxels: where a refocusing range was reached the step is shorter than asked for.
+        shift = [round((moved.focus_um - stack.focus_um) / dz)]
+        shift += [round(a - b) for a, b in zip(moved.centre_px, stack.centre_px, strict=True)]
+        found = found.roll(shift, (0, 1, 2))
+        mine = torch.isin(nearest, torch.tensor([i for i, s in enumerate(steps) if s == step], device=out.device))
+        out = torch.where(mine, found, out)
+    return out
+
+
+def _objects(potential: Tensor, voxel_um: Triple) -> list[tuple[float, float, float]]:
+    """Height over the middle slice (um) and place (y, x in pixels) of each object that is large enough to be a cell."""
+    smooth = torch.nn.functional.avg_pool3d(potential[None, None], (3, 7, 7), 1, (1, 3, 3))[0, 0].cpu().numpy()
+    labels, count = ndimage.label(smooth > OBJECT_SHARE * smooth.max())
+    if count < 2:
+        return []
+    numbers = np.arange(1, count + 1)
+    volumes = ndimage.sum_labels(np.ones_like(smooth), labels, numbers) * math.prod(voxel_um)
+    centres = ndimage.center_of_mass(smooth, labels, numbers[volumes >= MIN_OBJECT_FL])
+    return [((z - len(smooth) // 2) * voxel_um[0], y, x) for z, y, x in centres]
 
 
 def _misfit(operator: EwaldOperator, samples: Tensor, potential: Tensor) -> tuple[NDArray[np.float64], float]:
