@@ -139,8 +139,8 @@ def _rimmed_mass_pg(cell: Cell, tight: _Tight, half: NDArray[np.bool_], recipe: 
     """Dry mass in pg over the half-contrast region and the rim of ``mass_rim_um`` into which blur carries its mass.
 
     The blur of an edge takes as much from inside as it puts outside; the rim holds that, and little of the noise that is
-    clamped at the medium. The accurate mode leaves next to none of that, so its rim can hold all of the blur, also that of the missing
-    cone above and below the cell.
+    clamped at the medium. The accurate mode leaves next to none of that, so its rim can hold all of
+    the blur, also that of the missing cone above and below the cell.
     """
     if not half.any():
         return 0.0
