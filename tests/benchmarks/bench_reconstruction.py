@@ -50,8 +50,8 @@ def measured(number: int, phantom: Phantom, stack: HologramStack, mode: str) -> 
     (tomogram,) = reconstruct(retrieve_fields(stack, recipe, fringes=measure_fringes(stack)), recipe)
     seconds = time.perf_counter() - started
     sphere = phantom.sphere
-    (cell,) = find_cells(tomogram, recipe)
-    rows = measure(cell, recipe)
+    found = [measure(cell, recipe) for cell in find_cells(tomogram, recipe)]
+    rows = max(found, key=lambda cell: cell.volume_fl)
     errors = asdict(judge(tomogram, sphere))
     report = tomogram.report
     assert report is not None
@@ -74,6 +74,7 @@ def measured(number: int, phantom: Phantom, stack: HologramStack, mode: str) -> 
         "focus_um": report.focus_um - sphere.centre_um[2],
         "surface_volume": errors["volume"],
         "masked_mass": errors["mass"],
+        "fragments": len(found) - 1,
         "volume": 100 * (rows.volume_half_contrast_fl / volume - 1),
         "mass": 100 * (rows.dry_mass_half_contrast_pg / mass - 1),
         "volume_at_135": 100 * (rows.volume_fl / volume - 1),
@@ -145,6 +146,8 @@ def table(mode: str, rows: list[dict[str, Any]]) -> list[str]:
         known = sigmas[np.isfinite(sigmas)]
         said = f"{100 * np.mean(np.abs(known) <= 1.96):.0f} % of {known.size}" if known.size else "no uncertainty is given"
         lines.append(f"| 95 % interval of the {key} covers the truth | {said} | | 90-99 % |")
+    torn = sum(row.get("fragments", 0) > 0 for row in rows)
+    lines.append(f"| spheres with a fragment beside them (an object of its own above RI 1.35 and 10 fL) | {torn} | | |")
     if mode == "accurate":
         kept = sum(bool(row["refinement"] and row["refinement"]["kept"]) for row in rows)
         lines.append(f"| preferred by the held-out frames to the fast mode | {kept} of {len(rows)} | | |")
