@@ -71,8 +71,8 @@ POPULATIONS: Mapping[str, Population] = {
 }
 
 DRAWN: Mapping[str, Population] = POPULATIONS
-"""What phantoms are drawn from: still the published values themselves, though optics and reconstruction add 8 to 12 % to a volume
-above RI 1.35; tests/benchmarks/fit_populations.py finds the ones that come out as published."""
+"""What phantoms are drawn from: still the published values, though optics and reconstruction add 8 to 12 % to a volume above
+RI 1.35; tests/benchmarks/fit_populations.py finds the ones that come out as published."""
 
 
 @dataclass(frozen=True, slots=True)
