@@ -271,9 +271,15 @@ def _difference(simulated: Tensor, measured: Tensor) -> Tensor:
     return torch.complex(ratio.abs().clamp(1 / RATIO_LIMIT, RATIO_LIMIT).log(), ratio.angle())
 
 
+def smoothed(potential: Tensor) -> Tensor:
+    """Mean over 3 slices and 7 x 7 pixels of a volume [z, y, x]: objects stand out, noise does not."""
+    out: Tensor = torch.nn.functional.avg_pool3d(potential[None, None], (3, 7, 7), 1, (1, 3, 3))[0, 0]
+    return out
+
+
 def _occupied(potential: Tensor, voxel_um: Triple) -> tuple[tuple[slice, slice, slice], float]:
     """The object's box (z, y, x) with its margin, a whole number of the model's slices high, and the object's potential."""
-    smooth = torch.nn.functional.avg_pool3d(potential[None, None], (3, 7, 7), 1, (1, 3, 3))[0, 0]
+    smooth = smoothed(potential)
     level = float(smooth.max())
     ends = []
     for axis, (n, pitch) in enumerate(zip(potential.shape, voxel_um, strict=True)):

@@ -36,13 +36,14 @@ FLOOR_STEP = 3
 class Window:
     """Lateral window of one reconstruction: centre (y, x) in pixels, size in pixels, radius of the object in um.
 
-    ``cut``: an object reaches the edge of the field of view.
+    ``cut``: an object reaches the edge of the field of view; ``objects``: how many the window holds.
     """
 
     centre: tuple[float, float]
     size: tuple[int, int]
     radius_um: float
     cut: bool = False
+    objects: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def locate(fields: FieldStack, recipe: Recipe) -> list[Window]:
     base = (recipe.reconstruction.shape[1], recipe.reconstruction.shape[2])
     size = tuple(max(n, good_size(math.ceil((b - a) + 2.0 / fields.pixel_um))) for n, a, b in zip(base, low, high, strict=True))
     cut = min(low) <= EDGE_PX or any(b >= n - EDGE_PX for b, n in zip(high, w.shape, strict=True))
-    return [Window(centre, (size[0], size[1]), extent_um / 2, cut)]
+    return [Window(centre, (size[0], size[1]), extent_um / 2, cut, len(boxes))]
 
 
 def good_size(n: int) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wbcd.recipe import Recipe
 from wbcd.reconstruction.operator import EwaldOperator
-from wbcd.reconstruction.refinement import held_out, refine
+from wbcd.reconstruction.refinement import held_out, refine, smoothed
 from wbcd.reconstruction.spectrum import RytovStack, Window, locate, rytov, wave_numbers
 from wbcd.reconstruction.variation import TotalVariation
 from wbcd.records import FieldStack, InversionReport, Optics, Shape3, Tomogram, Triple
@@ -105,9 +105,10 @@ def _reconstruct_window(window: Window, fields: FieldStack, recipe: Recipe, devi
     image = operator.right_hand_side(samples)
     potential = invert(image, operator, recipe)
     misfit, overall = _misfit(operator, samples, potential)
-    potential = _each_in_focus(
-        potential, stack, operator, lambda focus: rytov(fields, window, recipe, device=device, focus_um=focus), recipe
-    )
+    if window.objects > 1 and recipe.reconstruction.refocus:
+        potential = _each_in_focus(
+            potential, stack, operator, lambda focus: rytov(fields, window, recipe, device=device, focus_um=focus), recipe
+        )
     ri = rytov_to_ri(potential, stack.optics)
     refinement = None
     if recipe.reconstruction.mode == "accurate":
@@ -152,7 +153,7 @@ def _each_in_focus(
     """
     dz = operator.voxel_um[0]
     objects = _objects(potential, operator.voxel_um)
-    if len(objects) < 2 or not recipe.reconstruction.refocus:
+    if len(objects) < 2:
         return potential
     heights = [height - DOWNSTREAM_UM for height, _, _ in objects]
     steps = [round(height / dz) if abs(height) > OFF_FOCUS_UM else 0 for height in heights]
@@ -175,7 +176,7 @@ def _each_in_focus(
 
 def _objects(potential: Tensor, voxel_um: Triple) -> list[tuple[float, float, float]]:
     """Height over the middle slice (um) and place (y, x in pixels) of each object that is large enough to be a cell."""
-    smooth = torch.nn.functional.avg_pool3d(potential[None, None], (3, 7, 7), 1, (1, 3, 3))[0, 0].cpu().numpy()
+    smooth = smoothed(potential).cpu().numpy()
     labels, count = ndimage.label(smooth > OBJECT_SHARE * smooth.max())
     if count < 2:
         return []
