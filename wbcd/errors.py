@@ -222,6 +222,12 @@ def no_room(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def not_written(what: object, error: OSError, *, action: str | None = None) -> StoreError:
+    """The error for a file that could not be written, by its path or its name: NoSpace where there was no room for it."""
+    kind = NoSpace if no_room(error) else StoreError
+    return kind(f"{what} cannot be written: {error.strerror or error}.", action=action)
+
+
 class Unforeseen(WbcdError):
     code = "unforeseen"
     action = "Report it with the traceback in the log; the file is kept where it is."

@@ -81,6 +81,13 @@ class Run:
         plain |= {key.replace("_", "."): str(value) for key, value in seen.items()}
         return lines(collect(Config.load(None, {}, plain)))
 
+    def bring_the_rest_until_it_pauses(self, daemon: Daemon, **seen: Path) -> None:
+        """The other half of the acquisitions; the daemon must pause, `wbcd status` say why, and the process live on."""
+        self.bring(self.files[ACQUISITIONS // 2 :])
+        said = wait_until(lambda: [line for line in self.status(**seen) if "daemon     paused" in line], what="paused")
+        assert any("full" in line for line in said), said
+        assert not daemon.ended
+
     def log(self) -> str:
         log = self.folder / "log"
         return log.read_text()[-4000:] if log.exists() else ""
@@ -93,10 +100,7 @@ def test_the_disk_of_the_database(tmp_path: Path, zygote: Zygote, whole: Whole) 
     daemon = run.begin()
     wait_until(lambda: (disk.seen / "wbcd.db").exists() and '"outcome"' in run.log())
     disk.fill()
-    run.bring(run.files[ACQUISITIONS // 2 :])
-    said = wait_until(lambda: [line for line in run.status() if "daemon     paused" in line], what="paused")
-    assert any("full" in line for line in said), said
-    assert not daemon.ended
+    run.bring_the_rest_until_it_pauses(daemon)
     disk.free()
     assert daemon.wait() == 0, run.log()
     shutil.copy(disk.seen / "wbcd.db", tmp_path)  # SQLite would resolve the way that leads among the daemons' mounts
@@ -112,10 +116,7 @@ def test_the_disk_of_the_output(tmp_path: Path, zygote: Zygote, whole: Whole) ->
     daemon = run.begin()
     wait_until(lambda: '"outcome"' in run.log())
     disk.fill()
-    run.bring(run.files[ACQUISITIONS // 2 :])
-    said = wait_until(lambda: [line for line in run.status(output_dir=disk.seen) if "daemon     paused" in line], what="paused")
-    assert any("full" in line for line in said), said
-    assert not daemon.ended
+    run.bring_the_rest_until_it_pauses(daemon, output_dir=disk.seen)
     disk.free()
     assert daemon.wait() == 0, run.log()
     assert differences(outcome_table(tmp_path), whole.table) == []
@@ -152,10 +153,7 @@ def test_files_of_the_database_may_grow_no_longer(tmp_path: Path, zygote: Zygote
     wait_until(lambda: '"outcome"' in run.log())
     before = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (WITHIN_LIMIT, before[1]))
-    run.bring(run.files[ACQUISITIONS // 2 :])
-    said = wait_until(lambda: [line for line in run.status() if "daemon     paused" in line], what="paused")
-    assert any("full" in line for line in said), said
-    assert not daemon.ended
+    run.bring_the_rest_until_it_pauses(daemon)
     assert 0 < (tmp_path / "log").stat().st_size < WITHIN_LIMIT, "the log was cut by the limit, too"
     resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, before)
     assert daemon.wait() == 0, run.log()
@@ -170,10 +168,7 @@ def test_a_quota_on_the_output(tmp_path: Path, zygote: Zygote, whole: Whole) -> 
     daemon = run.begin(faults=[no_quota_left(run.settings["output.dir"], while_there_is=exhausted)])
     wait_until(lambda: '"outcome"' in run.log())
     exhausted.touch()
-    run.bring(run.files[ACQUISITIONS // 2 :])
-    said = wait_until(lambda: [line for line in run.status() if "daemon     paused" in line], what="paused")
-    assert any("full" in line for line in said), said
-    assert not daemon.ended
+    run.bring_the_rest_until_it_pauses(daemon)
     exhausted.unlink()
     assert daemon.wait() == 0, run.log()
     assert differences(outcome_table(tmp_path), whole.table) == []

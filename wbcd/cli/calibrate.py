@@ -112,7 +112,7 @@ def _read(config: Config, file: Path) -> tuple[Acquisition, HologramStack]:
 
 def _draw(target: Path, calibration: Calibration, stack: HologramStack, fields: Any) -> Path | None:
     """Where the picture was written; None without matplotlib. Raises NoSpace or StoreError, naming the path."""
-    from wbcd.errors import NoSpace, StoreError, no_room
+    from wbcd.errors import not_written
 
     try:
         from wbcd.report.calibration import calibration_png
@@ -127,8 +127,7 @@ def _draw(target: Path, calibration: Calibration, stack: HologramStack, fields: 
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(picture)
     except OSError as error:
-        kind = NoSpace if no_room(error) else StoreError
-        raise kind(f"The picture {target} cannot be written: {error.strerror}.", action="Name another with --plot.") from error
+        raise not_written(f"The picture {target}", error, action="Name another with --plot.") from error
     return target
 
 

@@ -18,7 +18,7 @@ import structlog
 
 from wbcd import __version__
 from wbcd.daemon.drift import UNNAMED
-from wbcd.errors import BadValue, NoSpace, StoreError, no_room
+from wbcd.errors import BadValue, not_written
 from wbcd.recipe import Recipe
 from wbcd.reconstruction.instrument import Calibration, drift, judge_drift
 from wbcd.records import Acquisition, FieldStack, FringeReport, Verdict
@@ -55,8 +55,7 @@ def store_calibration(path: Path, calibration: Calibration, about: Mapping[str, 
         finally:
             os.close(folder)
     except OSError as error:
-        kind = NoSpace if no_room(error) else StoreError
-        raise kind(f"{path} cannot be written: {error.strerror}.") from error
+        raise not_written(path, error) from error
     return path
 
 

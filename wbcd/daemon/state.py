@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from wbcd.errors import NoSpace, StoreError, no_room
+from wbcd.errors import not_written
 
 FILE_NAME: Final = "daemon-state.json"
 SIZE_BYTES: Final = 8192
@@ -29,8 +29,7 @@ class StateFile:
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             os.posix_fallocate(self._handle, 0, SIZE_BYTES)
         except OSError as error:
-            kind = NoSpace if no_room(error) else StoreError
-            raise kind(f"{self.path} cannot be written: {error.strerror}.") from error
+            raise not_written(self.path, error) from error
 
     def write(self, state: dict[str, Any]) -> None:
         """Replace the content; a text that does not fit loses its longest part, the channels."""

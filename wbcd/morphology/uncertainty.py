@@ -37,9 +37,10 @@ class Uncertainty(NamedTuple):
     contrast: float
 
 
-FAST = {"volume": Law(0.006, 0.05), "dry_mass": Law(0.0145, 0.03), "contrast": Law(0.016, 0.03)}
-ACCURATE = {"volume": Law(0.0022, 0.03), "dry_mass": Law(0.003, 0.12), "contrast": Law(0.004, 0.1)}
-
+LAWS: Final = {
+    "fast": {"volume": Law(0.006, 0.05), "dry_mass": Law(0.0145, 0.03), "contrast": Law(0.016, 0.03)},
+    "accurate": {"volume": Law(0.0022, 0.03), "dry_mass": Law(0.003, 0.12), "contrast": Law(0.004, 0.1)},
+}
 
 RYTOV_WIDENING: Final = 0.58
 """Relative widening of a radius per unit of contrast n - n_m in the fast mode: of phantoms of two classes through holograms,
@@ -54,7 +55,7 @@ def unwidened(volume_fl: float, contrast: float, mode: str) -> float:
 
 def relative_uncertainty(cell: Cell) -> Uncertainty:
     """Of one cell; NaN where its inversion says nothing (RI volumes that were read, modes without constants)."""
-    laws = {"fast": FAST, "accurate": ACCURATE}.get(cell.mode)
+    laws = LAWS.get(cell.mode)
     if laws is None:
         return Uncertainty(math.nan, math.nan, math.nan)
-    return Uncertainty(*(laws[name](cell.held_out_residual) for name in ("volume", "dry_mass", "contrast")))
+    return Uncertainty(**{name: law(cell.held_out_residual) for name, law in laws.items()})

@@ -75,12 +75,13 @@ def judge_fields(fields: FieldStack, recipe: Recipe) -> Verdict:
     kept = int(fields.kept.size)
     background = at_most(fields.background_rms_rad, limits.frame_quantile)
     misfit = fields.illumination_misfit
-    stated = () if misfit is None else (misfit,)  # measured vectors need no check against themselves
+    # Measured vectors need no check against themselves.
+    stated = () if misfit is None else (Check("illumination_misfit", misfit, limits.max_illumination_misfit, "max", "NA k0"),)
     return Verdict(
         (
             Check("kept_frames", float(kept), float(limits.min_kept_frames), "min", "frames"),
             Check("lost_frames", 1.0 - kept / recorded, limits.max_lost_frames, "max", "of the frames"),
-            *(Check("illumination_misfit", value, limits.max_illumination_misfit, "max", "NA k0") for value in stated),
+            *stated,
             Check("background_rms_rad", background, limits.max_background_rms_rad, "max", "rad"),
         )
     )

@@ -155,8 +155,8 @@ class EwaldOperator:
         """Height of slice 0: the middle slice lies in the plane of the fields."""
         return -(self.shape[0] // 2)
 
-    def _waves(self, part: slice | Tensor, first: int) -> Tensor:
-        """exp(i K_z z) [sample, nz] at the heights first, first + 1, ... slices.
+    def _waves(self, part: slice) -> Tensor:
+        """exp(i K_z z) [sample, nz] at the heights 0, 1, ... slices.
 
         As products of two short tables: a complex product costs a quarter of a sine and cosine.
         """
@@ -164,7 +164,7 @@ class EwaldOperator:
         short = math.isqrt(nz - 1) + 1
         step = self.caps.kz_step[part]
         fine = step[:, None] * torch.arange(short, device=self.device)
-        coarse = step[:, None] * (first + short * torch.arange(-(-nz // short), device=self.device))
+        coarse = step[:, None] * (short * torch.arange(-(-nz // short), device=self.device))
         table = torch.polar(torch.ones_like(coarse), coarse)[:, :, None] * torch.polar(torch.ones_like(fine), fine)[:, None, :]
         return table.flatten(1)[:, :nz]
 
@@ -177,7 +177,7 @@ class EwaldOperator:
         kernel = torch.zeros((ny * nx, nz), dtype=torch.complex64, device=self.device)
         weight = self.caps.weight / (2 * nz)
         for part in self._chunks():
-            kernel.index_add_(0, self.caps.column[part], weight[part, None] * self._waves(part, 0))
+            kernel.index_add_(0, self.caps.column[part], weight[part, None] * self._waves(part))
         plane = kernel.reshape(ny, nx, nz)
         mirrored = torch.roll(plane.flip((0, 1)), (1, 1), (0, 1)).conj()
         half = 0.5 * (plane + mirrored)[:, : nx // 2 + 1].flatten(0, 1)[self.columns].T

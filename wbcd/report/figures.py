@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from wbcd.errors import NoSpace, StoreError, no_room
+from wbcd.errors import not_written
 from wbcd.records import Cell
 
 #: Refractive indices shown as the darkest and the brightest colour, the same in every picture so that they compare.
@@ -302,5 +302,4 @@ def _write(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        kind = NoSpace if no_room(error) else StoreError
-        raise kind(f"The picture {path} cannot be written: {error.strerror or error}.") from error
+        raise not_written(f"The picture {path}", error) from error
