@@ -15,9 +15,11 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +32,9 @@ from wbcd.reconstruction import invert, measure_fringes, reconstruct, retrieve_f
 from wbcd.reconstruction.operator import EwaldOperator
 from wbcd.reconstruction.spectrum import RytovStack, locate, rytov, wave_numbers
 from wbcd.records import FieldStack, HologramStack, Tomogram
+
+Task: TypeAlias = tuple[int, int, list[str]]
+"""Number of a phantom, seed, modes asked for."""
 
 BEGIN, END = "<!-- bench-reconstruction -->", "<!-- /bench-reconstruction -->"
 BARS = {
@@ -86,25 +91,49 @@ def measured(number: int, phantom: Phantom, stack: HologramStack, mode: str) -> 
     }
 
 
-def all_measured(out: Path, counts: dict[str, int], seed: int) -> dict[str, list[dict[str, Any]]]:
-    """The figures of phantoms 0 .. count - 1 by each mode, those not in its file yet measured now."""
+def all_measured(out: Path, counts: dict[str, int], seed: int, workers: int = 1) -> dict[str, list[dict[str, Any]]]:
+    """The figures of phantoms 0 .. count - 1 by each mode, those not in its file yet measured now.
+
+    Several ``workers`` run one thread each and slow one another down: their seconds are no timings.
+    """
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     for mode in counts:
         path = out / f"{mode}-{seed}.jsonl"
         known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         rows[mode] = {row["number"]: row for row in known}
+    todo = []
     for number in range(max(counts.values())):
         wanted = [mode for mode, count in counts.items() if number < count and number not in rows[mode]]
-        if not wanted:
-            continue
-        phantom = random_phantom(number, seed)
-        stack = phantom.stack()
-        for mode in wanted:
-            row = rows[mode][number] = measured(number, phantom, stack, mode)
+        if wanted:
+            todo.append((number, seed, wanted))
+    for found in _measured_by(todo, workers):
+        for mode, row in found.items():
+            rows[mode][row["number"]] = row
             with (out / f"{mode}-{seed}.jsonl").open("a") as file:
                 file.write(json.dumps(row, default=float) + "\n")
-            print(f"{mode} {number + 1}/{counts[mode]}  {_short(row)}", flush=True)
+            print(f"{mode} {len(rows[mode])}/{counts[mode]}  {_short(row)}", flush=True)
     return {mode: [rows[mode][number] for number in range(count)] for mode, count in counts.items()}
+
+
+def _measured_by(todo: list[Task], workers: int) -> Iterator[dict[str, dict[str, Any]]]:
+    if workers == 1:
+        yield from map(_phantom_measured, todo)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker) as pool:
+        for done in as_completed([pool.submit(_phantom_measured, task) for task in todo]):
+            yield done.result()
+
+
+def _prepare_worker() -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+def _phantom_measured(task: Task) -> dict[str, dict[str, Any]]:
+    number, seed, modes = task
+    phantom = random_phantom(number, seed)
+    stack = phantom.stack()
+    return {mode: measured(number, phantom, stack, mode) for mode in modes}
 
 
 def _short(row: dict[str, Any]) -> str:
@@ -388,6 +417,7 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=20261123, help=f"any but {FIT_SEED}, to which the uncertainties were fitted"
     )
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each; no timings then")
     parser.add_argument("--skip-plots", action="store_true", help="the tables only")
     parser.add_argument("--docs", type=Path, help="documentation to bring up to date: benchmarks.md and images/ below it")
     asked = parser.parse_args()
@@ -400,7 +430,7 @@ def main() -> None:
         "",
     ]
     counts = {mode: count for mode, count in (("fast", asked.phantoms), ("accurate", asked.accurate)) if count}
-    for mode, rows in all_measured(asked.out, counts, asked.seed).items():
+    for mode, rows in all_measured(asked.out, counts, asked.seed, asked.workers).items():
         lines += table(mode, rows) + [""]
     if not asked.skip_plots:
         sphere = OneSphere()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from wbcd.morphology import find_cells, measure
 from wbcd.recipe import Recipe
-from wbcd.reconstruction.field import remove_background
+from wbcd.reconstruction.background import remove_background
 from wbcd.reconstruction.unwrap import unwrap, wrap
 from wbcd.records import Tomogram
 

@@ -95,9 +95,11 @@ VECTORS = np.array([[0.0, 0.0], [3.0, 1.0], [6.0, 2.0]])
 def test_a_stack_whose_parts_do_not_belong_together_is_named(change: dict[str, Any], told: str) -> None:
     with pytest.raises(BadField, match=told):
         retrieve_fields(replace(SOUND, **change), Recipe())
+    with pytest.raises(BadField, match=told):
+        measure_fringes(replace(SOUND, **change))
 
 
 def test_a_report_of_other_frames_is_named() -> None:
-    fewer = measure_fringes(replace(SOUND, holograms=SOUND.holograms[:2]))
+    fewer = measure_fringes(replace(SOUND, holograms=SOUND.holograms[:2], reference=SOUND.holograms[:2]))
     with pytest.raises(BadField, match="fringes: a report of 2 frames; it must be of the stack's 3"):
         retrieve_fields(SOUND, Recipe(), fringes=fewer)

@@ -6,7 +6,9 @@ Importable alone, for notebooks::
     for tomogram in reconstruct(fields, recipe): ...
 """
 
-from wbcd.reconstruction.field import demodulate, measure_fringes, measure_illumination, retrieve_fields
+from wbcd.reconstruction.demodulation import demodulate
+from wbcd.reconstruction.field import retrieve_fields
+from wbcd.reconstruction.fringes import measure_fringes, measure_illumination
 from wbcd.reconstruction.operator import EwaldOperator
 from wbcd.reconstruction.tomogram import invert, potential_to_ri, reconstruct, ri_to_potential, rytov_to_ri
 

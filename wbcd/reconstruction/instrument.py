@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from wbcd.errors import BadValue, MissingField, NoObject, ReconstructionError
 from wbcd.recipe import Recipe
-from wbcd.reconstruction.field import measure_fringes, retrieve_fields
+from wbcd.reconstruction.field import retrieve_fields
+from wbcd.reconstruction.fringes import measure_fringes
 from wbcd.reconstruction.mie import FarField
 from wbcd.records import Check, FieldStack, FringeReport, HologramStack, Optics, Verdict
 
