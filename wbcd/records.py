@@ -187,10 +187,9 @@ class InversionReport:
 class Tomogram:
     """Refractive index, float32 [z, y, x]; ``voxel_um`` (z, y, x).
 
-    ``origin_um``: position of voxel (0, 0, 0) in the instrument's field of view. ``fill``: voxels that hold no
-    measurement (stitched TCF), or None. ``border_is_real``: False where the array is a window cut around a cell, so that
-    touching its edge says nothing about the field of view; ``window_um`` then bounds the field of view (y0, y1, x0, x1)
-    in the same coordinates as ``origin_um``.
+    ``origin_um``: position of voxel (0, 0, 0) in the instrument's field of view. ``field_of_view_um``: its bounds (y0, y1, x0,
+    x1) in the same coordinates, or None where the volume's own are all there is. ``cut_um``: such bounds of each object that
+    reaches the edge of the field, as the normal frame shows them. ``fill``: voxels that hold no measurement (stitched TCF).
     """
 
     ri: NDArray[np.float32]
@@ -202,6 +201,7 @@ class Tomogram:
     objective_na: float | None = None
     report: InversionReport | None = None
     field_of_view_um: tuple[float, float, float, float] | None = None
+    cut_um: tuple[tuple[float, float, float, float], ...] = ()
     fill: NDArray[np.bool_] | None = None
 
 

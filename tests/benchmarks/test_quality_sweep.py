@@ -244,9 +244,12 @@ def biases(trials: Sequence[Trial], good: Mapping[int, Mapping[str, float]]) -> 
     for one in trials:
         if one.reason is not None or one.base not in good:
             continue
+        bases = [one.base] if one.kind != "doublet" else [one.base, (one.base + 1) % BASES]
+        # Of two cells that stand apart the larger one's values are kept.
+        whole = max((good[base] for base in bases), key=lambda values: values["volume_fl"])
         for name in worst:
             medium = 1.337 if name == "mean_ri" else 0.0
-            departure = (one.values[name] - medium) / (good[one.base][name] - medium) - 1
+            departure = (one.values[name] - medium) / (whole[name] - medium) - 1
             worst[name] = max(worst[name], abs(departure), key=abs)
     return worst
 

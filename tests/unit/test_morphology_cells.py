@@ -88,6 +88,13 @@ def test_the_field_of_view_cuts_before_the_volume_does() -> None:
     assert touching == [False, True, True]
 
 
+def test_a_splinter_of_a_cut_object_is_cut() -> None:
+    given = as_tomogram(sphere(6.0), origin_um=(0.0, 10.0, 20.0), field_of_view_um=(0.0, 64.0, 0.0, 64.0))
+    over, beside = (0.0, 15.0, 22.0, 40.0), (0.0, 14.0, 22.0, 40.0)
+    touching = [find_cells(dataclasses.replace(given, cut_um=(box,)), RECIPE)[0].touches_border for box in (over, beside)]
+    assert touching == [True, False]
+
+
 def test_a_cell_larger_than_the_crop_is_flagged() -> None:
     (cell,) = find_cells(as_tomogram(ellipsoid((4.0, 9.0, 4.0), shape=(100, 220, 150))), RECIPE)
     assert cell.touches_border

@@ -57,8 +57,9 @@ def find_cells(tomogram: Tomogram, recipe: Recipe, *, first_number: int = 1) -> 
     is replaced by the medium. Voxels that are not finite or outside ``min_ri``..``max_ri`` belong to no cell: they are
     counted and replaced, by the cell's mean where they are enclosed by it and by the medium elsewhere.
 
-    ``touches_border`` is set where the cell reaches the edge of the volume or of ``field_of_view_um``, or does not fit
-    into the crop: in each case part of it may be missing.
+    ``touches_border`` is set where the cell reaches the edge of the volume or of ``field_of_view_um``, belongs to an object
+    that the normal frame shows to be cut (what is reconstructed of one may be a splinter far from the edge), or does not
+    fit into the crop: in each case part of it may be missing.
     """
     labels, boxes = _label(tomogram, recipe)
     found = sorted(_components(labels, boxes, tomogram, recipe), key=lambda each: (each.centre_px[1:], each.centre_px[0]))
@@ -206,7 +207,7 @@ def _clear_others(departure: NDArray[np.float32], own: NDArray[np.bool_], labels
 
 
 def _reaches_border(box: Box, tomogram: Tomogram) -> bool:
-    """Whether the box meets the edge of the volume or, laterally, of the instrument's field of view."""
+    """Whether the box meets the edge of the volume or, laterally, of the instrument's field of view, or an object that does."""
     limits = [(0.0, float(length)) for length in tomogram.ri.shape]
     if tomogram.field_of_view_um is not None:
         y0, y1, x0, x1 = tomogram.field_of_view_um
@@ -217,7 +218,13 @@ def _reaches_border(box: Box, tomogram: Tomogram) -> bool:
                 max(limits[axis][0], (low - origin) / pitch),
                 min(limits[axis][1], (high - origin) / pitch),
             )
-    return any(part.start <= low or part.stop >= high for part, (low, high) in zip(box, limits, strict=True))
+    if any(part.start <= low or part.stop >= high for part, (low, high) in zip(box, limits, strict=True)):
+        return True
+    (y0, y1), (x0, x1) = (
+        (tomogram.origin_um[axis] + box[axis].start * pitch, tomogram.origin_um[axis] + box[axis].stop * pitch)
+        for axis, pitch in ((1, tomogram.voxel_um[1]), (2, tomogram.voxel_um[2]))
+    )
+    return any(y0 < b and y1 > a and x0 < d and x1 > c for a, b, c, d in tomogram.cut_um)
 
 
 def _reaches_edge(mask: NDArray[np.bool_]) -> bool:

@@ -36,13 +36,14 @@ FLOOR_STEP = 3
 class Window:
     """Lateral window of one reconstruction: centre (y, x) in pixels, size in pixels, radius of the object in um.
 
-    ``cut``: an object reaches the edge of the field of view; ``objects``: how many the window holds.
+    ``cut``: (y0, y1, x0, x1) in pixels of each object that reaches the edge of the field of view; ``objects``: how many the
+    window holds.
     """
 
     centre: tuple[float, float]
     size: tuple[int, int]
     radius_um: float
-    cut: bool = False
+    cut: tuple[tuple[int, int, int, int], ...] = ()
     objects: int = 1
 
 
@@ -87,7 +88,11 @@ def locate(fields: FieldStack, recipe: Recipe) -> list[Window]:
     centre = ((low[0] + high[0]) / 2, (low[1] + high[1]) / 2)
     base = (recipe.reconstruction.shape[1], recipe.reconstruction.shape[2])
     size = tuple(max(n, good_size(math.ceil((b - a) + 2.0 / fields.pixel_um))) for n, a, b in zip(base, low, high, strict=True))
-    cut = min(low) <= EDGE_PX or any(b >= n - EDGE_PX for b, n in zip(high, w.shape, strict=True))
+    cut = tuple(
+        (y.start, y.stop, x.start, x.stop)
+        for y, x in boxes
+        if min(y.start, x.start) <= EDGE_PX or y.stop >= w.shape[0] - EDGE_PX or x.stop >= w.shape[1] - EDGE_PX
+    )
     return [Window(centre, (size[0], size[1]), extent_um / 2, cut, len(boxes))]
 
 
@@ -128,7 +133,9 @@ def rytov(
     phase = unwrap(phase, found)
     power = cut.real.square().add_(cut.imag.square())
     psi = torch.complex(power.clamp_min_(FAINTEST**2).log_().mul_(0.5), phase)
-    mask = shadow(psi.shape[-2:], window.radius_um, slope, fields.pixel_um, device)
+    # Near the edge of the field the cut is not about the object: its shadows are looked for where it is.
+    middle = (centre[0] / fields.pixel_um - corner[0], centre[1] / fields.pixel_um - corner[1])
+    mask = shadow(psi.shape[-2:], window.radius_um, slope, fields.pixel_um, device, middle)
     psi = level_outside(psi, mask)
     weighted = psi * mask
     centroids = _centroids(weighted.imag.clamp_min(0), fields.pixel_um)
@@ -239,12 +246,21 @@ def _cut(w: Tensor, centre_um: tuple[float, float], pixel_um: float, window: Win
 
 
 def shadow(
-    shape: torch.Size | tuple[int, ...], radius_um: float, slopes: NDArray[np.float64], pixel_um: float, device: str
+    shape: torch.Size | tuple[int, ...],
+    radius_um: float,
+    slopes: NDArray[np.float64],
+    pixel_um: float,
+    device: str,
+    middle: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Soft mask [frame, y, x] over each frame's shadow: a disc stretched by 1/cos(theta) along the tilt, cosine edge."""
+    """Soft mask [frame, y, x] over each frame's shadow: a disc stretched by 1/cos(theta) along the tilt, cosine edge.
+
+    ``middle``: where the object is, (y, x) in pixels; else it is in the middle.
+    """
     ny, nx = shape
-    y = (torch.arange(ny, device=device) - ny // 2)[:, None] * pixel_um
-    x = (torch.arange(nx, device=device) - nx // 2)[None, :] * pixel_um
+    cy, cx = (ny // 2, nx // 2) if middle is None else middle
+    y = (torch.arange(ny, device=device) - cy)[:, None] * pixel_um
+    x = (torch.arange(nx, device=device) - cx)[None, :] * pixel_um
     masks = torch.empty((len(slopes), ny, nx), device=device)
     for i, (tx, ty) in enumerate(slopes):
         slope = math.hypot(tx, ty)

@@ -125,7 +125,7 @@ def _reconstruct_window(window: Window, fields: FieldStack, recipe: Recipe, devi
         frame_shift_um=stack.frame_shift_um,
         iterations=recipe.reconstruction.iterations,
         seconds=time.perf_counter() - started,
-        cut_by_field=window.cut,
+        cut_by_field=bool(window.cut),
         refinement=refinement,
     )
     cy, cx = stack.centre_px
@@ -140,6 +140,7 @@ def _reconstruct_window(window: Window, fields: FieldStack, recipe: Recipe, devi
         objective_na=stack.optics.objective_na,
         report=report,
         field_of_view_um=(0.0, ny * pixel, 0.0, nx * pixel),
+        cut_um=tuple((y0 * pixel, y1 * pixel, x0 * pixel, x1 * pixel) for y0, y1, x0, x1 in window.cut),
     )
 
 
