@@ -128,6 +128,23 @@ def test_a_magnification_error_of_a_percent_is_found(plain: HologramStack, error
     assert found.pixel_size_from_ring_um == pytest.approx(PIXEL, rel=0.002)
 
 
+@pytest.mark.parametrize("error", [-0.03, 0.0, 0.01])
+def test_the_rim_of_the_pupil_tells_pixel_size_and_the_lights_na(plain: HologramStack, error: float) -> None:
+    """Nothing but the objective's NA and the wavelength is believed: neither bead nor vectors nor the light's NA is given."""
+    wrong = replace(plain, optics=replace(plain.optics, pixel_size_um=PIXEL * (1 + error)))
+    found, _ = calibrate(wrong, RECIPE)
+    assert found.pixel_size_from_rim_um == pytest.approx(PIXEL, rel=0.005)
+    assert found.illumination_na == pytest.approx(1.05, rel=0.005)
+    assert Calibration.from_json(json.loads(json.dumps(found.as_json()))).rim_na == found.rim_na
+
+
+def test_an_empty_field_shows_no_rim(plain: HologramStack) -> None:
+    """Without anything that scatters there is only camera noise at the rim: no pixel size is made of it."""
+    assert plain.reference is not None
+    found, _ = calibrate(replace(plain, holograms=plain.reference, reference=None), RECIPE)
+    assert (found.rim_na, found.pixel_size_from_rim_um, found.illumination_na) == (None, None, None)
+
+
 def test_vectors_in_the_file_tell_the_pixel_size_too(plain: HologramStack) -> None:
     wrong = replace(plain, illumination_rad_um=bead.RIG.k_in(), optics=replace(plain.optics, pixel_size_um=PIXEL * 1.01))
     found, _ = calibrate(wrong, RECIPE)

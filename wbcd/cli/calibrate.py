@@ -146,6 +146,9 @@ def _lines(calibration: Calibration, shifts: dict[str, float]) -> list[str]:
     ]
     if calibration.pixel_size_from_ring_um is not None:
         lines.append(f"pixel, from ring   {_pixel(calibration.pixel_size_from_ring_um, optics.pixel_size_um)}")
+    if calibration.pixel_size_from_rim_um is not None:
+        rim = _pixel(calibration.pixel_size_from_rim_um, optics.pixel_size_um)
+        lines.append(f"pixel, from rim    {rim}; the light's NA is then {calibration.illumination_na:.4f}")
     bead = calibration.bead
     if bead is not None:
         z, y, x = bead.place_um

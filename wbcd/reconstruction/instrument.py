@@ -24,6 +24,7 @@ from wbcd.recipe import Recipe
 from wbcd.reconstruction.field import retrieve_fields
 from wbcd.reconstruction.fringes import measure_fringes
 from wbcd.reconstruction.mie import FarField
+from wbcd.reconstruction.pupil import measure_rim
 from wbcd.records import Check, FieldStack, FringeReport, HologramStack, Optics, Verdict
 
 # Drift of one tolerance is worth a warning: of the carrier and the circle in NA, of its radius and of the contrast as a share.
@@ -106,7 +107,10 @@ class Bead:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What :func:`calibrate` found; lengths in um, ``carrier_rad_um`` (k_x, k_y)."""
+    """What :func:`calibrate` found; lengths in um, ``carrier_rad_um`` (k_x, k_y).
+
+    ``rim_na``: where the objective's pupil ends, as NA at the stated pixel size; None where no light reaches its rim.
+    """
 
     optics: Optics
     frames: int
@@ -118,6 +122,17 @@ class Calibration:
     pixel_size_from_ring_um: float | None = None
     bead: Bead | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    rim_na: float | None = None
+
+    @property
+    def pixel_size_from_rim_um(self) -> float | None:
+        """Pixels under which the rim lies at the objective's NA."""
+        return None if self.rim_na is None else self.optics.pixel_size_um * self.rim_na / self.optics.objective_na
+
+    @property
+    def illumination_na(self) -> float | None:
+        """The circle over the rim, times the objective's NA: the illumination's NA whatever the pixels are."""
+        return None if self.rim_na is None else self.optics.objective_na * self.ring.radius_na / self.rim_na
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, JSON-ready; a frame without an angle has null."""
@@ -141,6 +156,7 @@ class Calibration:
                 "repeated": list(ring.repeated),
             },
             "pixel_size_from_ring_um": self.pixel_size_from_ring_um,
+            "rim_na": self.rim_na,
             "bead": None,
             **({"notes": dict(self.notes)} if self.notes else {}),
         }
@@ -178,6 +194,7 @@ class Calibration:
                 pixel_size_from_ring_um=_optional(data.get("pixel_size_from_ring_um")),
                 bead=None if bead is None else _bead_from(bead),
                 notes={str(key): str(value) for key, value in data.get("notes", {}).items()},
+                rim_na=_optional(data.get("rim_na")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadValue(f"The stored calibration is not one of wbcd's: {type(error).__name__}: {error}.") from error
@@ -218,7 +235,8 @@ def calibrate(
     """Everything that one acquisition says of its instrument, and the fields it was read from.
 
     With ``bead_um`` and ``bead_ri`` (diameter and index of a bead in the field of view) also pixel size and aberrations.
-    ``illumination_na``, where known, or vectors in the file give the pixel size from the circle. Raises ReconstructionError
+    ``illumination_na``, where known, or vectors in the file give the pixel size from the circle; so does the objective's rim,
+    where enough light is scattered to it. Raises ReconstructionError
     where nothing interferes, MissingField for a bead without a reference, NoObject where the bead is not seen, BadValue for a
     bead that cannot be.
     """
@@ -244,6 +262,7 @@ def calibrate(
         fringe_contrast=float(np.median(fringes.contrast[measured.kept])),
         ring=ring,
         pixel_size_from_ring_um=_pixel_from_ring(stack, measured, ring, illumination_na),
+        rim_na=measure_rim(stack, _pair(np.array(fringes.carrier_rad_um) / (2 * math.pi))),
     )
     if bead_um is None or bead_ri is None:
         return calibration, measured
