@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -127,6 +129,15 @@ def _measured_by(todo: list[Task], workers: int) -> Iterator[dict[str, dict[str,
 def _prepare_worker() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's workers outlive a killed parent and wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _phantom_measured(task: Task) -> dict[str, dict[str, Any]]:
