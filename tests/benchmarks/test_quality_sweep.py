@@ -245,8 +245,9 @@ def biases(trials: Sequence[Trial], good: Mapping[int, Mapping[str, float]]) -> 
         if one.reason is not None or one.base not in good:
             continue
         bases = [one.base] if one.kind != "doublet" else [one.base, (one.base + 1) % BASES]
-        # Of two cells that stand apart the larger one's values are kept.
-        whole = max((good[base] for base in bases), key=lambda values: values["volume_fl"])
+        # Of two cells the larger one's values are kept, unless it was refused.
+        found = one.values["volume_fl"]
+        whole = min((good[base] for base in bases), key=lambda values: abs(math.log(found / values["volume_fl"])))
         for name in worst:
             medium = 1.337 if name == "mean_ri" else 0.0
             departure = (one.values[name] - medium) / (whole[name] - medium) - 1
@@ -362,7 +363,10 @@ def draw(trials: Sequence[Trial], target: Path) -> None:
         axis.set(yscale="log", title=kind, xlabel=scale.unit, ylabel="value over limit")
         if not scale.linear:
             axis.set_xscale("log")
-            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+            axis.set_xticks(
+                np.geomspace(scale.low, scale.high, 4), [f"{x:.2g}" for x in np.geomspace(scale.low, scale.high, 4)]
+            )
+            axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     figure.suptitle(
         "How near to refusal each acquisition is (simulated): red refused, green accepted; dotted: 2 % of the good ones"

@@ -98,6 +98,20 @@ def test_two_cells_at_different_heights_are_each_brought_into_focus() -> None:
         assert measured.dry_mass_half_contrast_pg == pytest.approx(sphere.mass_pg(1.337), rel=0.03)
 
 
+def test_a_small_cell_beside_a_large_one_is_whole() -> None:
+    """Their centre of mass lies in the large one: a window about it would cut the small one, which was then not counted."""
+    rig, rng = Rig(frames=25), np.random.default_rng(4)
+    pair = [Sphere((4.8,), (1.37,), (-2.5, 0.0, 0.0)), Sphere((2.6,), (1.37,), (5.9, 0.5, 0.0))]
+    # Oblique light passes through both: their fields multiply.
+    w = np.prod([fields(sphere, rig) for sphere in pair], axis=0)
+    both = HologramStack(holograms(w, rig, rng), holograms(np.ones_like(w), rig, rng), None, 0, OPTICS)
+    (found,) = reconstruct(retrieve_fields(both, Recipe()), Recipe())
+    cells = sorted(find_cells(found, Recipe()), key=lambda cell: cell.centre_um[2])
+    assert [cell.touches_border for cell in cells] == [False, False]
+    for cell, sphere in zip(cells, pair, strict=True):
+        assert measure(cell, Recipe()).volume_half_contrast_fl == pytest.approx(sphere.volume_fl, rel=0.03)
+
+
 def test_without_a_reference_the_background_is_fitted(stack: HologramStack, tomogram: Tomogram) -> None:
     (found,) = reconstruct(retrieve_fields(replace(stack, reference=None), Recipe()), Recipe())
     here, there = (found.ri - 1.337).sum(), (tomogram.ri - 1.337).sum()

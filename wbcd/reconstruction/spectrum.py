@@ -27,6 +27,8 @@ SMOOTHING_UM = 0.5
 TAPER_UM = 2.0
 HALO_UM = 3.0
 EDGE_PX = 2
+# A single cell's centre of mass lies within half a micrometre of the middle of its shadow.
+LOPSIDED_UM = 1.0
 FAINTEST = 0.05
 # Every third pixel each way: thousands are left, whose median is as good.
 FLOOR_STEP = 3
@@ -122,6 +124,11 @@ def rytov(
     energy = (w.real - 1).square_().add_(w.imag.square())
     rough = _centroids(_near(energy, window, fields.pixel_um), fields.pixel_um)
     focus, centre, _ = _height(rough, slope)
+    box_centre = (window.centre[0] * fields.pixel_um, window.centre[1] * fields.pixel_um)
+    # Where several cells stand together the centre of mass lies in the heaviest: others would fall out of a window about it.
+    lopsided = window.objects > 1 or math.dist(centre, box_centre) > LOPSIDED_UM
+    if lopsided:
+        centre = box_centre
     limit = recipe.reconstruction.refocus_range_um
     focus = float(np.clip(focus if focus_um is None else focus_um, -limit, limit)) if recipe.reconstruction.refocus else 0.0
     if focus:
@@ -140,6 +147,8 @@ def rytov(
     weighted = psi * mask
     centroids = _centroids(weighted.imag.clamp_min(0), fields.pixel_um)
     _, local, shift = _height(centroids, slope)
+    if lopsided:
+        local = (middle[0] * fields.pixel_um, middle[1] * fields.pixel_um)
     inside = mask[:, :-1, :-1] > 0.5
     centre_px = (corner[0] + local[0] / fields.pixel_um, corner[1] + local[1] / fields.pixel_um)
     folded = fold(weighted, (round(local[0] / fields.pixel_um), round(local[1] / fields.pixel_um)), window.size)
