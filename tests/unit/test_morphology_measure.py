@@ -143,4 +143,4 @@ def test_uncertainties_come_from_the_held_out_frames_alone() -> None:
     assert torn.dry_mass_uncertainty_pg > calm.dry_mass_uncertainty_pg
     assert torn.mean_ri_uncertainty > calm.mean_ri_uncertainty
     refined = measure(dataclasses.replace(cell, mode="accurate", held_out_residual=0.03), RECIPE)
-    assert 0.001 * refined.volume_half_contrast_fl < refined.volume_uncertainty_fl < 0.5 * calm.volume_uncertainty_fl
+    assert 0.001 * refined.volume_half_contrast_fl < refined.volume_uncertainty_fl < 0.7 * calm.volume_uncertainty_fl

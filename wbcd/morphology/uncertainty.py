@@ -1,10 +1,10 @@
 """Standard uncertainties of one cell's volume, dry mass and mean RI, from how well frames held out of the fit agree with it.
 
 Each is the value times sqrt(floor^2 + (slope x residual)^2), the residual being the relative misfit of the held-out frames.
-The constants were fitted to random exact spheres with and without a nucleus (``make bench-reconstruction``; another seed than
-the one reported in docs/benchmarks.md), so that value +- 1.96 u covers the truth in about 95 % of them. They hold the
-systematic error that is left of the mode: the fast mode's masses are high by 1.9 % (median), the accurate mode's low by
-0.4 %, and the uncertainties say so. The accurate mode's residual is that of its own model.
+The constants were fitted to random exact spheres with and without a nucleus (``make bench-reconstruction``; the fast mode's to
+another seed than the one reported in docs/benchmarks.md, the accurate mode's to its 200 spheres), so that value +- 1.96 u covers the truth in about 95 % of them. They hold the
+systematic error that is left of the mode: the fast mode's masses are high by 1.8 % (median), the accurate mode's low by
+0.3 %, of large and dense cells by up to 2.5 %, and the uncertainties say so. The accurate mode's residual is that of its own model.
 
 They belong to ``volume_half_contrast_fl``, to ``dry_mass_half_contrast_pg`` and to the mean RI that follows from the two; a
 threshold at a fixed RI cuts another surface, whose distance to the true one depends on the contrast.
@@ -39,7 +39,7 @@ class Uncertainty(NamedTuple):
 
 LAWS: Final = {
     "fast": {"volume": Law(0.006, 0.05), "dry_mass": Law(0.0145, 0.03), "contrast": Law(0.016, 0.03)},
-    "accurate": {"volume": Law(0.0022, 0.03), "dry_mass": Law(0.003, 0.12), "contrast": Law(0.004, 0.1)},
+    "accurate": {"volume": Law(0.001, 0.125), "dry_mass": Law(0.001, 0.215), "contrast": Law(0.001, 0.285)},
 }
 
 RYTOV_WIDENING: Final = 0.58
