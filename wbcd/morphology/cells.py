@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -32,6 +32,8 @@ from wbcd.records import Cell, Tomogram, Triple
 
 #: Voxels of a neighbour's blurred edge this near to it, and nearer to it than to the cell, are cleared with it.
 NEIGHBOUR_SKIRT_UM = 0.6
+#: Cells with less between them touch, or did: light that passes through both is described rightly by no weak scattering.
+TOUCHING_UM = 0.4
 #: Source voxels kept around a crop, for the interpolation kernel.
 KERNEL_MARGIN_PX = 4
 
@@ -57,13 +59,19 @@ def find_cells(tomogram: Tomogram, recipe: Recipe, *, first_number: int = 1) -> 
     is replaced by the medium. Voxels that are not finite or outside ``min_ri``..``max_ri`` belong to no cell: they are
     counted and replaced, by the cell's mean where they are enclosed by it and by the medium elsewhere.
 
-    ``touches_border`` is set where the cell reaches the edge of the volume or of ``field_of_view_um``, belongs to an object
-    that the normal frame shows to be cut (what is reconstructed of one may be a splinter far from the edge), or does not
-    fit into the crop: in each case part of it may be missing.
+    ``lobes`` counts the cell's own and the other cells that stand closer than 0.4 um. ``touches_border`` is set where the cell
+    reaches the edge of the volume or of ``field_of_view_um``, belongs to an object that the normal frame shows to be cut (what
+    is reconstructed of one may be a splinter far from the edge), or does not fit into the crop: in each case part of it may
+    be missing.
     """
     labels, boxes = _label(tomogram, recipe)
     found = sorted(_components(labels, boxes, tomogram, recipe), key=lambda each: (each.centre_px[1:], each.centre_px[0]))
-    return [_cut(each, labels, tomogram, recipe, number) for number, each in enumerate(found, start=first_number)]
+    cells = [_cut(each, labels, tomogram, recipe, number) for number, each in enumerate(found, start=first_number)]
+    if len(cells) < 2:
+        return cells
+    numbers = [each.label for each in found]
+    close = [_neighbours(each, labels, numbers, tomogram.voxel_um) for each in found]
+    return [replace(cell, lobes=cell.lobes + count) for cell, count in zip(cells, close, strict=True)]
 
 
 def _label(tomogram: Tomogram, recipe: Recipe) -> tuple[NDArray[np.int32], list[Box | None]]:
@@ -79,6 +87,20 @@ def _label(tomogram: Tomogram, recipe: Recipe) -> tuple[NDArray[np.int32], list[
 def _moved(box: tuple[slice, ...], by: Box) -> tuple[slice, ...]:
     """A box within the box ``by`` as a box of the whole."""
     return tuple(slice(b.start + (o.start or 0), b.stop + (o.start or 0)) for b, o in zip(box, by, strict=True))
+
+
+def _neighbours(found: _Found, labels: NDArray[np.int32], cells: list[int], voxel_um: Triple) -> int:
+    """How many other cells stand closer than TOUCHING_UM: they shade one another, and neither is measured rightly."""
+    margin = tuple(math.ceil(TOUCHING_UM / pitch) for pitch in voxel_um)
+    around = tuple(
+        slice(max(part.start - m, 0), min(part.stop + m, n)) for part, m, n in zip(found.box, margin, labels.shape, strict=True)
+    )
+    here = labels[around]
+    others = np.isin(here, [label for label in cells if label != found.label])
+    if not others.any():
+        return 0
+    distance = ndimage.distance_transform_edt(here != found.label, sampling=voxel_um)
+    return len(np.unique(here[others & (distance < TOUCHING_UM)]))
 
 
 def _components(labels: NDArray[np.int32], boxes: list[Box | None], tomogram: Tomogram, recipe: Recipe) -> Iterator[_Found]:

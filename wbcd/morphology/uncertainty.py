@@ -2,9 +2,10 @@
 
 Each is the value times sqrt(floor^2 + (slope x residual)^2), the residual being the relative misfit of the held-out frames.
 The constants were fitted to random exact spheres with and without a nucleus (``make bench-reconstruction``; the fast mode's to
-another seed than the one reported in docs/benchmarks.md, the accurate mode's to its 200 spheres), so that value +- 1.96 u covers the truth in about 95 % of them. They hold the
-systematic error that is left of the mode: the fast mode's masses are high by 1.8 % (median), the accurate mode's low by
-0.3 %, of large and dense cells by up to 2.5 %, and the uncertainties say so. The accurate mode's residual is that of its own model.
+another seed than the one reported in docs/benchmarks.md, the accurate mode's to its 200 spheres), so that value +- 1.96 u
+covers the truth in about 95 % of them. They hold the systematic error that is left of the mode: the fast mode's masses are
+high by 1.8 % (median), the accurate mode's low by 0.3 %, of large and dense cells by up to 2.5 %, and the uncertainties say so.
+The accurate mode's residual is that of its own model.
 
 They belong to ``volume_half_contrast_fl``, to ``dry_mass_half_contrast_pg`` and to the mean RI that follows from the two; a
 threshold at a fixed RI cuts another surface, whose distance to the true one depends on the contrast.
