@@ -95,7 +95,7 @@ def test_a_splinter_of_a_cut_object_is_cut() -> None:
     assert touching == [True, False]
 
 
-@pytest.mark.parametrize(("gap", "lobes"), [(0.2, [2, 2]), (0.8, [1, 1])])
+@pytest.mark.parametrize(("gap", "lobes"), [(0.1, [2, 2]), (0.8, [1, 1])])
 def test_cells_that_all_but_touch_count_as_lobes_of_one_another(gap: float, lobes: list[int]) -> None:
     first, second = (sphere(5.0, offset_um=(0.0, 0.0, side * (5.0 + gap) / 2), shape=(100, 150, 200)) for side in (-1, 1))
     cells = find_cells(as_tomogram(np.maximum(first, second)), RECIPE)
