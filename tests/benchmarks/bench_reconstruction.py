@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,6 +32,7 @@ from wbcd.reconstruction import invert, measure_fringes, reconstruct, retrieve_f
 from wbcd.reconstruction.operator import EwaldOperator
 from wbcd.reconstruction.spectrum import RytovStack, locate, rytov, wave_numbers
 from wbcd.records import FieldStack, HologramStack, Tomogram
+from wbcd.training.make import prepare_worker
 
 Task: TypeAlias = tuple[int, int, list[str]]
 """Number of a phantom, seed, modes asked for."""
@@ -121,23 +120,14 @@ def _measured_by(todo: list[Task], workers: int) -> Iterator[dict[str, dict[str,
     if workers == 1:
         yield from map(_phantom_measured, todo)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare) as pool:
         for done in as_completed([pool.submit(_phantom_measured, task) for task in todo]):
             yield done.result()
 
 
-def _prepare_worker() -> None:
-    torch.set_num_threads(1)
+def _prepare() -> None:
+    prepare_worker()
     torch.set_flush_denormal(True)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A pool's workers outlive a killed parent and wait for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _phantom_measured(task: Task) -> dict[str, dict[str, Any]]:

@@ -236,9 +236,8 @@ def calibrate(
 
     With ``bead_um`` and ``bead_ri`` (diameter and index of a bead in the field of view) also pixel size and aberrations.
     ``illumination_na``, where known, or vectors in the file give the pixel size from the circle; so does the objective's rim,
-    where enough light is scattered to it. Raises ReconstructionError
-    where nothing interferes, MissingField for a bead without a reference, NoObject where the bead is not seen, BadValue for a
-    bead that cannot be.
+    where enough light is scattered to it. Raises ReconstructionError where nothing interferes, MissingField for a bead without
+    a reference, NoObject where the bead is not seen, BadValue for a bead that cannot be.
     """
     if (bead_um is None) != (bead_ri is None):
         raise BadValue("A bead is known by its diameter and its refractive index: give both or neither.")

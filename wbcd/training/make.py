@@ -209,7 +209,7 @@ def _parts_made(job: _Job, parts: list[int], workers: int) -> Iterator[int]:
     # Not forked from here: a fork of a process with torch's threads may hang. The server has imported torch but run none of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
         try:
             yield from _as_made(pool, job, iter(parts), workers)
         except BrokenProcessPool as error:
@@ -228,7 +228,8 @@ def _as_made(pool: ProcessPoolExecutor, job: _Job, parts: Iterator[int], workers
         yield from (future.result() for future in landed)
 
 
-def _prepare_worker() -> None:
+def prepare_worker() -> None:
+    """Initialiser of a pool's worker: one thread, and no life after its parent's."""
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
