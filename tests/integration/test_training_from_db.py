@@ -31,10 +31,29 @@ def radius(sample: str, number: int) -> float:
     return RADII[sample.split("-")[0]] + 0.02 * number
 
 
-def store_cell(ledger: Ledger, root: Path, sample: str, number: int, *, keep: bool = True, refused: bool = False) -> None:
+def store_cell(
+    ledger: Ledger,
+    root: Path,
+    sample: str,
+    number: int,
+    *,
+    keep: bool = True,
+    refused: bool = False,
+    instrument: str = INSTRUMENT_ID,
+) -> None:
     """One acquisition of one cell, its tomogram kept or not."""
     content = hashlib.blake2b(f"{sample} {number}".encode(), digest_size=20).hexdigest()
-    acquisition = Acquisition(content, root / f"{sample}-{number}.h5", 10, 1, sample_id=sample, instrument_id=INSTRUMENT_ID)
+    acquisition = Acquisition(
+        content,
+        root / f"{sample}-{number}.h5",
+        10,
+        1,
+        sample_id=sample,
+        instrument_id=instrument,
+        # Every second file says nothing of its wavelength.
+        wavelength_um=None if number % 2 else 0.532,
+        objective_na=1.2 + 0.01 * number,
+    )
     cell = toy_cell(radius(sample, number))
     path = str(write_tomogram(root, cell, acquisition=acquisition, recipe_id=RECIPE_ID)) if keep else None
     verdict = REFUSED if refused else Verdict()
@@ -90,6 +109,7 @@ def test_a_set_of_labelled_samples(stored: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(data.purity[data.donor == 2], 0.95)
     assert np.isnan(data.purity[data.donor == 1]).all()
     assert data.card["simulated"] is True
+    assert data.card["instrument"] == {"objective_na": [1.2, 1.25]}
 
 
 def test_volumes_and_parameters_are_those_that_the_classifier_saw(stored: Path, tmp_path: Path) -> None:
@@ -119,6 +139,78 @@ def test_one_donor_gave_several_samples(stored: Path, tmp_path: Path) -> None:
     table.write_text("sample,donor\nlymph-1,\n")
     with pytest.raises(BadValue, match="line 2"):
         read_donors(table)
+
+
+def test_a_sample_without_a_donor_is_refused(stored: Path, tmp_path: Path) -> None:
+    """As a donor of its own, one person could be in training and in test."""
+    with pytest.raises(BadValue, match=r"no row for 2 of 4 samples: 'lymph-2', 'mono-1'\.") as caught:
+        dataset_from_db(url(stored), tmp_path / "c.zarr", donors={"lymph-1": "anna", "mono-2": "bert"}, spec=SPEC)
+    assert "Add a row" in caught.value.advice
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_of_many_samples_without_a_donor_five_are_named(tmp_path: Path) -> None:
+    with opened(str(tmp_path / "wbcd.db")) as ledger:
+        for i in range(6):
+            store_cell(ledger, tmp_path, f"mono-{i}", 0)
+            ledger.label_sample(f"mono-{i}", "monocyte", by="me")
+    with pytest.raises(BadValue, match=r"6 of 6 samples: 'mono-0', .*'mono-4', \.\.\.\."):
+        dataset_from_db(url(tmp_path), tmp_path / "c.zarr", donors={}, spec=SPEC)
+
+
+def test_rows_of_no_sample_are_told(stored: Path, tmp_path: Path) -> None:
+    donors = {"lymph-1": "anna", "lymph-2": "anna", "mono-1": "bert", "mono-2": "bert", "mono-7": "carl"}
+    _, chosen = dataset_from_db(url(stored), tmp_path / "c.zarr", donors=donors, spec=SPEC)
+    assert chosen.donors == ("anna", "bert")
+    assert chosen.left_out["rows of the table of donors are of no sample with a cell in the set"] == 1
+
+
+def test_a_sample_has_one_row(tmp_path: Path) -> None:
+    table = tmp_path / "donors.csv"
+    table.write_text("sample,donor\na,anna\nb,bert\na,carl\nc,carl\nb,bert\n")
+    with pytest.raises(BadValue, match=r"2 samples have more than one row: 'a', 'b'\."):
+        read_donors(table)
+
+
+def test_a_table_that_excel_wrote_is_read(tmp_path: Path) -> None:
+    table = tmp_path / "donors.csv"
+    table.write_bytes("sample,donor\r\na,Zoë\r\n".encode("utf-8-sig"))
+    assert read_donors(table) == {"a": "Zoë"}
+
+
+@pytest.mark.parametrize("text", [b"sample,donor\na,\xff\n", b"sample;donor\na;anna\n"])
+def test_a_table_that_cannot_be_read_says_what_to_save(tmp_path: Path, text: bytes) -> None:
+    table = tmp_path / "donors.csv"
+    table.write_bytes(text)
+    with pytest.raises(BadValue) as caught:
+        read_donors(table)
+    assert "environment variable" not in caught.value.advice
+
+
+def test_simulated_cells_are_never_called_measured(stored: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match=r"24 of 24 cells .*lymph-1-0\.h5 \(sample 'lymph-1'\)") as caught:
+        dataset_from_db(url(stored), tmp_path / "m.zarr", spec=SPEC, simulated=False)
+    assert "--measured" in caught.value.advice
+    assert not (tmp_path / "m.zarr").exists()
+
+
+def test_one_simulated_cell_among_measured_ones_is_enough(tmp_path: Path) -> None:
+    with opened(str(tmp_path / "wbcd.db")) as ledger:
+        store_cell(ledger, tmp_path, "mono-1", 0, instrument="HT-2H")
+        store_cell(ledger, tmp_path, "mono-2", 0)
+        for sample in ("mono-1", "mono-2"):
+            ledger.label_sample(sample, "monocyte", by="me")
+    with pytest.raises(BadValue, match=r"1 of 2 cells .*mono-2-0\.h5"):
+        dataset_from_db(url(tmp_path), tmp_path / "m.zarr", spec=SPEC, simulated=False)
+
+
+@pytest.mark.parametrize(("said", "simulated"), [(None, False), (False, False), (True, True)])
+def test_measured_cells_are_what_one_says(tmp_path: Path, said: bool | None, simulated: bool) -> None:
+    with opened(str(tmp_path / "wbcd.db")) as ledger:
+        store_cell(ledger, tmp_path, "mono-1", 0, instrument="HT-2H")
+        ledger.label_sample("mono-1", "monocyte", by="me")
+    dataset_from_db(url(tmp_path), tmp_path / "m.zarr", spec=SPEC, simulated=said)
+    assert sets.load(tmp_path / "m.zarr").simulated is simulated
 
 
 def test_labels_that_change_mean_another_set(stored: Path, tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def test_two_models_are_compared_on_the_same_cells(store: Path, models: list[Pat
 
 
 def test_a_model_of_types_is_compared_with_one_of_lineages(store: Path, models: list[Path]) -> None:
-    found, what = compare_models(models[0], models[2], store, device="cpu")
+    found, what, warnings = compare_models(models[0], models[2], store, device="cpu")
+    assert not warnings
     assert what == "lymphoid and myeloid"
     assert found.n == len(sets.load(store).indices("test"))
     assert found.correct_a / found.n == pytest.approx(
@@ -116,3 +117,24 @@ def test_what_cannot_be_put_side_by_side_is_refused(store: Path, models: list[Pa
 def test_cells_that_trained_the_model_are_no_held_out_figure(store: Path, models: list[Path]) -> None:
     result = run("evaluate", models[0], store, "--split", "train")
     assert "no held-out figure" in result.output
+
+
+def test_another_split_of_the_same_set_shows_cells_of_the_training(store: Path, models: list[Path]) -> None:
+    data = sets.load(store)
+    fitted = np.concatenate([data.indices("train"), data.indices("validation")])
+    known = int(np.isin(data.indices("test", "cell"), fitted).sum())
+    assert known
+    facts = judge_models([models[0]], store, split_by="cell", device="cpu").facts
+    assert any(f"{known} of the" in text for text in facts["warnings"])
+    result = run("model", "compare", models[0], models[1], store, "--split-by", "cell")
+    assert result.output.count("no held-out figure") == 2
+    assert "no held-out figure" not in run("model", "compare", models[0], models[1], store).output
+
+
+def test_another_set_of_the_same_simulated_people_says_nothing_of_unseen_donors(
+    store: Path, models: list[Path], tmp_path: Path
+) -> None:
+    twin = four_set(tmp_path / "twin.zarr", seed=77)
+    facts = judge_models([models[0]], twin, split="all", device="cpu").facts
+    assert any("has seen" in text and "judged donors" in text for text in facts["warnings"])
+    assert not any("has seen" in text for text in judge_models([models[0]], store, device="cpu").facts["warnings"])

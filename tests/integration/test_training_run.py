@@ -114,7 +114,7 @@ def test_a_set_for_another_input_is_refused(store: Path, tmp_path: Path) -> None
 
     from wbcd.classification import FishNet3d, ModelCard, save_bundle
 
-    other = ModelCard("other", CLASSES, width=4, input=replace(SPEC, shape=(8, 8, 8)))
+    other = ModelCard("other", CLASSES, width=4, input=replace(SPEC, shape=(99, 8, 8)))
     save_bundle(tmp_path / "other", FishNet3d(2, 4), other)
     with pytest.raises(BundleInvalid, match="other"):
         evaluate(tmp_path / "other", store)
@@ -153,12 +153,17 @@ def test_progress_draws_a_line_an_epoch() -> None:
 
     from rich.console import Console
 
-    text = io.StringIO()
-    with training_progress(1, Console(file=text, width=120)) as (on_epoch, on_step):
-        on_step(Step(1, 1, 3, 4, 1.2, 0.25))
-        on_epoch(Epoch(1, 1, 1e-3, 1.0, 0.9, 0.5, 2.0))
-    assert "accuracy 50.0%" in text.getvalue()
-    assert "loss 1.200  accuracy 25.0%" in text.getvalue()
+    shown = []
+    for epochs in (1, 2):
+        text = io.StringIO()
+        with training_progress(epochs, Console(file=text, width=120)) as (on_epoch, on_step):
+            on_step(Step(1, epochs, 3, 4, 1.2, 0.25))
+            on_epoch(Epoch(1, epochs, 1e-3, 1.0, 0.9, 0.5, 2.0))
+        shown.append(text.getvalue())
+    assert all("accuracy 50.0%" in text for text in shown)
+    # After the last epoch what follows takes minutes, and is named.
+    assert "calibrating and measuring" in shown[0]
+    assert "loss 1.200  accuracy 25.0%" in shown[1]
 
 
 def test_simulated_cells_go_through_optics_and_follow_from_their_seed(tmp_path: Path) -> None:
@@ -177,14 +182,26 @@ def test_simulated_cells_go_through_optics_and_follow_from_their_seed(tmp_path: 
 
 @pytest.mark.slow
 def test_fast_optics_agree_with_holograms_on_what_the_network_sees(tmp_path: Path) -> None:
-    """The same phantoms by both paths: volumes within a tenth, the network's input alike where the cell is."""
+    """The same phantoms by both paths: the mean of each of the six, every cell's volume, and the network's input."""
     fast, exact = tmp_path / "fast.zarr", tmp_path / "exact.zarr"
-    make_dataset(fast, 4, donors=1, seed=5, workers=1, path="fast")
-    make_dataset(exact, 4, donors=1, seed=5, workers=1, path="exact")
+    make_dataset(fast, 16, donors=4, seed=5, workers=2, path="fast")
+    make_dataset(exact, 16, donors=4, seed=5, workers=2, path="exact")
     one, two = sets.load(fast), sets.load(exact)
-    assert two.morphology[:, 0] == pytest.approx(one.morphology[:, 0], rel=0.15)
+    assert two.morphology[:, 0] == pytest.approx(one.morphology[:, 0], rel=0.05)
+    ratio = dict(zip(sets.SIX, (two.morphology / one.morphology).astype(np.float64).mean(axis=0), strict=True))
+    # docs/benchmarks.md has the figures of 28 cells; the surface is a voxel rougher by holograms.
+    bars = {
+        "volume_fl": 0.015,
+        "surface_area_um2": 0.035,
+        "sphericity": 0.03,
+        "dry_mass_pg": 0.01,
+        "protein_density_g_dl": 0.015,
+    }
+    for name, bar in bars.items():
+        assert ratio[name] == pytest.approx(1, abs=bar), name
+    assert ratio["mean_ri"] == pytest.approx(1, abs=5e-4)
     for a, b in zip(one.ri_delta.astype(float), two.ri_delta.astype(float), strict=True):
-        assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
+        assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.95
 
 
 RUN = """

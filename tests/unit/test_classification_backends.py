@@ -65,12 +65,13 @@ def test_probabilities_and_features_are_eagers(reference: Bundle, deltas: torch.
     torch.testing.assert_close(kept, eager.outputs(deltas[:1]).logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("views", [1, 4])
 @pytest.mark.parametrize(("shape", "width"), [((12, 16, 16), 4), ((20, 24, 28), 4), ((9, 33, 17), 3), ((40, 30, 50), 16)])
-def test_the_graph_is_the_network_at_any_shape(tmp_path: Path, shape: tuple[int, int, int], width: int) -> None:
+def test_the_graph_is_the_network_at_any_shape(tmp_path: Path, shape: tuple[int, int, int], width: int, views: int) -> None:
     # Odd sizes resize by fractions, where runtimes round apart unless the indices are written out.
     import onnxruntime
 
-    bundle = toy_bundle(tmp_path / "toy", width=width)
+    bundle = toy_bundle(tmp_path / "toy", width=width, views=views)
     model = onnx_model(bundle, shape)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -13,11 +13,15 @@ from click.testing import CliRunner, Result
 from helpers_classification import SPEC, toy_bundle
 from helpers_training import toy_set
 
-from wbcd.classification import Bundle, load_bundle
+from wbcd.classification import Bundle, InstrumentRange, load_bundle, save_bundle
 from wbcd.classification.backends import probe
 from wbcd.classification.bench import Cells, bench_inputs, smaller_inputs
 from wbcd.cli import cli
 from wbcd.errors import BadValue
+from wbcd.simulation.unknown import KINDS
+from wbcd.training import dataset as sets
+from wbcd.training.judge import judge_models
+from wbcd.training.strangers import meet_strangers
 from wbcd.training.unknown import calibrate
 
 
@@ -33,7 +37,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy_set(tmp_path_factory.mktemp("others") / "toy.zarr", seed=9)
+    return toy_set(tmp_path_factory.mktemp("others") / "toy.zarr", first_donor=100)
 
 
 def wbcd(*words: str | Path) -> Result:
@@ -58,6 +62,74 @@ def test_calibrate_writes_a_bundle_that_knows_its_limits(bundle: Bundle, cells: 
         assert row["coverage"] >= 0.75
         assert 1 <= row["mean_set_size"] <= 2
     assert made.model.measured["knowing"]["test"]["cells"] == report["figures"]["test"]["cells"]
+
+
+def test_a_set_that_shares_donors_holds_nothing_out(bundle: Bundle, cells: Path, tmp_path: Path) -> None:
+    for shared in (cells, toy_set(tmp_path / "same people.zarr", seed=9)):
+        with pytest.raises(BadValue, match="6 of its donors are in"):
+            calibrate(bundle.path, cells, tmp_path / "out", held_out_path=shared)
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_the_set_that_a_model_was_trained_on_gives_its_distances(bundle: Bundle, cells: Path, tmp_path: Path) -> None:
+    trained = replace(bundle.model, training={"data_hash": "another"})
+    other = save_bundle(tmp_path / "bundle", bundle.network, trained)
+    with pytest.raises(BadValue, match="was trained on another"):
+        calibrate(other.path, cells, tmp_path / "out")
+
+
+def test_thresholds_and_figures_follow_the_split_the_model_was_trained_by(bundle: Bundle, cells: Path, tmp_path: Path) -> None:
+    data = sets.load(cells)
+    training = {"data_hash": data.data_hash, "split_by": "donor"}
+    by_donor = save_bundle(tmp_path / "bundle", bundle.network, replace(bundle.model, training=training))
+    report = calibrate(by_donor.path, cells, tmp_path / "out", acceptance=0.8, coverage=0.6)
+    assert {split: row.cells for split, row in report.figures.items()} == {"test": len(data.indices("test", "donor"))}
+    made = load_bundle(report.bundle)
+    assert made.gauge is not None
+    assert made.gauge.cells == len(data.indices("validation", "donor"))
+    # The card's figures are those of the new temperature, on the same cells.
+    judged = judge_models([made.path], cells, device="cpu").facts
+    assert made.model.measured["test"]["expected_calibration_error"] == pytest.approx(
+        judged["calibration"]["ece_after"], abs=1e-6
+    )
+    known, _ = meet_strangers(report.bundle, cells, cells=1, kinds=["bead"], device="cpu")
+    assert known.cells == len(data.indices("test", "donor"))
+
+
+def test_ranges_of_one_instrument_and_reversed_ones(bundle: Bundle, cells: Path, others: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match=r"objective_na is 1\.3 to 1\.1"):
+        calibrate(
+            bundle.path, cells, tmp_path / "out", held_out_path=others, instrument=InstrumentRange(objective_na=(1.3, 1.1))
+        )
+    assert not (tmp_path / "out").exists()
+    one = InstrumentRange(objective_na=(1.2, 1.2))
+    made = load_bundle(calibrate(bundle.path, cells, tmp_path / "out", held_out_path=others, instrument=one).bundle)
+    assert made.model.instrument == one
+
+
+def test_what_the_set_says_of_its_instruments_is_taken(bundle: Bundle, cells: Path, others: Path, tmp_path: Path) -> None:
+    made = load_bundle(calibrate(bundle.path, cells, tmp_path / "out", held_out_path=others).bundle)
+    assert made.model.instrument is not None
+    assert made.model.instrument.objective_na == pytest.approx((1.2 * 0.96, 1.2 * 1.04))
+    assert made.model.instrument.noise_ri is None
+
+
+def test_strangers_are_held_against_the_known_cells(bundle: Bundle, cells: Path, others: Path, tmp_path: Path) -> None:
+    """The toy model knows small balls: whole cells' worth of silica lies far from them."""
+    with pytest.raises(BadValue, match="no distance"):
+        meet_strangers(bundle.path, cells)
+    calibrate(bundle.path, cells, tmp_path / "out", held_out_path=others)
+    with pytest.raises(BadValue, match="unicorn"):
+        meet_strangers(tmp_path / "out", cells, kinds=["unicorn"])
+    known, bead = meet_strangers(tmp_path / "out", cells, cells=4, kinds=["bead"], device="cpu")
+    assert (known.kind, bead.kind, bead.cells) == ("known cells", "bead", 4)
+    assert known.far < 0.1
+    assert known.auroc is None
+    assert bead.auroc is not None
+    assert bead.auroc > 0.95
+    assert bead.far == bead.unclassified == 1
+    table = wbcd("strangers", tmp_path / "out", cells, "--cells", 1).output.splitlines()
+    assert [row.split()[0] for row in table[2:]] == list(KINDS)
 
 
 def test_too_few_validation_cells_promise_nothing(bundle: Bundle, cells: Path, tmp_path: Path) -> None:

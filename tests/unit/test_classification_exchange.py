@@ -23,9 +23,9 @@ from wbcd.classification.exchange import export_bioimageio, export_onnx, import_
 from wbcd.errors import BundleInvalid
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return toy_bundle(tmp_path_factory.mktemp("bundle") / "toy")
+@pytest.fixture(scope="module", params=[1, 4], ids=["one view", "four views"])
+def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Bundle:
+    return toy_bundle(tmp_path_factory.mktemp("bundle") / "toy", views=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from wbcd.classification.network import FishNet3d, multiply_adds, parameter_count
+from wbcd.classification.network import FishNet3d, Halving, multiply_adds, parameter_count
 
 INPUT = (100, 150, 150)
 SIZES = {
@@ -52,6 +52,19 @@ def test_any_input_size_works(shape: tuple[int, int, int]) -> None:
     assert bool(torch.isfinite(logits).all())
 
 
+@pytest.mark.parametrize("shape", [(8, 10, 12), (7, 9, 11), (1, 6, 5), (1, 1, 1)])
+def test_the_first_convolution_by_blocks_is_the_plain_one(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    layer = Halving(5).double()
+    x = torch.rand((3, 1, *shape), dtype=torch.float64)
+    plain = F.conv3d(x, layer.weight, stride=2, padding=1)
+    blocks = layer.train()(x)
+    assert torch.allclose(blocks, plain, rtol=0, atol=1e-12)
+    assert torch.equal(layer.eval()(x), plain)
+    weights = [torch.autograd.grad(found.square().sum(), layer.weight)[0] for found in (blocks, plain)]
+    assert torch.allclose(*weights, rtol=1e-12)
+
+
 def test_first_loss_is_that_of_guessing() -> None:
     torch.manual_seed(0)
     network = FishNet3d(4, 8).train()
@@ -78,3 +91,29 @@ def test_features_are_the_pooled_second_downsampling() -> None:
     network = FishNet3d(4, 4).eval()
     x = torch.rand((1, 1, 16, 32, 32))
     torch.testing.assert_close(network.features(x), network.stages(x)["down 2.3"].mean((2, 3, 4)))
+
+
+def test_mirrored_in_the_plane_a_cell_of_four_views_stays_the_same_and_along_the_axis_it_does_not() -> None:
+    network = FishNet3d(4, 4, views=4).eval()
+    torch.nn.init.normal_(next(network.classifier[-1].parameters()))
+    x = torch.rand((3, 1, 12, 18, 22))
+    with torch.no_grad():
+        whole = network.both(x)
+        once = FishNet3d(4, 4).eval()
+        once.load_state_dict(network.state_dict())
+        for axes in ((3,), (4,), (3, 4)):
+            for a, b in zip(network.both(x.flip(axes)), whole, strict=True):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(network(x.flip(2)), whole.logits, atol=1e-4)
+        assert not torch.allclose(once(x.flip(3)), once(x), atol=1e-4)
+        mean = sum(once(x.flip(axes)) for axes in ((), (3,), (4,), (3, 4))) / 4
+        torch.testing.assert_close(whole.logits, mean, atol=1e-5, rtol=1e-4)
+    assert multiply_adds(network, (12, 18, 22)) == 4 * multiply_adds(once, (12, 18, 22))
+
+
+def test_in_training_there_is_one_view() -> None:
+    network = FishNet3d(4, 4, views=4).train()
+    seen: list[int] = []
+    network.stem.register_forward_hook(lambda *given: seen.append(len(given[1][0])))
+    network(torch.rand((2, 1, 12, 16, 16)))
+    assert seen == [2]

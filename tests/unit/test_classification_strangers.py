@@ -1,4 +1,4 @@
-"""Simulated objects of no class: their size and RI are the literature's, and the shipped model's features lie far from all."""
+"""Simulated objects of no class: their size and RI are the literature's."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +12,19 @@ import torch
 from wbcd.errors import BadValue
 from wbcd.simulation.cells import (
     CLASSES,
-    POPULATIONS,
+    DRAWN,
     Phantom,
     axes,
     canonical_shape,
     geometry,
     measure_truth,
+    parameters_of,
+    phantoms_digest,
     render,
     sample_phantom,
 )
+
+FROZEN = "4e0e9a96d474bf86a5de0c62f6c811d7"
 
 VOXEL = (0.15, 0.12, 0.12)
 
@@ -31,21 +36,21 @@ def phantoms() -> dict[str, Phantom]:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_a_population_has_the_published_means_and_spreads(kind: str) -> None:
+def test_a_population_has_the_means_and_spreads_of_its_table(kind: str) -> None:
     rng = np.random.default_rng(1)
     drawn = [sample_phantom(kind, rng) for _ in range(4000)]
-    published = POPULATIONS[kind]
+    table = DRAWN[kind]
     for values, (mean, sd) in (
-        ([p.volume_fl for p in drawn], published.volume_fl),
-        ([p.density_g_dl for p in drawn], published.density_g_dl),
-        ([p.sphericity for p in drawn], published.sphericity),
-        ([p.dry_mass_pg for p in drawn], published.dry_mass_pg),
+        ([p.volume_fl for p in drawn], table.volume_fl),
+        ([p.density_g_dl for p in drawn], table.density_g_dl),
+        ([p.sphericity for p in drawn], table.sphericity),
+        ([p.dry_mass_pg for p in drawn], table.dry_mass_pg),
     ):
         assert np.mean(values) == pytest.approx(mean, rel=0.01)
         assert np.std(values) == pytest.approx(sd, rel=0.10)
     surface = [math.pi ** (1 / 3) * (6 * p.volume_fl) ** (2 / 3) / p.sphericity for p in drawn]
-    assert np.mean(surface) == pytest.approx(published.surface_um2[0], rel=0.02)
-    assert np.std(surface) == pytest.approx(published.surface_um2[1], rel=0.12)
+    assert np.mean(surface) == pytest.approx(table.surface_um2[0], rel=0.02)
+    assert np.std(surface) == pytest.approx(table.surface_um2[1], rel=0.12)
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -128,6 +133,32 @@ def test_objects_that_are_no_single_cell() -> None:
     mass = float((pair - 1.337).sum()) * 0.027 / 0.2
     assert 0.9 * doublet.dry_mass_pg < mass <= doublet.dry_mass_pg * 1.001
     assert (render(empty, VOXEL, (8, 8, 8)) == np.float32(1.337)).all()
+
+
+def test_granularity_changes_the_texture_alone(phantoms: dict[str, Phantom]) -> None:
+    plain = parameters_of(phantoms["myelocyte"])
+    rich = parameters_of(replace(phantoms["myelocyte"], granularity=1.5))
+    assert {name: rich[name] for name in plain if name != "granularity"} == {
+        name: plain[name] for name in plain if name != "granularity"
+    }
+    parts = [geometry(replace(phantoms["myelocyte"], granularity=g)) for g in (1.0, 1.5)]
+    assert parts[1].texture == pytest.approx([1.5 * t for t in parts[0].texture])
+
+
+def test_the_parameters_are_those_of_the_volume(phantoms: dict[str, Phantom]) -> None:
+    """The nucleus as the table states it, against the voxels that lie inside it."""
+    for kind, phantom in phantoms.items():
+        shape = canonical_shape(phantom, VOXEL)
+        inside = geometry(phantom).nucleus.depth(*axes(VOXEL, shape)) > 0  # type: ignore[union-attr]
+        said = parameters_of(phantom)
+        assert said["nucleus_fl"] == pytest.approx(float(inside.sum()) * math.prod(VOXEL), rel=0.03), kind
+        assert (said["nucleus_half_angle"] > 0) == (kind == "monocyte")
+        assert said["nucleus_share"] == said["nucleus_fl"] / phantom.volume_fl
+
+
+def test_the_phantoms_are_those_that_models_were_trained_on() -> None:
+    """Frozen: whoever changes a phantom changes what every figure of every simulated set means. See the decision record."""
+    assert phantoms_digest() == FROZEN
 
 
 def test_an_unknown_kind_is_refused_by_name() -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 from helpers_classification import CLASSES, SPEC
 from helpers_training import TOY_CELLS, toy_set, toy_source
 
+from wbcd.classification import InputSpec, load_bundle
+from wbcd.cli import cli
 from wbcd.errors import BadValue, StageFailed
 from wbcd.training import dataset as sets
 from wbcd.training import make_dataset
+from wbcd.training.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +146,71 @@ def test_senseless_arguments_are_refused(tmp_path: Path, bad: dict[str, object])
     given = {"cells": 4, "workers": 1, "donors": 1, **bad}
     with pytest.raises(BadValue):
         make_dataset(tmp_path / "g.zarr", **given)  # type: ignore[arg-type]
+
+
+# --- the same cells in another box -------------------------------------------------------------------
+
+
+def test_a_smaller_box_is_what_the_preparation_would_have_cut(store: Path, tmp_path: Path) -> None:
+    whole, spec = sets.load(store), replace(SPEC, shape=(10, 12, 12))
+    direct = tmp_path / "direct.zarr"
+    make_dataset(direct, TOY_CELLS, donors=6, seed=0, workers=1, spec=spec, classes=CLASSES, source=toy_source)
+    made, cut = sets.load(direct), whole.at(spec)
+    np.testing.assert_array_equal(cut.ri_delta, made.ri_delta)
+    assert cut.input == spec
+    assert (cut.phase.shape, cut.amplitude.shape) == (made.phase.shape, made.amplitude.shape)  # type: ignore[union-attr]
+    for scheme in sets.SCHEMES:
+        np.testing.assert_array_equal(cut.split(scheme), whole.split(scheme))
+    assert whole.at(SPEC) is whole
+
+
+def test_a_coarser_pitch_keeps_place_and_mass(store: Path) -> None:
+    whole = sets.load(store)
+    coarse = whole.at(InputSpec((6, 10, 10), (1.6, 1.2, 1.2)))
+    sums = [d.ri_delta.astype(float).sum((1, 2, 3)) * np.prod(d.input.voxel_um) for d in (whole, coarse)]
+    # Points of a hard-edged ball: each sum is off by its own few per cent.
+    assert sums[1].mean() == pytest.approx(sums[0].mean(), rel=0.03)
+    assert np.corrcoef(*sums)[0, 1] > 0.99
+    middle = [float((coarse.ri_delta[0].astype(float).sum((0, axis)) * np.arange(10)).sum()) for axis in (1, 2)]
+    assert np.divide(middle, coarse.ri_delta[0].astype(float).sum()) == pytest.approx([4.5, 4.5], abs=0.6)
+
+
+@pytest.mark.parametrize("wrong", [InputSpec((12, 16, 16), (0.8, 0.4, 0.8)), InputSpec((12, 18, 16), (0.8, 0.8, 0.8))])
+def test_what_a_set_does_not_hold_cannot_be_made_of_it(store: Path, wrong: InputSpec) -> None:
+    with pytest.raises(BadValue, match="cannot be made of them"):
+        sets.load(store).at(wrong)
+
+
+def test_a_model_of_a_smaller_box_is_trained_and_measured_on_the_same_set(store: Path, tmp_path: Path) -> None:
+    words = ["train", str(store), str(tmp_path / "run"), "--epochs", "1", "--width", "2", "--device", "cpu"]
+    result = CliRunner().invoke(cli, [*words, "--shape", "10,12,12", "--pitch", "0.8,1.0,1.0", "--json"])
+    assert result.exit_code == 0, result.output
+    bundle = load_bundle(tmp_path / "run" / "bundle")
+    assert bundle.input == InputSpec((10, 12, 12), (0.8, 1.0, 1.0))
+    measured = evaluate(bundle.path, store, "test", device="cpu")
+    assert measured.n == len(sets.load(store).indices("test"))
+    assert measured.accuracy == pytest.approx(json.loads(result.stdout)["evaluations"]["test"]["accuracy"])
+    bad = CliRunner().invoke(cli, [*words, "--shape", "10,12"])
+    assert bad.exit_code == 2
+    assert "not three whole numbers above 0" in bad.output
+
+
+def test_a_set_is_named_once(tmp_path: Path) -> None:
+    twice = CliRunner().invoke(cli, ["dataset", "make", str(tmp_path / "a.zarr"), "--out", str(tmp_path / "b.zarr")])
+    assert twice.exit_code == 2
+    assert "named twice" in twice.output
+    never = CliRunner().invoke(cli, ["dataset", "make", "--cells", "8"])
+    assert never.exit_code == 2
+    assert "No set to make" in never.output
+    made = CliRunner().invoke(cli, ["dataset", "make", "--cells", "1", "--out", str(tmp_path / "c.zarr"), "--workers", "1"])
+    assert made.exit_code == 0, made.output
+    assert len(sets.load(tmp_path / "c.zarr").label) == 1
+
+
+def test_other_numbers_are_other_donors(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a.zarr", 12, donors=3, first_donor=40, spec=SPEC, classes=CLASSES, source=toy_source, workers=1)
+    data = sets.load(tmp_path / "a.zarr")
+    assert set(data.donor.tolist()) == {40, 41, 42}
+    assert data.card["first_donor"] == 40
+    with pytest.raises(BadValue, match="first_donor is -1"):
+        make_dataset(tmp_path / "b.zarr", 12, first_donor=-1, source=toy_source)

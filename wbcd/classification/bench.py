@@ -14,7 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wbcd.classification.backends import Backend, EagerBackend, available, make_backend, seconds_a_batch
+from wbcd.classification.backends import (
+    PROBABILITY_TOLERANCE,
+    Backend,
+    CudaBackend,
+    EagerBackend,
+    available,
+    make_backend,
+    seconds_a_batch,
+)
 from wbcd.classification.bundle import Bundle
 from wbcd.classification.preparation import InputSpec, fit_centre, resample
 from wbcd.records import Shape3, Triple
@@ -69,6 +77,13 @@ def bench_inputs(
         made = torch.stack([fit_centre(resample(d, bundle.input.voxel_um, spec.voxel_um), spec.shape) for d in cells.deltas])
         engine = make_backend(other, backend, device)
         yield _row(engine, batch, replace(cells, deltas=made), _probabilities(engine, made), wanted)
+
+
+def bfloat16_is_equal(bundle: Bundle, deltas: Tensor, device: torch.device) -> bool:
+    """Whether bf16 on a CUDA ``device`` moves no probability of these cells [n, z, y, x] by more than the tolerance."""
+    wanted = _probabilities(EagerBackend(replace(bundle, model=replace(bundle.model, bfloat16=False)), device), deltas)
+    found = _probabilities(CudaBackend(replace(bundle, model=replace(bundle.model, bfloat16=True)), device), deltas)
+    return bool(np.abs(found - wanted).max() <= PROBABILITY_TOLERANCE)
 
 
 def with_input(bundle: Bundle, spec: InputSpec) -> Bundle:

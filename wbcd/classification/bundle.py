@@ -28,10 +28,10 @@ from torch import Tensor
 
 import wbcd
 from wbcd.classification.conformal import METHODS, Conformal
-from wbcd.classification.network import ARCHITECTURES, EARLY_CHANNELS, FishNet3d
+from wbcd.classification.network import ARCHITECTURES, EARLY_CHANNELS, VIEWS, FishNet3d
 from wbcd.classification.preparation import InputSpec
 from wbcd.classification.unknown import Gauge
-from wbcd.errors import BundleInvalid, UnknownModel
+from wbcd.errors import BadValue, BundleInvalid, UnknownModel
 
 WEIGHTS, METADATA, CARD = "model.safetensors", "metadata.json", "README.md"
 GAUGE = "unknown.safetensors"
@@ -76,6 +76,16 @@ class InstrumentRange:
     pitch_um: tuple[float, float] | None = None
     noise_ri: tuple[float, float] | None = None
 
+    def check(self) -> None:
+        """Raises BadValue where a range could not be read back from a card."""
+        for name, (least, greatest) in INSTRUMENT_LIMITS.items():
+            limits: tuple[float, float] | None = getattr(self, name)
+            if limits is not None and not least <= limits[0] <= limits[1] <= greatest:
+                raise BadValue(
+                    f"{name} is {limits[0]:g} to {limits[1]:g}; it must be low and high, within {least:g} to {greatest:g}.",
+                    action="Correct the range of the training set's instruments.",
+                )
+
     def departures(self, **values: float | None) -> tuple[str, ...]:
         """Names of the values outside their range. What a file does not state (None) or the model does not know passes."""
         out = []
@@ -109,7 +119,8 @@ class UnknownRule:
 class ModelCard:
     """What a bundle says of itself besides its weights; ``measured`` and ``training`` are JSON-ready and free in form.
 
-    ``bfloat16``: evaluation proved bf16 equal to fp32 on a GPU. ``simulated``: trained and measured on simulated cells.
+    ``views``: mirror views of a cell whose outputs are averaged. ``bfloat16``: evaluation proved bf16 equal to fp32 on a GPU.
+    ``simulated``: trained and measured on simulated cells.
     ``envelope``, ``instrument``: what it was trained on, or None when not known (then no cell is told apart by it).
     ``unknown``: how a cell of no class is told; ``conformal``: how prediction sets are made.
     """
@@ -118,6 +129,7 @@ class ModelCard:
     classes: tuple[str, ...]
     architecture: str = "fishnet3d"
     width: int = 16
+    views: int = 1
     input: InputSpec = field(default_factory=InputSpec)
     temperature: float = 1.0
     envelope: Envelope | None = None
@@ -312,7 +324,8 @@ def card_text(model: ModelCard, card: Mapping[str, Any]) -> str:
         else f"A 3D fish network ({model.architecture}, width {model.width}) trained and measured on **{what}** cells.",
         "",
         f"Input: {' x '.join(map(str, spec.shape))} voxels (z, y, x) of {pitch} um; {MEDIUM_RULE};"
-        f" max(0, (n - n_m) * {spec.scale:g}). Probabilities: softmax(logits / {model.temperature:.4g}).",
+        f" max(0, (n - n_m) * {spec.scale:g}). Probabilities: softmax(logits / {model.temperature:.4g})"
+        + (f", the logits being means over {model.views} mirror views." if model.views > 1 else "."),
         "",
         *_envelope_lines(model.envelope),
         *_knowing_lines(model),
@@ -373,8 +386,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 def _identity(model: ModelCard) -> dict[str, Any]:
     spec = model.input
+    # One view is left out, so that older bundles keep their digest.
+    views = {"views": model.views} if model.views > 1 else {}
     return {
-        "architecture": {"name": model.architecture, "arguments": {"classes": len(model.classes), "width": model.width}},
+        "architecture": {
+            "name": model.architecture,
+            "arguments": {"classes": len(model.classes), "width": model.width, **views},
+        },
         "classes": list(model.classes),
         "input": {
             "axes": "zyx",
@@ -517,8 +535,8 @@ class _Reader:
         value = self.data.get(key)
         if not isinstance(value, list) or len(value) != 2 or not all(_is_number(v) for v in value):
             self.refuse(key, "two numbers, low and high")
-        if not low <= value[0] < value[1] <= high:
-            self.refuse(key, f"low < high, within {low:g} to {high:g}")
+        if not low <= value[0] <= value[1] <= high:
+            self.refuse(key, f"low and high, in this order, within {low:g} to {high:g}")
         return float(value[0]), float(value[1])
 
     def refuse(self, key: str, limit: str) -> NoReturn:
@@ -544,6 +562,7 @@ def _model_card(file: Path, section: dict[str, Any]) -> ModelCard:
         classes=classes,
         architecture=architecture.text("name", sorted(ARCHITECTURES)),
         width=arguments.integer("width", 2, MAX_WIDTH),
+        views=_views(arguments),
         input=_input(top.inner("input")),
         temperature=top.number("temperature", 0.01, 100.0),
         envelope=_envelope(top),
@@ -555,6 +574,15 @@ def _model_card(file: Path, section: dict[str, Any]) -> ModelCard:
         training=top.inner("training").data,
         measured=top.inner("measured").data,
     )
+
+
+def _views(arguments: _Reader) -> int:
+    if "views" not in arguments.data:
+        return 1
+    found = arguments.integer("views", min(VIEWS), max(VIEWS))
+    if found not in VIEWS:
+        arguments.refuse("views", "one of " + ", ".join(map(str, VIEWS)))
+    return found
 
 
 def _envelope(top: _Reader) -> Envelope | None:
@@ -667,7 +695,7 @@ def _network(file: Path, model: ModelCard, data: bytes) -> FishNet3d:
 def network_from(file: Path, model: ModelCard, state: Mapping[str, Tensor]) -> FishNet3d:
     """The card's architecture with these tensors, strictly; ``file`` is named in refusals. Raises BundleInvalid."""
     with torch.device("meta"):
-        network = ARCHITECTURES[model.architecture](len(model.classes), model.width)
+        network = ARCHITECTURES[model.architecture](len(model.classes), model.width, model.views)
     _check_tensors(file, network.state_dict(), state)
     # Only now is memory taken, and exactly that of the tensors already read.
     network.load_state_dict(state, strict=True, assign=True)

@@ -51,9 +51,9 @@ def fit_conformal(
 ) -> Conformal:
     """Thresholds from calibration cells: probabilities [n, classes], labels [n]. Raises BadValue outside sense."""
     if not 0 < coverage < 1:
-        raise BadValue(f"coverage is {coverage}; it must lie between 0 and 1.")
+        raise BadValue(f"coverage is {coverage}; it must lie between 0 and 1.", action="Give a share such as 0.9.")
     if method not in METHODS:
-        raise BadValue(f"method is {method!r}; it must be one of {', '.join(METHODS)}.")
+        raise BadValue(f"method is {method!r}; it must be one of {', '.join(METHODS)}.", action="Choose one of them.")
     scores = all_scores(probabilities, method)[np.arange(len(labels)), labels]
     count = probabilities.shape[1]
     groups = [scores[labels == kind] for kind in range(count)] if by_class else [scores] * count

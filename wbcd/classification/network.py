@@ -40,6 +40,10 @@ EARLY, EARLY_CHANNELS = "down 2.1", 13
 """The map whose means tell unknown cells best (measured over all of them, docs/benchmarks.md), and its channels over the width:
 later ones have forgotten what does not part the classes, earlier ones have not yet seen the cell as a whole."""
 
+VIEWS: Mapping[int, tuple[tuple[int, ...], ...]] = {1: ((),), 4: ((), (4,), (3,), (3, 4))}
+"""How many views of a cell a network takes, and the axes of [n, 1, z, y, x] that are mirrored in each: as it is, and mirrored
+in the plane. What it says of them is averaged; a cell has no left and right, so what differs is the network's own."""
+
 PAPER_WIDTH = 48
 """From this width on, the paper's proportions are built; below it, the light ones."""
 
@@ -105,6 +109,35 @@ class Bottleneck(nn.Module):
         return out
 
 
+class Halving(nn.Conv3d):
+    """A 3x3x3 convolution of one channel by steps of two.
+
+    While training it is computed as a 2x2x2 convolution of the eight voxels of each block: the same sums, and a gradient of
+    the weights in an eighth of the time (oneDNN has no good kernel for a single channel).
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(1, outputs, 3, stride=2, padding=1, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[n, 1, z, y, x] -> [n, outputs, ceil(z / 2), ceil(y / 2), ceil(x / 2)]."""
+        if not self.training:
+            return super().forward(input)
+        z, y, x = input.shape[2:]
+        padded = F.pad(input, (1, 1 + x % 2, 1, 1 + y % 2, 1, 1 + z % 2))
+        blocks = _blocks(padded).contiguous(memory_format=torch.channels_last_3d)
+        # The fourth voxel along each axis has no weight.
+        weight = _blocks(F.pad(self.weight, (0, 1, 0, 1, 0, 1)))
+        return F.conv3d(blocks, weight)
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """[n, 1, 2 z, 2 y, 2 x] -> [n, 8, z, y, x]: the voxels of each block of 2 x 2 x 2 as channels."""
+    n, _, z, y, w = x.shape
+    split = x.reshape(n, z // 2, 2, y // 2, 2, w // 2, 2)
+    return split.permute(0, 2, 4, 6, 1, 3, 5).reshape(n, 8, z // 2, y // 2, w // 2)
+
+
 class SqueezeExcite(nn.Module):
     """Bottlenecks followed by a gate a channel, computed from the pooled map (Hu et al. 2018)."""
 
@@ -128,13 +161,16 @@ class SqueezeExcite(nn.Module):
 
 
 class FishNet3d(nn.Module):
-    """The classifier of cells. Input [n, 1, z, y, x], (n - n_m) * 9 clipped at 0; see the module for the stages."""
+    """The classifier of cells. Input [n, 1, z, y, x], (n - n_m) * 9 clipped at 0; see the module for the stages.
 
-    def __init__(self, classes: int = 4, width: int = 16) -> None:
+    ``views``: one of :data:`VIEWS`; in training there is always one.
+    """
+
+    def __init__(self, classes: int = 4, width: int = 16, views: int = 1) -> None:
         super().__init__()
         w, p = width, plan_of(width)
         s = p.squeeze
-        self.width, self.classes = width, classes
+        self.width, self.classes, self.views = width, classes, views
         self.stem = _stem(w)
         tail = zip((w, 2 * w, 4 * w), (2 * w, 4 * w, 8 * w), p.tail, strict=True)
         self.down1 = nn.ModuleList(_chain(i, o, n, s) for i, o, n in tail)
@@ -168,7 +204,13 @@ class FishNet3d(nn.Module):
         return maps
 
     def both(self, x: Tensor) -> Output:
-        """Logits and pooled features of one pass."""
+        """Logits and pooled features, of several views their means."""
+        if self.training or self.views == 1:
+            return self._once(x)
+        found = self._once(torch.cat([x.flip(axes) if axes else x for axes in VIEWS[self.views]]))
+        return Output(*(part.reshape(self.views, len(x), -1).mean(0) for part in found))
+
+    def _once(self, x: Tensor) -> Output:
         maps = self.stages(x)
         head = maps["down 2.3"]
         return Output(self.classifier(head).flatten(1), head.mean((2, 3, 4)), maps[EARLY].mean((2, 3, 4)))
@@ -203,7 +245,10 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def multiply_adds(network: FishNet3d, shape: tuple[int, int, int]) -> int:
-    """Multiply-adds of all convolutions for one input [z, y, x]; a FLOP figure is twice that. Builds nothing: any device."""
+    """Multiply-adds of all convolutions for one input [z, y, x] in all its views; a FLOP figure is twice that.
+
+    Builds nothing: any device.
+    """
     total = 0
 
     def count(module: nn.Module, _: object, output: Tensor) -> None:
@@ -217,7 +262,7 @@ def multiply_adds(network: FishNet3d, shape: tuple[int, int, int]) -> int:
     network.train(mode)
     for hook in hooks:
         hook.remove()
-    return total
+    return total * network.views
 
 
 def _activated(channels: int, convolution: nn.Conv3d) -> tuple[nn.Module, ...]:
@@ -232,8 +277,8 @@ def _chain(inputs: int, outputs: int, blocks: int, squeeze: int, dilation: int =
 def _stem(width: int) -> nn.Sequential:
     half = max(width // 2, 1)
     layers: list[nn.Module] = []
-    for inputs, outputs, stride in ((1, half, 2), (half, half, 1), (half, width, 1)):
-        convolution = nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    for inputs, outputs in ((1, half), (half, half), (half, width)):
+        convolution = Halving(outputs) if inputs == 1 else nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
         layers += [convolution, nn.BatchNorm3d(outputs), nn.LeakyReLU(SLOPE, inplace=True)]
     return nn.Sequential(*layers, nn.MaxPool3d(3, stride=2, padding=1))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wbcd.classification.bundle import Bundle
-from wbcd.classification.network import EARLY_CHANNELS, Bottleneck, FishNet3d, SqueezeExcite
+from wbcd.classification.network import EARLY_CHANNELS, VIEWS, Bottleneck, FishNet3d, SqueezeExcite
 from wbcd.errors import ConfigurationError
 from wbcd.records import Shape3
 
@@ -64,14 +64,32 @@ class _Graph:
         """All of it; names and widths of the outputs."""
         self.sizes[INPUT] = shape
         scaled = self.node("Mul", [INPUT, self.number("scale", bundle.input.scale)], shape)
-        early, head = self.stages(self.node("Relu", [scaled], shape))
-        self.flat(head, FEATURES)
-        self.flat(early, EARLY_FEATURES)
+        early, head = self.stages(self.views(self.node("Relu", [scaled], shape)))
+        classes, width = self.network.classes, self.network.width
+        self.flat(head, 33 * width, FEATURES)
+        self.flat(early, EARLY_CHANNELS * width, EARLY_FEATURES)
         logits = self.classifier(head)
         tempered = self.node("Div", [logits, self.number("temperature", bundle.model.temperature)])
         self.node("Softmax", [tempered], name=PROBABILITIES, axis=1)
-        classes, width = self.network.classes, self.network.width
         return list(zip(OUTPUTS, (classes, classes, 33 * width, EARLY_CHANNELS * width), strict=True))
+
+    def views(self, x: str) -> str:
+        """Every view of the batch, one after the other."""
+        size, made = self.sizes[x], []
+        for axes in VIEWS[self.network.views]:
+            view = x
+            for axis in axes:
+                view = self.node("Gather", [view, self.integers(list(range(size[axis - 2]))[::-1])], size, axis=axis)
+            made.append(view)
+        return x if len(made) == 1 else self.node("Concat", made, size, axis=0)
+
+    def flattened(self, x: str, channels: int, name: str) -> str:
+        """[n, channels] under a name: the means over the views of [views n, channels, 1, 1, 1]."""
+        views = self.network.views
+        if views == 1:
+            return self.node("Flatten", [x], name=name, axis=1)
+        apart = self.node("Reshape", [x, self.integers([views, -1, channels])])
+        return self.node("ReduceMean", [apart, self.integers([0])], name=name, keepdims=0)
 
     def stages(self, x: str) -> tuple[str, str]:
         """As :meth:`FishNet3d.stages`; the maps "down 2.1" and "down 2.3"."""
@@ -95,11 +113,11 @@ class _Graph:
     def classifier(self, head: str) -> str:
         """Logits [n, classes] under their name."""
         scores = self.sequence(self.network.classifier, "classifier", head)
-        return self.node("Flatten", [scores], name=LOGITS, axis=1)
+        return self.flattened(scores, self.network.classes, LOGITS)
 
-    def flat(self, x: str, name: str) -> str:
+    def flat(self, x: str, channels: int, name: str) -> str:
         """Mean over (z, y, x), [n, channels]."""
-        return self.node("Flatten", [self.node("GlobalAveragePool", [x], (1, 1, 1))], name=name, axis=1)
+        return self.flattened(self.node("GlobalAveragePool", [x], (1, 1, 1)), channels, name)
 
     # --- modules ---
 

@@ -8,6 +8,7 @@ the nearest class. What is stored is the whitening, so that use is one product o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,16 +53,27 @@ def fit_gauge(
     """
     kinds = np.unique(labels)
     if len(kinds) != int(labels.max()) + 1:
-        raise BadValue(f"classes {sorted(set(range(int(labels.max()) + 1)) - set(kinds.tolist()))} have no training cell.")
+        raise BadValue(
+            f"classes {sorted(set(range(int(labels.max()) + 1)) - set(kinds.tolist()))} have no training cell.",
+            action="Give training cells of each class, or leave the class out.",
+        )
     values = features.astype(np.float64)
     means = np.stack([values[labels == kind].mean(axis=0) for kind in kinds])
     whitening = _whitening(shrunk_covariance(values - means[labels]))
     bare = Gauge(means.astype(np.float32), whitening.astype(np.float32), 0.0, acceptance, len(known_features))
     threshold = upper_quantile(bare.distance(known_features), acceptance)
     if not np.isfinite(threshold):
-        least = int(np.ceil(acceptance / (1 - acceptance)))
-        raise BadValue(f"{len(known_features)} validation cells; an acceptance of {acceptance:.0%} needs {least}.")
+        least = least_cells(acceptance)
+        raise BadValue(
+            f"{len(known_features)} validation cells; an acceptance of {acceptance:.0%} needs {least}.",
+            action="Give more held-out cells, or a lower acceptance.",
+        )
     return Gauge(bare.means, bare.whitening, threshold, acceptance, len(known_features))
+
+
+def least_cells(acceptance: float) -> int:
+    """Known cells without which no threshold can promise the acceptance."""
+    return math.ceil(round(acceptance / (1 - acceptance), 6))
 
 
 def shrunk_covariance(centred: NDArray[np.float64]) -> NDArray[np.float64]:

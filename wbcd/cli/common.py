@@ -78,8 +78,32 @@ Examples:
   wbcd retention --max-age-days 90
   wbcd retention --max-age-days 90 --max-gib 500 --apply""",
     "model": """\b
+Examples:
+  wbcd model list
+  wbcd model show reference --json
+  wbcd model calibrate training/bundle cells.zarr training/calibrated""",
+    "model list": """\b
+Example:
+  wbcd model list --json""",
+    "model show": """\b
 Example:
   wbcd model show reference --json""",
+    "model calibrate": """\b
+Examples:
+  wbcd model calibrate training/bundle cells.zarr training/calibrated --held-out others.zarr
+  wbcd model calibrate training/bundle cells.zarr training/calibrated --objective-na 1.0 1.2""",
+    "model bench": """\b
+Example:
+  wbcd model bench training/bundle --data cells.zarr --batch 1 --batch 8""",
+    "model strangers": """\b
+Example:
+  wbcd model strangers training/calibrated cells.zarr --cells 20""",
+    "model export": """\b
+Example:
+  wbcd model export training/bundle ours.zip --format bioimageio""",
+    "model import": """\b
+Example:
+  wbcd model import ours.zip models/ours --digest "$(cat ours.sha256)" """,
     "label": """\b
 Examples:
   wbcd label --sample donor-7-cd14 --as monocyte --purity 0.95 --note "CD14 beads"
@@ -203,3 +227,31 @@ def quiet_console(stderr: bool = False) -> Any:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+class Axes(click.ParamType[Any]):
+    """Three numbers, z,y,x, of one kind."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.name = "z,y,x"
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """The three, each above 0."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self._kind(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 3 or not all(math.isfinite(n) and n > 0 for n in numbers):
+            what = "whole numbers" if self._kind is int else "numbers"
+            self.fail(f"{value!r} is not three {what} above 0: z,y,x.", param, ctx)
+        return numbers
+
+
+def input_options(function: F) -> F:
+    """--shape and --pitch: what a network sees of a cell."""
+    box = click.option("--shape", type=Axes(int), help="Voxels of a cell: z,y,x.  [default: the set's]")
+    pitch = click.option("--pitch", type=Axes(float), help="Their size in um: z,y,x.  [default: the set's]")
+    return box(pitch(function))

@@ -8,19 +8,19 @@ from typing import Any
 import click
 
 from wbcd.cli.common import EXAMPLES, to_json
-from wbcd.cli.modeltools import bench, calibrate, export, import_
+from wbcd.cli.modeltools import bench, calibrate, export, import_, strangers
 from wbcd.cli.training import compare
 
 
 @click.group(epilog=EXAMPLES["model"])
 def model() -> None:
-    """List and show model bundles."""
+    """Show, compare, calibrate, time, export and import model bundles."""
 
 
 model.add_command(compare)
 
 
-@model.command("list", epilog=EXAMPLES["model"])
+@model.command("list", epilog=EXAMPLES["model list"])
 @click.option("--json", "as_json", is_flag=True, help="A JSON list.")
 def list_(as_json: bool) -> None:
     """The bundles shipped with wbcd."""
@@ -32,7 +32,7 @@ def list_(as_json: bool) -> None:
         click.echo(f"{item['name']}  {item['model_id']}  classes: {', '.join(item['classes'])}")
 
 
-@model.command(epilog=EXAMPLES["model"])
+@model.command(epilog=EXAMPLES["model show"])
 @click.argument("name_or_path", default="reference")
 @click.option("--json", "as_json", is_flag=True, help="The whole metadata as one JSON object.")
 def show(name_or_path: str, as_json: bool) -> None:
@@ -48,7 +48,7 @@ def show(name_or_path: str, as_json: bool) -> None:
     click.echo(card.read_text(encoding="utf-8") if card.is_file() else to_json(bundle.card))
 
 
-for tool in (calibrate, bench, export, import_):
+for tool in (calibrate, strangers, bench, export, import_):
     model.add_command(tool)
 
 

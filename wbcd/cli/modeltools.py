@@ -1,4 +1,4 @@
-"""`wbcd model calibrate | bench | export | import`: what is done to a bundle besides training it."""
+"""`wbcd model calibrate | bench | strangers | export | import`: what is done to a bundle besides training it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _range(name: str, what: str) -> Callable[[F], F]:
     )
 
 
-@click.command(epilog=EXAMPLES["model"])
+@click.command(epilog=EXAMPLES["model calibrate"])
 @click.argument("bundle")
 @click.argument("training_set", type=click.Path(exists=True, path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -67,7 +67,7 @@ def calibrate(
     """Teach BUNDLE what it does not know, from the set it was trained on, and write it to OUT.
 
     Temperature, prediction sets and the threshold beyond which a cell belongs to no class come from the validation cells of
-    TRAINING_SET; the given ranges become the envelope of instruments.
+    TRAINING_SET, or from all cells of the set given with --held-out; the given ranges become the envelope of instruments.
     """
     from wbcd.classification import InstrumentRange
     from wbcd.training.unknown import calibrate as fit
@@ -98,7 +98,7 @@ def calibrate(
         )
 
 
-@click.command(epilog=EXAMPLES["model"])
+@click.command(epilog=EXAMPLES["model bench"])
 @click.argument("bundle", default="reference")
 @click.option(
     "--data", "training_set", type=click.Path(exists=True, path_type=Path), help="A training set; balls in noise without it."
@@ -150,14 +150,47 @@ def _cells(bundle: Bundle, training_set: Path | None, count: int) -> Cells:
     if training_set is None:
         return Cells(probe(bundle, min(count, 8)))
     from wbcd.training import dataset as sets
+    from wbcd.training.evaluation import scheme_of
 
-    data = sets.load(training_set)
-    sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
-    chosen = data.indices("test")[:count]
+    data = sets.check_matches(sets.load(training_set), bundle.classes, bundle.input, bundle.path)
+    chosen = data.indices("test", scheme_of(bundle))[:count]
     return Cells(torch.from_numpy(data.ri_delta[chosen].astype(np.float32)), data.label[chosen])
 
 
-@click.command(epilog=EXAMPLES["model"])
+@click.command(epilog=EXAMPLES["model strangers"])
+@click.argument("bundle")
+@click.argument("training_set", type=click.Path(exists=True, path_type=Path))
+@click.option("--cells", type=click.IntRange(1), default=60, show_default=True, help="Objects of each kind.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
+def strangers(bundle: str, training_set: Path, cells: int, seed: int, device: str, as_json: bool) -> None:
+    """Show BUNDLE simulated objects of no class beside the held-out cells of TRAINING_SET: does it know that it does not?"""
+    from wbcd.cli.common import quiet_console
+    from wbcd.training.strangers import meet_strangers
+
+    with quiet_console(stderr=True).status("looking at known cells") as status:
+        rows = meet_strangers(
+            bundle,
+            training_set,
+            cells=cells,
+            seed=seed,
+            device=device,
+            on_kind=lambda kind: status.update(f"simulating: {kind}"),
+        )
+    if as_json:
+        click.echo(to_json(rows))
+        return
+    click.echo(
+        f"{'simulated':>14} {'cells':>6} {'AUROC':>7} {'beyond the threshold':>21} {'unclassified':>13} {'sure of a label':>16}"
+    )
+    for row in rows:
+        area = "-" if row.auroc is None else f"{row.auroc:.3f}"
+        out = "-" if row.unclassified is None else f"{row.unclassified:.1%}"
+        click.echo(f"{row.kind:>14} {row.cells:6d} {area:>7} {row.far:21.1%} {out:>13} {row.sure:16.2f}")
+
+
+@click.command(epilog=EXAMPLES["model export"])
 @click.argument("bundle")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["onnx", "bioimageio"]), default="onnx", show_default=True)
@@ -171,7 +204,7 @@ def export(bundle: str, out: Path, kind: str) -> None:
     click.echo(f"{digest}  {out}")
 
 
-@click.command("import", epilog=EXAMPLES["model"])
+@click.command("import", epilog=EXAMPLES["model import"])
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--digest", required=True, help="SHA-256 of the ONNX entry, from whoever gave the file.")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, quiet_console, site_options, to_json
+from wbcd.cli.common import EXAMPLES, input_options, quiet_console, site_options, to_json
 
 if TYPE_CHECKING:
     from wbcd.config import Config
+    from wbcd.records import Shape3, Triple
+    from wbcd.training.make import OpticsPath
 
 SPLITS = ["train", "validation", "test", "test_donor", "all"]
 SCHEMES = ["both", "cell", "donor"]
@@ -35,6 +37,7 @@ SPLIT_BY = "cell (the paper's), donor (whole donors), or both: donors held out f
 @click.option("--width", type=click.IntRange(2), default=16, show_default=True, help="Channels of the stem; the paper's is 64.")
 @click.option("--patience", type=click.IntRange(0), help="Stop after so many epochs without progress.  [default: the preset's]")
 @click.option("--seed", type=int, default=0, show_default=True)
+@input_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--precision",
@@ -56,6 +59,8 @@ def train(
     width: int,
     patience: int | None,
     seed: int,
+    shape: Shape3 | None,
+    pitch: Triple | None,
     device: str,
     precision: str,
     tensorboard: bool,
@@ -83,6 +88,8 @@ def train(
             patience=patience,
             precision=precision,
             board=tensorboard,
+            shape=shape,
+            voxel_um=pitch,
             notes={"command": command_line()},
         )
     if as_json:
@@ -157,8 +164,15 @@ def compare(first: str, second: str, training_set: Path, split: str, split_by: s
     from wbcd.classification.bundle import resolve
     from wbcd.training.judge import compare_models
 
-    found, what = compare_models(resolve(first), resolve(second), training_set, split=split, split_by=split_by, device=device)
-    click.echo(to_json({"classes": what, **to_plain(found)}) if as_json else f"{what}: {found.sentence()}")
+    found, what, warnings = compare_models(
+        resolve(first), resolve(second), training_set, split=split, split_by=split_by, device=device
+    )
+    if as_json:
+        click.echo(to_json({"classes": what, **to_plain(found), "warnings": warnings}))
+        return
+    click.echo(f"{what}: {found.sentence()}")
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def to_plain(found: object) -> dict[str, object]:
@@ -174,24 +188,51 @@ def dataset() -> None:
 
 
 @dataset.command(epilog=EXAMPLES["dataset"])
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="[PATH]", type=click.Path(path_type=Path), required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="The set to make, where PATH does not name it.")
 @click.option("--cells", type=click.IntRange(1), default=2400, show_default=True, help="Cells, the classes in equal numbers.")
 @click.option(
     "--donors", type=click.IntRange(1), default=20, show_default=True, help="Simulated donors, each with its own means."
 )
+@click.option(
+    "--first-donor",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Number of the first; other numbers, other people.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
 @click.option(
-    "--path", type=click.Choice(["fast", "exact"]), default="fast", show_default=True, help="fast optics, or holograms."
+    "--path",
+    type=click.Choice(["fast", "exact", "ideal"]),
+    default="fast",
+    show_default=True,
+    help="fast optics, holograms, or the phantoms themselves.",
 )
-def make(out: Path, cells: int, donors: int, seed: int, workers: int, path: str) -> None:
-    """Make a training set of simulated cells in OUT (Zarr); an interrupted one goes on where it stopped."""
+def make(
+    folder: Path | None,
+    out: Path | None,
+    cells: int,
+    donors: int,
+    first_donor: int,
+    seed: int,
+    workers: int,
+    path: OpticsPath,
+) -> None:
+    """Make a training set of simulated cells in PATH (Zarr); an interrupted one goes on where it stopped."""
     from wbcd.training.live import dataset_progress
     from wbcd.training.make import make_dataset
 
-    optics: Literal["fast", "exact"] = "exact" if path == "exact" else "fast"
+    if folder is not None and out is not None:
+        raise click.UsageError("The set to make is named twice; leave out PATH or --out.")
+    out = folder or out
+    if out is None:
+        raise click.UsageError("No set to make; name it: wbcd dataset make PATH.")
     with dataset_progress(cells, quiet_console(stderr=True)) as on_part:
-        digest = make_dataset(out, cells, donors=donors, seed=seed, workers=workers, path=optics, on_part=on_part)
+        digest = make_dataset(
+            out, cells, donors=donors, first_donor=first_donor, seed=seed, workers=workers, path=path, on_part=on_part
+        )
     click.echo(f"{out}: {cells} simulated cells, data hash {digest}")
 
 
@@ -244,10 +285,9 @@ def from_db(
 
 def _warn(path: Path) -> None:
     from wbcd.training import dataset as sets
-    from wbcd.training.splits import warnings_of
+    from wbcd.training.card import all_warnings
 
-    data = sets.load(path)
-    for warning in warnings_of(data.label, data.donor, data.classes):
+    for warning in all_warnings(sets.load(path)):
         click.echo(f"warning: {warning}", err=True)
 
 

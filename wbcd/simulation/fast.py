@@ -8,7 +8,9 @@ result against the hologram path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -34,6 +36,8 @@ RYTOV_WIDENING = 0.58
 """Relative widening of an object per unit of its mean contrast n - n_m, in all axes, and 1.7 times that off its contrast:
 measured on phantoms of two classes through the hologram path (correlation with it 0.987 -> 0.991, volume -5 % -> -1 %)."""
 RYTOV_DILUTION = 1.7
+SESSION_NA, SESSION_LIGHT = 0.01, 0.25
+"""Standard deviations, relative, of a session's illumination NA and of its light."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class FastOptics:
     shape: Shape3 = (100, 150, 150)
     optics: Optics = INSTRUMENT
     illumination_na: float = ILLUMINATION_NA
+    illumination_start_rad: float = 0.0
     frames: int = FRAMES
     electrons: float = REFERENCE_ELECTRONS
     recipe: Recipe = field(default_factory=Recipe)
@@ -67,6 +72,18 @@ class FastOptics:
         samples = self._samples(diluted, rng)
         return self._inverted(samples), self._normal_phase(samples)
 
+    def ideal(self, phantom: Phantom, *, offset_um: Triple = (0.0, 0.0, 0.0)) -> Tomogram:
+        """The phantom itself on this grid, free of noise and of optics: each voxel the mean over its own volume.
+
+        What no instrument shows: the yardstick for what the optics cost a classifier.
+        """
+        nz, ny, nx = (2 * n for n in self.shape)
+        dz, dy, dx = (v / 2 for v in self.voxel_um)
+        # The middle n // 2 of either grid lies half a fine voxel off the other's: below it where n is even, above where odd.
+        oz, oy, ox = (c + (v if n % 2 == 0 else -v) / 2 for c, v, n in zip(offset_um, (dz, dy, dx), self.shape, strict=True))
+        ri = torch.from_numpy(render(phantom, (dz, dy, dx), (nz, ny, nx), offset_um=(oz, oy, ox)))
+        return self._shown(torch.nn.functional.avg_pool3d(ri[None], 2)[0].numpy())
+
     def tomogram(self, ri: NDArray[np.float32], rng: np.random.Generator) -> Tomogram:
         """Tomogram of an RI volume [z, y, x] on this grid, or on one of twice its resolution."""
         return self._inverted(self._samples(ri, rng))
@@ -83,10 +100,14 @@ class FastOptics:
         optics = self.optics
         operator = _operator(self)
         found = invert(operator.right_hand_side(samples), operator, self.recipe)
+        return self._shown(rytov_to_ri(found, optics).float().numpy())
+
+    def _shown(self, ri: NDArray[np.float32]) -> Tomogram:
+        optics = self.optics
         nz, ny, nx = self.shape
         dz, dy, dx = self.voxel_um
         return Tomogram(
-            ri=rytov_to_ri(found, optics).float().numpy(),
+            ri=ri,
             voxel_um=self.voxel_um,
             medium_ri=optics.medium_ri,
             origin_um=(-(nz // 2) * dz, -(ny // 2) * dy, -(nx // 2) * dx),
@@ -123,18 +144,44 @@ class FastOptics:
         return torch.view_as_complex(white + offsets) * (2 * caps.k_z / dz)
 
 
-def half_resolution(recipe: Recipe | None = None) -> FastOptics:
-    """The grid of data sets: 50 x 75 x 75 voxels of 0.4 x 0.2 x 0.2 um, an eighth of the full one's cost."""
+def half_resolution(recipe: Recipe | None = None, *, session: int | None = None) -> FastOptics:
+    """The grid of data sets: 50 x 75 x 75 voxels of 0.4 x 0.2 x 0.2 um, an eighth of the full one's cost.
+
+    ``session``: its number decides where the illumination circle begins, how wide it is and how much light there is, each as
+    it differs from one day at the microscope to the next; without one, all are as designed.
+    """
     base = FastOptics()
+    if session is not None:
+        rng = np.random.default_rng(np.random.SeedSequence(session, spawn_key=(9,)))
+        start, (na, light) = rng.uniform(0, 2 * np.pi), rng.standard_normal(2)
+        base = replace(
+            base,
+            illumination_start_rad=float(start),
+            illumination_na=base.illumination_na * (1 + SESSION_NA * float(np.clip(na, -2, 2))),
+            electrons=base.electrons * float(np.exp(SESSION_LIGHT * light)),
+        )
     shape = (base.shape[0] // 2, base.shape[1] // 2, base.shape[2] // 2)
     voxel = (base.voxel_um[0] * 2, base.voxel_um[1] * 2, base.voxel_um[2] * 2)
     return replace(base, shape=shape, voxel_um=voxel, recipe=recipe or Recipe())
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
+def optics_digest() -> str:
+    """BLAKE2b-128 of what the fast optics are besides the inversion: instrument, noise, widening, sessions."""
+    said = {
+        "instrument": asdict(half_resolution()),
+        "noise": [PHASE_NOISE_RAD_UM, LEVEL_NOISE_RAD, REFERENCE_ELECTRONS],
+        "rytov": [RYTOV_WIDENING, RYTOV_DILUTION],
+        "session": [SESSION_NA, SESSION_LIGHT],
+        "fine_pitch_um": FINE_PITCH_UM,
+    }
+    return hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+@lru_cache(maxsize=64)
 def _operator(fast: FastOptics) -> EwaldOperator:
     """Sampling of the geometry; the electrons do not matter to it, but instruments are few."""
-    k_in = illumination(fast.optics, na=fast.illumination_na, frames=fast.frames)
+    k_in = illumination(fast.optics, na=fast.illumination_na, frames=fast.frames, start_rad=fast.illumination_start_rad)
     return EwaldOperator(k_in, fast.optics, fast.shape, fast.voxel_um)
 
 

@@ -5,6 +5,9 @@ deformation, a little zoom, Gaussian noise, and an offset and scale of the RI as
 resampling does all the geometry. Size and density tell the classes apart, so zoom and scale stay at what calibration errors
 are. Along the axis nothing is turned over: the instrument sees otherwise along z than across it.
 
+Interpolation blurs what is as fine as the grid, and a network that sees only blurred cells does worse on sharp ones (measured,
+docs/benchmarks.md). So a share of each batch is moved without it: whole voxels, quarter turns, flips.
+
 A picture is a volume of one plane: nothing moves along an axis of one voxel.
 """
 
@@ -22,10 +25,11 @@ from torch.nn import functional as F
 class Augmentation:
     """Strengths: ``translation_um`` greatest, each axis; ``elastic_um`` rms displacement, ``elastic_pitch_um`` between knots;
     ``zoom`` rms relative; ``noise_ri`` greatest sigma; ``offset_ri`` rms; ``scale`` rms relative; ``crop_um``: greatest depth
-    cut from each face of the box; ``flip``: mirror y and x, each in half of the cells.
+    cut from each face of the box; ``flip``: mirror y and x, each in half of the cells; ``resampled``: share of a batch that is
+    interpolated, the others are moved by whole voxels and quarter turns.
     """
 
-    translation_um: float = 0.8
+    translation_um: float = 0.4
     rotate: bool = True
     elastic_um: float = 0.1
     elastic_pitch_um: float = 3.0
@@ -35,15 +39,25 @@ class Augmentation:
     scale: float = 0.005
     crop_um: float = 0.0
     flip: bool = True
+    resampled: float = 0.25
 
 
-PAPER = Augmentation(rotate=False, zoom=0.0, offset_ri=0.0, scale=0.0, crop_um=0.8, flip=False)
+PAPER = Augmentation(
+    translation_um=0.8, rotate=False, zoom=0.0, offset_ri=0.0, scale=0.0, crop_um=0.8, flip=False, resampled=1.0
+)
 """The paper's: translation, crop, elastic deformation and Gaussian noise; it gives no strengths."""
 
 
 def augment(deltas: Tensor, voxel_um: tuple[float, float, float], strength: Augmentation, generator: torch.Generator) -> Tensor:
     """n - n_m [n, z, y, x] -> the same shape and unit; ``generator`` lives on the same device and decides everything."""
-    moved = _move(deltas.float(), voxel_um, strength, generator)
+    # The order of a batch is random: its first cells are as good as any.
+    count = round(strength.resampled * len(deltas))
+    moved = torch.cat(
+        [
+            _move(deltas[:count].float(), voxel_um, strength, generator),
+            _turn(deltas[count:].float(), voxel_um, strength, generator),
+        ]
+    )
     if strength.crop_um > 0:
         moved = _crop(moved, voxel_um, strength.crop_um, generator)
     sigma = strength.noise_ri * _uniform(generator, deltas, (len(deltas), 1, 1, 1))
@@ -51,6 +65,32 @@ def augment(deltas: Tensor, voxel_um: tuple[float, float, float], strength: Augm
     scale = 1 + strength.scale * _normal(generator, deltas, (len(deltas), 1, 1, 1))
     offset = strength.offset_ri * _normal(generator, deltas, (len(deltas), 1, 1, 1))
     return moved.mul_(scale).add_(offset)
+
+
+def _turn(deltas: Tensor, voxel_um: tuple[float, float, float], strength: Augmentation, generator: torch.Generator) -> Tensor:
+    """By whole voxels, flips and, where the box is square, quarter turns: no value is changed; beyond the box is medium."""
+    count, (nz, ny, nx) = len(deltas), deltas.shape[1:]
+    if strength.rotate and ny == nx and voxel_um[1] == voxel_um[2]:
+        across = _uniform(generator, deltas, (count, 1, 1, 1)) < 0.5
+        deltas = torch.where(across, deltas.transpose(2, 3), deltas)
+    flips = _uniform(generator, deltas, (count, 2)) < (0.5 if strength.flip else 0.0)
+    z, in_z = _places(deltas, nz, voxel_um[0], strength, generator)
+    y, in_y = _places(deltas, ny, voxel_um[1], strength, generator)
+    x, in_x = _places(deltas, nx, voxel_um[2], strength, generator)
+    y, x = torch.where(flips[:, :1], ny - 1 - y, y), torch.where(flips[:, 1:], nx - 1 - x, x)
+    cell = torch.arange(count, device=deltas.device)[:, None, None, None]
+    moved = deltas[cell, z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]]
+    return moved * (in_z[:, :, None, None] & in_y[:, None, :, None] & in_x[:, None, None, :])
+
+
+def _places(
+    deltas: Tensor, voxels: int, pitch_um: float, strength: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Where each voxel of an axis comes from [n, voxels], and whether it lies in the box; an axis of one voxel stays."""
+    most = int(strength.translation_um / pitch_um + 1e-6) if voxels > 1 else 0
+    shift = torch.floor(_uniform(generator, deltas, (len(deltas), 1)) * (2 * most + 1)).long() - most
+    place = torch.arange(voxels, device=deltas.device) - shift
+    return place.clamp(0, voxels - 1), (place >= 0) & (place < voxels)
 
 
 def _move(deltas: Tensor, voxel_um: tuple[float, float, float], strength: Augmentation, generator: torch.Generator) -> Tensor:

@@ -49,7 +49,7 @@ def classical(
         for split in splits:
             cells = data.indices(split, split_by)
             probabilities = _one_hot(model.predict(data.morphology[cells]), len(data.classes))
-            out[name][split] = judge_cells(probabilities, data, cells, split, name)
+            out[name][split] = judge_cells(probabilities, data, cells, split, name, scheme=split_by)
     return out
 
 

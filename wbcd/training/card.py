@@ -1,8 +1,12 @@
-"""The data card: what a set holds, where it comes from and what it cannot show, as JSON and as a page beside the set."""
+"""The data card: what a set holds, where it comes from and what it cannot show, as JSON and as a page beside the set.
+
+And a model's row of its own card.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wbcd.classification.bundle import write_file
-from wbcd.training.splits import confounding, counts, warnings_of
+from wbcd.training.splits import SCHEMES, confounding, counts, missing_classes, warnings_of
 
 if TYPE_CHECKING:
     from wbcd.training.dataset import TrainingSet
+    from wbcd.training.evaluation import Evaluation
 
 
 def card_paths(path: Path) -> tuple[Path, Path]:
@@ -35,15 +40,21 @@ def data_card(attributes: Mapping[str, Any], data: TrainingSet) -> dict[str, Any
     return {
         **attributes,
         "confounding": round(confounding(data.label, data.donor), 4),
-        "warnings": warnings_of(data.label, data.donor, data.classes),
+        "warnings": all_warnings(data),
         "purity": purities(data),
         "six_mean_sd": _six(data),
-        "cells_by_split": counts(data.label, {s: data.split(s) for s in ("both", "cell", "donor")}, data.classes),
+        "cells_by_split": counts(data.label, {s: data.split(s) for s in SCHEMES}, data.classes),
         "cells_by_donor": {
             str(d): {c: int(((data.donor == d) & (data.label == k)).sum()) for k, c in enumerate(data.classes)}
             for d in np.unique(data.donor)
         },
     }
+
+
+def all_warnings(data: TrainingSet) -> list[str]:
+    """Sentences on what figures from this set cannot mean, and on parts of its splits that lack a class."""
+    by_scheme = {scheme: data.split(scheme) for scheme in SCHEMES}
+    return [*warnings_of(data.label, data.donor, data.classes), *missing_classes(data.label, by_scheme, data.classes)]
 
 
 def purities(data: TrainingSet) -> dict[str, float | None]:
@@ -114,3 +125,12 @@ def page(name: str, card: Mapping[str, Any]) -> str:
     lines += ["", "## Labels", "", f"Labelled by: {card.get('label_by', 'the simulation')}."]
     lines += [f"- {c}: {100 * v:.1f} % of the labels are right, as the sorting states it." for c, v in purity.items()]
     return "\n".join(lines) + "\n"
+
+
+def card_row(evaluation: Evaluation) -> dict[str, Any]:
+    """What a model's card states of a split."""
+    keys = ["n", "accuracy", "ci_low", "ci_high", "balanced_accuracy", "expected_calibration_error"]
+    keys += ["donors", "donor_ci_low", "donor_ci_high"] if evaluation.by_donor else []
+    row: dict[str, Any] = {key: getattr(evaluation, key) for key in keys}
+    recall = {k: v for k, v in evaluation.recall.items() if math.isfinite(v)}
+    return {**row, "recall": recall, "confusion_true_by_predicted": [list(r) for r in evaluation.confusion]}

@@ -88,7 +88,7 @@ def resume(
         raise BadValue(f"{file}: not a checkpoint: {error}.", action="Remove the folder and train anew.") from error
     _check_identity(folder, found, identity)
     if name != expected:
-        raise BadValue(f"{file}: state is {name!r}; it must be {expected!r}.")
+        raise BadValue(f"{file}: state is {name!r}; it must be {expected!r}.", action="Remove the folder and train anew.")
     tensors = load_file(folder / name)
     network.load_state_dict(_part(tensors, "network."), strict=True)
     _restore(optimizer, _part(tensors, "optimizer."))

@@ -28,13 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from wbcd.classification import InputSpec
+from wbcd.classification.preparation import fit_centre, resample
 from wbcd.errors import BadValue, BundleInvalid
-from wbcd.records import Morphology
+from wbcd.records import Morphology, Shape3, Triple
 from wbcd.training.pictures import Pictures
 from wbcd.training.splits import ALL, SCHEMES, SPLITS, make_splits, split_of
 
@@ -47,6 +49,8 @@ PART = 64
 
 SIX = ("volume_fl", "surface_area_um2", "sphericity", "dry_mass_pg", "protein_density_g_dl", "mean_ri")
 _COLUMNS = ("label", "donor", "purity", "morphology", "cell_id")
+_MADE = ("complete", "data_hash")
+"""Attributes that say how far a set has come, not how it is made."""
 _SHARDED = ("phase", "amplitude", "ri_delta")
 
 LINEAGE: Mapping[str, str] = {
@@ -136,8 +140,40 @@ class TrainingSet:
         """Whether a split holds any cell."""
         return bool((self.split(scheme) == SPLITS.index(split)).any())
 
+    def spec(self, shape: Shape3 | None, voxel_um: Triple | None) -> InputSpec:
+        """The set's own input, but for what is given."""
+        return replace(self.input, shape=shape or self.input.shape, voxel_um=voxel_um or self.input.voxel_um)
+
+    def at(self, spec: InputSpec) -> TrainingSet:
+        """The same cells in a smaller box or at a coarser pitch, by the functions that prepare a cell for a network.
+
+        Middles agree within half a voxel. Raises BadValue where the set does not hold what is asked for.
+        """
+        if spec == self.input:
+            return self
+        finer = any(new < 0.999 * old for new, old in zip(spec.voxel_um, self.input.voxel_um, strict=True))
+        wider = any(new > old + 1e-6 for new, old in zip(spec.extent_um, self.input.extent_um, strict=True))
+        if finer or wider or self.signed:
+            raise BadValue(
+                f"{self.path}: holds {self.input.shape} voxels of {self.input.voxel_um} um a cell;"
+                f" {spec.shape} of {spec.voxel_um} cannot be made of them.",
+                action="Ask for no finer pitch and no larger box, or make another set.",
+            )
+        delta = _resampled(self.ri_delta, self.input.voxel_um, spec.voxel_um, spec.shape).astype(np.float16)
+        (_, dy, dx), (_, ny, nx) = spec.voxel_um, spec.shape
+        before = (dy, *self.input.voxel_um[1:])
+        pictures = {
+            name: None if old is None else _resampled(old[:, None], before, (dy, dy, dx), (1, ny, nx))[:, 0]
+            for name, old in (("phase", self.phase), ("amplitude", self.amplitude))
+        }
+        kept = {name: self.split(name) for name in SCHEMES}
+        return replace(self, input=spec, ri_delta=delta, splits=kept, phase=pictures["phase"], amplitude=pictures["amplitude"])
+
     def as_lineages(self) -> TrainingSet:
-        """The same cells as lymphoid and myeloid; the splits stay. Raises BadValue on a class of unknown lineage."""
+        """The same cells as lymphoid and myeloid; the splits stay, the types' purity says nothing any more.
+
+        Raises BadValue on a class of unknown lineage.
+        """
         if self.classes == LINEAGES:
             return self
         if unknown := [c for c in self.classes if c not in LINEAGE]:
@@ -147,7 +183,16 @@ class TrainingSet:
             )
         kept = {name: self.split(name) for name in SCHEMES}
         lineage = np.array([LINEAGES.index(LINEAGE[c]) for c in self.classes])
-        return replace(self, classes=LINEAGES, label=lineage[self.label], splits=kept)
+        # Purity is the type's: an impurity of the same lineage is none, and which lineage the others are of nobody stated.
+        return replace(self, classes=LINEAGES, label=lineage[self.label], splits=kept, purity=None)
+
+
+def _resampled(stored: NDArray[Any], voxel_um: Triple, target_um: Triple, shape: Shape3) -> NDArray[np.float32]:
+    """Volumes [n, z, y, x] at another pitch, their middles cut out."""
+    out = np.empty((len(stored), *shape), np.float32)
+    for i, volume in enumerate(stored):
+        out[i] = fit_centre(resample(torch.from_numpy(volume.astype(np.float32)), voxel_um, target_um), shape).numpy()
+    return out
 
 
 def six_of(morphology: Morphology) -> tuple[float, ...]:
@@ -319,17 +364,21 @@ def spec_to_card(spec: InputSpec) -> dict[str, Any]:
 
 
 def check_matches(data: TrainingSet, classes: tuple[str, ...], spec: InputSpec, model: Path) -> TrainingSet:
-    """The set as the model takes it (as lineages where those are its classes).
+    """The set as the model takes it: as lineages where those are its classes, in its box and at its pitch.
 
-    A model can be measured only on cells prepared for it: raises BundleInvalid.
+    Raises BundleInvalid where the set's cells cannot be made into the model's input.
     """
+    if data.input != spec:
+        try:
+            data = data.at(spec)
+        except BadValue as error:
+            raise BundleInvalid(f"{model}: {error}", action=error.action) from error
     if classes == LINEAGES and data.classes != LINEAGES and all(c in LINEAGE for c in data.classes):
         data = data.as_lineages()
-    if data.classes != classes or data.input != spec:
+    if data.classes != classes:
         raise BundleInvalid(
-            f"{model}: takes {spec.shape} voxels of {spec.voxel_um} um in classes {classes};"
-            f" {data.path} holds {data.input.shape} of {data.input.voxel_um} in {data.classes}.",
-            action="Make a set with the model's input, or train a model on this set.",
+            f"{model}: tells the classes {classes}; {data.path} holds {data.classes}.",
+            action="Make a set of the model's classes, or train a model on this set.",
         )
     return data
 
@@ -356,10 +405,11 @@ def _open(path: Path, mode: Any) -> Any:
 def _check_same(path: Path, card: Mapping[str, Any]) -> None:
     found = dict(_open(path, "r").attrs)
     wanted = json.loads(json.dumps(card))
-    differing = [key for key, value in wanted.items() if found.get(key) != value]
+    stored = {key: value for key, value in found.items() if key not in _MADE}
+    differing = [key for key in sorted(wanted.keys() | stored.keys()) if stored.get(key) != wanted.get(key)]
     if differing:
         key = differing[0]
         raise BadValue(
-            f"{path}: holds a set whose {key} is {found.get(key)!r}, not {wanted[key]!r}.",
+            f"{path}: holds a set whose {key} is {stored.get(key)!r}, not {wanted.get(key)!r}.",
             action="Choose another folder, or give the same arguments to go on with this one.",
         )

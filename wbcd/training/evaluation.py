@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,20 @@ from wbcd.training.curves import aucs, brier, risk_coverage
 from wbcd.training.purity import Corrected, corrected, mean_purity
 from wbcd.training.statistics import wilson
 
-__all__ = ["Evaluation", "evaluate", "judge", "probabilities_of", "summed", "wilson"]
+__all__ = ["Evaluation", "donor_limits", "evaluate", "judge", "over_donors", "probabilities_of", "summed", "wilson"]
+
+MIN_DONORS = 5
+"""Fewer say too little of how donors differ: limits over them would be far too narrow."""
+DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """``confusion``: [true][predicted] counts. ``per_donor``: accuracy of each. ``ci_*``: Wilson 95 % limits.
+    """``confusion``: [true][predicted] counts. ``per_donor``: accuracy of each. ``ci_*``: Wilson 95 % limits, by cell.
 
     ``auc``: each class against the rest; ``aurc``: mean share wrong over all coverages; ``corrected``: accuracy behind impure
-    labels, None where they are pure.
+    labels, None where they are pure. ``by_donor``: whole donors were held out, whose cells are not independent; then
+    ``donor_ci_*`` are the limits of :func:`donor_limits`, None where it has none. ``per_donor_n``: cells of each.
     """
 
     split: str
@@ -49,6 +55,11 @@ class Evaluation:
     brier: float = math.nan
     aurc: float = math.nan
     corrected: Corrected | None = None
+    by_donor: bool = False
+    donors: int = 0
+    donor_ci_low: float | None = None
+    donor_ci_high: float | None = None
+    per_donor_n: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready; a class without cells has the recall None."""
@@ -60,10 +71,33 @@ class Evaluation:
     def sentence(self) -> str:
         """For a person and for the card."""
         what = "simulated" if self.simulated else "measured"
+        donors = f" by cell; {over_donors(self.donors, self.donor_ci_low, self.donor_ci_high)}" if self.by_donor else ""
         return (
             f"{self.accuracy:.1%} of {self.n} held-out {what} cells ({self.split};"
-            f" 95 % limits {self.ci_low:.1%} to {self.ci_high:.1%}), balanced {self.balanced_accuracy:.1%}"
+            f" 95 % limits {self.ci_low:.1%} to {self.ci_high:.1%}{donors}), balanced {self.balanced_accuracy:.1%}"
         )
+
+
+def over_donors(donors: int, low: float | None, high: float | None) -> str:
+    """Limits over donors, or why there are none, for a sentence or a table."""
+    if low is not None and high is not None:
+        return f"over {donors} donors {low:.1%} to {high:.1%}"
+    why = f"{donors}, at least {MIN_DONORS} are needed" if donors < MIN_DONORS else f"{donors}, all alike"
+    return f"limits over donors cannot be given ({why})"
+
+
+def donor_limits(accuracy: Sequence[float], cells: Sequence[int], seed: int = 0) -> tuple[float, float] | None:
+    """95 % limits of the accuracy over all cells, from the accuracy and the cells of each donor: percentiles of a bootstrap
+    over donors, since the cells of one donor are right or wrong together.
+
+    None below :data:`MIN_DONORS` donors, or where all are alike: then drawing them again shows no spread at all.
+    """
+    shares, weights = np.asarray(accuracy, dtype=np.float64), np.asarray(cells, dtype=np.float64)
+    if len(shares) < MIN_DONORS or np.ptp(shares) == 0:
+        return None
+    drawn = np.random.default_rng(seed).multinomial(len(shares), np.full(len(shares), 1 / len(shares)), size=DRAWS)
+    low, high = np.percentile(drawn @ (shares * weights) / (drawn @ weights), (2.5, 97.5))
+    return float(low), float(high)
 
 
 def evaluate(
@@ -82,10 +116,11 @@ def evaluate(
     """
     bundle, data = load_bundle(bundle_path), sets.load(Path(dataset_path))
     data = sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
-    cells = data.indices(split, split_by or scheme_of(bundle))
+    scheme = split_by or scheme_of(bundle)
+    cells = data.indices(split, scheme)
     classifier = Classifier(bundle, device, max_batch)
     probabilities = probabilities_of(classifier, data.ri_delta, cells)
-    return judge_cells(probabilities, data, cells, split, bundle.model_id)
+    return judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme)
 
 
 def scheme_of(bundle: Bundle) -> str:
@@ -94,8 +129,19 @@ def scheme_of(bundle: Bundle) -> str:
     return found if found in sets.SCHEMES else "both"
 
 
+def held_out_by_donor(split: str, scheme: str = "both") -> bool:
+    """Whether a split's figures are meant for donors never seen: those of a whole other set ("all") are too."""
+    return split in ("test_donor", sets.ALL) or scheme == "donor"
+
+
 def judge_cells(
-    probabilities: NDArray[np.floating], data: sets.TrainingSet, cells: NDArray[np.intp], split: str, model_id: str
+    probabilities: NDArray[np.floating],
+    data: sets.TrainingSet,
+    cells: NDArray[np.intp],
+    split: str,
+    model_id: str,
+    *,
+    scheme: str = "both",
 ) -> Evaluation:
     """:func:`judge` of some cells of a set."""
     return judge(
@@ -107,6 +153,7 @@ def judge_cells(
         simulated=data.simulated,
         model_id=model_id,
         purity=None if data.purity is None else data.purity[cells],
+        scheme=scheme,
     )
 
 
@@ -136,8 +183,9 @@ def judge(
     simulated: bool = True,
     model_id: str = "",
     purity: NDArray[np.floating] | None = None,
+    scheme: str = "both",
 ) -> Evaluation:
-    """All figures from probabilities [n, classes], true labels [n] and donors [n]."""
+    """All figures from probabilities [n, classes], true labels [n] and donors [n]; ``scheme``: that ``split`` is of."""
     predicted = probabilities.argmax(axis=1)
     count = len(classes)
     confusion = np.bincount(labels * count + predicted, minlength=count * count).reshape(count, count)
@@ -145,6 +193,10 @@ def judge(
     low, high = wilson(correct, n)
     recall, precision = _ratio(np.diag(confusion), confusion.sum(1)), _ratio(np.diag(confusion), confusion.sum(0))
     likelihood = probabilities[np.arange(n), labels].clip(1e-12)
+    names, who, sizes = np.unique(donors, return_inverse=True, return_counts=True)
+    shares = (np.bincount(who, weights=predicted == labels) / sizes).tolist()
+    by_donor = held_out_by_donor(split, scheme)
+    limits = donor_limits(shares, sizes.tolist()) if by_donor else None
     return Evaluation(
         split=split,
         classes=classes,
@@ -159,13 +211,18 @@ def judge(
         precision=dict(zip(classes, precision.tolist(), strict=True)),
         expected_calibration_error=expected_calibration_error(probabilities, labels),
         negative_log_likelihood=float(-np.log(likelihood).mean()),
-        per_donor={str(d): float((predicted == labels)[donors == d].mean()) for d in np.unique(donors)},
+        per_donor=dict(zip(map(str, names), shares, strict=True)),
         simulated=simulated,
         model_id=model_id,
         auc=aucs(probabilities, labels, classes),
         brier=brier(probabilities, labels),
         aurc=risk_coverage(probabilities, labels)[2],
         corrected=corrected(correct, n, mean_purity(purity), count),
+        by_donor=by_donor,
+        donors=len(names),
+        donor_ci_low=None if limits is None else limits[0],
+        donor_ci_high=None if limits is None else limits[1],
+        per_donor_n=dict(zip(map(str, names), sizes.tolist(), strict=True)),
     )
 
 

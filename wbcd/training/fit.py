@@ -39,17 +39,21 @@ from torch.nn import functional as F
 from wbcd.classification import Classifier, Envelope, FishNet3d, ModelCard, save_bundle
 from wbcd.classification.bundle import write_file
 from wbcd.classification.classifier import choose_device
-from wbcd.classification.network import parameter_count
+from wbcd.classification.network import Output, parameter_count
 from wbcd.classification.preparation import normalise
+from wbcd.classification.unknown import Gauge, least_cells
 from wbcd.errors import BadValue, DeviceError
 from wbcd.recipe import Recipe
-from wbcd.training import checkpoint
+from wbcd.records import Shape3, Triple
+from wbcd.training import checkpoint, seen
 from wbcd.training import dataset as sets
 from wbcd.training.augmentation import PAPER, Augmentation, augment
 from wbcd.training.calibration import cross_entropy, fit_temperature
+from wbcd.training.card import card_row
 from wbcd.training.evaluation import Evaluation, judge_cells, probabilities_of
-from wbcd.training.splits import warnings_of
+from wbcd.training.splits import missing_classes, warnings_of
 from wbcd.training.tensorboard import open_board
+from wbcd.training.unknown import ACCEPTANCE, know_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Preset:
     """How to fit. ``decay``: of the learning rate a step, or None for one cycle over all epochs; ``patience``: epochs
     without a better validation loss before stopping, 0 for never (a cycle cut short has not annealed); ``mixup``: alpha of
     the mixing weights (Zhang et al. 2018), 0 for none; ``average``: decay a step of the averaged weights that are judged
-    and kept (Polyak averaging), 0 for the weights themselves."""
+    and kept (Polyak averaging), 0 for the weights themselves; ``views``: mirror views that the finished network takes."""
 
     optimizer: str
     learning_rate: float
@@ -68,11 +72,12 @@ class Preset:
     patience: int
     mixup: float = 0.0
     average: float = 0.0
+    views: int = 4
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
 PRESETS: Mapping[str, Preset] = {
-    "paper": Preset("adam", 0.004, 8, 0.9999, 0.0, 0.0, 12, augmentation=PAPER),
+    "paper": Preset("adam", 0.004, 8, 0.9999, 0.0, 0.0, 12, views=1, augmentation=PAPER),
     "modern": Preset("adamw", 0.004, 16, None, 0.02, 0.05, 0),
 }
 
@@ -80,15 +85,19 @@ TASKS = ("four", "two")
 """The classes as the set has them, or their lineages."""
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-NORM_BATCHES = 16
+NORM_BATCHES = 64
 """Batches from which the normalisations' means and variances are taken anew before each validation: running averages lag
-behind weights that move fast, so far that the validation loss of a short training says nothing."""
+behind weights that move fast, so far that the validation loss of a short training says nothing. With 16, a channel that is
+silent in most cells had a variance of nearly 0, and a cell in which it spoke a loss of hundreds."""
 
 WARM_UP = 0.3
 """Share of a cycle in which the learning rate rises; it starts at a 25th and ends at a 10,000th of the highest."""
 
 CHECKPOINT_S = 120.0
 """Within an epoch: a killed training loses no more than this. A checkpoint of the default network is 17 MB."""
+
+LOOK_S = 0.5
+"""Between two looks at an accelerator's sums for the progress line."""
 
 RESIDENT_SHARE = 0.5
 """Of the accelerator's free memory that the set itself may take; else each batch is copied there."""
@@ -161,13 +170,16 @@ def train(
     patience: int | None = None,
     precision: str = "auto",
     board: bool = False,
+    shape: Shape3 | None = None,
+    voxel_um: Triple | None = None,
 ) -> TrainingReport:
     """Train, calibrate, measure, and write ``out_dir/bundle``; a run that was interrupted goes on from its last checkpoint.
 
     ``name``: of the bundle. ``notes``: further facts for the card's training section (the command). ``task``: "four" (the
     set's classes) or "two" (lymphoid and myeloid). ``split_by``: a scheme of :mod:`wbcd.training.splits`. ``patience``: epochs
     without progress before stopping, instead of the preset's. ``precision``: "auto" is bf16 autocast on CUDA and fp32 on a
-    CPU. ``board``: write TensorBoard events too. Raises BadValue on an unusable argument or a folder of another training.
+    CPU. ``board``: write TensorBoard events too. ``shape``, ``voxel_um``: a smaller box, a coarser pitch than the set's.
+    Raises BadValue on an unusable argument or a folder of another training.
     """
     began = time.monotonic()
     if task not in TASKS:
@@ -176,12 +188,13 @@ def train(
         raise BadValue(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}.")
     recipe = _changed(PRESETS[preset], augmentation, patience)
     data, out = sets.load(Path(dataset_path)), Path(out_dir)
+    data = data.at(data.spec(shape, voxel_um))
     data = data.as_lineages() if task == "two" else data
     run = Training(
         data, out, recipe, epochs=epochs, width=width, seed=seed, device=device, split_by=split_by, precision=precision
     )
     run.fit(on_epoch, on_step, board=board)
-    model = ModelCard(name=name, classes=data.classes, width=width, input=data.input)
+    model = ModelCard(name=name, classes=data.classes, width=width, views=recipe.views, input=data.input)
     facts = {"preset": preset, "task": task, "split_by": split_by, **_flat(recipe), **(notes or {})}
     return _conclude(run, model, facts, began)
 
@@ -253,21 +266,26 @@ class Training:
                 if on_epoch is not None:
                     on_epoch(row)
         self.network.load_state_dict(self.best)
+        # Not before: an epoch's validation would take four times as long.
+        self.network.views = self.preset.views
 
     def logits(self, cells: NDArray[np.intp]) -> NDArray[np.float32]:
         """Of cells as they are, not augmented, [n, classes]."""
-        return np.concatenate([logits for logits, _ in self._outputs(cells)])
+        return self.outputs(cells).logits.numpy()
 
     def features(self, cells: NDArray[np.intp]) -> NDArray[np.float32]:
         """Pooled after the second downsampling block, [n, 33 width]."""
-        return np.concatenate([features for _, features in self._outputs(cells)])
+        return self.outputs(cells).features.numpy()
 
-    def _outputs(self, cells: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def outputs(self, cells: NDArray[np.intp]) -> Output:
+        """All that the network says of cells as they are, float32 on the CPU."""
         self.network.eval()
+        parts = []
         for batch in (cells[i : i + 16] for i in range(0, len(cells), 16)):
             with torch.inference_mode():
-                output = self.network.both(self._input(self._taken(batch)))
-            yield output.logits.float().cpu().numpy(), output.features.float().cpu().numpy()
+                found = self.network.both(self._input(self._taken(batch)))
+            parts.append([part.float().cpu() for part in found])
+        return Output(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
     def _cells(self, split: str) -> NDArray[np.intp]:
         cells = self.data.indices(split, self.split_by)
@@ -315,7 +333,7 @@ class Training:
         """What is left of one pass over the training cells; mean loss and accuracy. Every step draws from its own seed."""
         batches, progress = self._order(number), self.progress
         cells = np.cumsum([len(b) for b in batches])
-        saved = time.monotonic()
+        saved = looked = time.monotonic()
         self.network.train()
         # Sums stay on the device: reading them would make an accelerator wait at every step.
         sums = torch.tensor([progress.loss_sum, progress.right], dtype=torch.float64, device=self.device)
@@ -324,9 +342,11 @@ class Training:
             generator = torch.Generator(self.device).manual_seed(_step_seed(self.seed, number, step))
             sums += self._step(batches[step], generator)
             due = time.monotonic() - saved > CHECKPOINT_S and step + 1 < len(batches)
-            if on_step is not None or due:
+            look = on_step is not None and (self.device.type == "cpu" or time.monotonic() - looked > LOOK_S)
+            if look or due:
                 loss, right = _finite(sums)
-                if on_step is not None:
+                looked = time.monotonic()
+                if look and on_step is not None:
                     done = int(cells[step])
                     on_step(Step(number + 1, self.epochs, step + 1, len(batches), loss / done, right / done))
             if due:
@@ -530,9 +550,9 @@ def training_envelope(morphology: NDArray[np.float32]) -> Envelope:
 
 
 def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: float) -> TrainingReport:
-    temperature = fit_temperature(run.logits(run.watched), run.data.label[run.watched])
     simulated = run.data.simulated
     warnings = warnings_of(run.data.label, run.data.donor, run.data.classes)
+    warnings += missing_classes(run.data.label, {run.split_by: run.data.split(run.split_by)}, run.data.classes)
     training = {
         **training,
         "epochs": run.epochs,
@@ -540,8 +560,7 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
         "seed": run.seed,
         "train_cells": len(run.cells),
         "validation_cells": len(run.watched),
-        "data_hash": run.data.data_hash,
-        "data": {k: v for k, v in run.data.card.items() if k in ("cells", "donors", "seed", "path", "recipe_id", "label_by")},
+        **seen.facts(run.data, run.split_by),
         "parameters": parameter_count(run.network),
         "precision": run.precision,
         "device": run.device.type,
@@ -549,18 +568,25 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
         **({"warnings": warnings} if warnings else {}),
     }
     envelope = training_envelope(run.data.morphology[run.cells])
-    model = replace(model, temperature=temperature, simulated=simulated, training=training, envelope=envelope)
-    bundle = save_bundle(run.out / "bundle", run.network, model)
+    model = replace(model, simulated=simulated, training=training, envelope=envelope)
+    model, gauge = _knowing(run, model)
+    if gauge is None:
+        warnings.append(
+            f"{len(run.watched)} validation cells are too few to tell unknown cells by: every cell gets a label. Train on a"
+            " larger set, or run `wbcd model calibrate --held-out`."
+        )
+        model = replace(model, training={**training, "warnings": warnings})
+    bundle = save_bundle(run.out / "bundle", run.network, model, gauge)
     evaluations = _measure(Classifier(bundle, str(run.device)), run.data, run.split_by, bundle.model_id)
-    facts = {split: _card_row(e) for split, e in evaluations.items()}
+    facts = {split: card_row(e) for split, e in evaluations.items()}
     # The measured figures are no part of the digest: the model id stays what was measured.
-    bundle = save_bundle(run.out / "bundle", run.network, replace(model, measured=facts))
+    bundle = save_bundle(run.out / "bundle", run.network, replace(model, measured=facts), gauge)
     report = TrainingReport(
         bundle=bundle.path,
         model_id=bundle.model_id,
         history=tuple(_epoch_of(row) for row in run.progress.history),
         best_epoch=run.progress.best_epoch,
-        temperature=temperature,
+        temperature=model.temperature,
         evaluations=evaluations,
         parameters=parameter_count(run.network),
         seconds=time.monotonic() - began,
@@ -570,6 +596,22 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
     text["warnings"] = warnings
     write_file(run.out / "report.json", json.dumps(text, indent=1).encode())
     return report
+
+
+def _knowing(run: Training, model: ModelCard) -> tuple[ModelCard, Gauge | None]:
+    """Card with temperature, prediction sets and the gauge of unknown cells, from the validation cells.
+
+    The temperature alone, and no gauge, where these are too few.
+    """
+    watched, labels = run.outputs(run.watched), run.data.label[run.watched]
+    if len(labels) < least_cells(ACCEPTANCE):
+        return replace(model, temperature=fit_temperature(watched.logits.numpy(), labels)), None
+    return know_limits(
+        model,
+        (run.outputs(run.cells).early.numpy(), run.data.label[run.cells]),
+        (watched.early.numpy(), watched.logits.numpy(), labels),
+        acceptance=ACCEPTANCE,
+    )
 
 
 def _epoch_of(row: Mapping[str, float]) -> Epoch:
@@ -583,13 +625,5 @@ def _measure(classifier: Classifier, data: sets.TrainingSet, split_by: str, mode
         if data.has(split, split_by):
             cells = data.indices(split, split_by)
             probabilities = probabilities_of(classifier, data.ri_delta, cells)
-            out[split] = judge_cells(probabilities, data, cells, split, model_id)
+            out[split] = judge_cells(probabilities, data, cells, split, model_id, scheme=split_by)
     return out
-
-
-def _card_row(evaluation: Evaluation) -> dict[str, Any]:
-    """What the card states of a split."""
-    keys = ("n", "accuracy", "ci_low", "ci_high", "balanced_accuracy", "expected_calibration_error")
-    row: dict[str, Any] = {key: getattr(evaluation, key) for key in keys}
-    recall = {k: v for k, v in evaluation.recall.items() if math.isfinite(v)}
-    return {**row, "recall": recall, "confusion_true_by_predicted": [list(r) for r in evaluation.confusion]}

@@ -1,7 +1,7 @@
 """A training set from what the daemon stored: kept tomograms of accepted cells, labelled by their sample or by a person.
 
 A cell's reviewed label wins over its sample's (the view ``cell_label``). Of a time lapse only the first time point is taken,
-and a cell that several models classified is one cell. Donors are the samples, or what a table says they belong to.
+and a cell that several models classified is one cell. Donors are the samples, or what a table says of every sample.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -31,6 +31,9 @@ from wbcd.store.failures import foreign_errors
 from wbcd.store.urls import parse_url
 from wbcd.training import dataset as sets
 from wbcd.training.pictures import projected
+
+OPTICS = ("objective_na", "wavelength_um")
+"""What the database knows of an acquisition's instrument and a model can be told of."""
 
 LabelBy: TypeAlias = Literal["sample", "review"]
 OnPart: TypeAlias = Callable[[int, int], None]
@@ -80,15 +83,25 @@ def dataset_from_db(
 
     ``classes``: take only these labels, in this order. ``donors``: sample name -> donor. ``recipe_id``: needed when cells of
     several recipes were stored. ``simulated``: None asks the database whether the simulated microscope wrote any of the files.
-    Raises BadValue when nothing can be taken, naming why.
+    Raises BadValue when nothing can be taken, naming why; where ``donors`` lacks a sample; and where ``simulated`` is False
+    though the simulated microscope wrote a file.
     """
     out, spec = Path(out), spec or InputSpec()
     with Ledger.open(url, create=False) as ledger:
-        chosen = plan(ledger, label_by, classes=classes, donors=donors or {}, recipe_id=recipe_id)
-    written, threshold = _ask(url, chosen.recipe_id)
-    from_simulator = any(source.cell.content_id in written for source in chosen.sources)
-    was_simulated = from_simulator if simulated is None else simulated
-    sets.create(out, len(chosen.sources), _card(chosen, label_by, spec, seed, was_simulated))
+        chosen = plan(ledger, label_by, classes=classes, donors=donors, recipe_id=recipe_id)
+    acquisitions, threshold = _ask(url, chosen.recipe_id)
+    theirs = {s.cell.content_id: acquisitions[s.cell.content_id] for s in chosen.sources}
+    from_simulator = [s.cell for s in chosen.sources if theirs[s.cell.content_id].instrument_id == INSTRUMENT_ID]
+    if simulated is False and from_simulator:
+        first = from_simulator[0]
+        raise BadValue(
+            f"{len(from_simulator)} of {len(chosen.sources)} cells are of the simulated microscope; the first is of"
+            f" {first.path} (sample {first.sample!r}).",
+            action="Leave out --measured: a simulated figure always says so.",
+        )
+    was_simulated = bool(from_simulator) if simulated is None else simulated
+    card = _card(chosen, label_by, spec, seed, was_simulated)
+    sets.create(out, len(chosen.sources), {**card, "instrument": _ranges(theirs.values())})
     total = len(chosen.sources)
     for part in sets.missing_parts(out):
         cells = sets.part_range(part, total)
@@ -103,12 +116,12 @@ def plan(
     label_by: LabelBy,
     *,
     classes: tuple[str, ...] | None = None,
-    donors: Mapping[str, str],
+    donors: Mapping[str, str] | None = None,
     recipe_id: str | None = None,
 ) -> Plan:
-    """Which stored cells make the set. Raises BadValue."""
+    """Which stored cells make the set; without ``donors`` each sample is one. Raises BadValue."""
     if label_by not in ("sample", "review"):
-        raise BadValue(f"label_by is {label_by!r}; it must be 'sample' or 'review'.")
+        raise BadValue(f"label_by is {label_by!r}; it must be 'sample' or 'review'.", action="Choose one of them.")
     left_out: dict[str, int] = {}
     taken = list(_usable(ledger.cells(recipe_id=recipe_id), ledger.cell_labels(), label_by, classes, left_out))
     recipes = sorted({cell.recipe_id for cell, _ in taken})
@@ -124,13 +137,30 @@ def plan(
             action="Label samples with `wbcd label`, and process with --keep-tomograms ([output] keep_tomograms).",
         )
     kinds = classes or _in_order({given.label for _, given in taken})
-    of = [donors.get(cell.sample, cell.sample) for cell, _ in taken]
+    if donors is not None:
+        _check_donors(donors, {cell.sample for cell, _ in taken}, left_out)
+    of = [cell.sample if donors is None else donors[cell.sample] for cell, _ in taken]
     names = tuple(sorted(set(of)))
     sources = tuple(
         Source(cell, given, kinds.index(given.label), names.index(donor))
         for (cell, given), donor in zip(taken, of, strict=True)
     )
     return Plan(sources, kinds, names, recipes[0], left_out)
+
+
+def _check_donors(donors: Mapping[str, str], samples: set[str], left_out: dict[str, int]) -> None:
+    """Raises BadValue where a sample has no donor: as one of its own, its person could be in training and in test."""
+    if missing := sorted(samples - donors.keys()):
+        raise BadValue(
+            f"the table of donors has no row for {len(missing)} of {len(samples)} samples: {_first_of(missing)}.",
+            action="Add a row with the donor of each; a sample of a donor with no other gets a name of its own.",
+        )
+    if unused := donors.keys() - samples:
+        left_out["rows of the table of donors are of no sample with a cell in the set"] = len(unused)
+
+
+def _first_of(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def _usable(
@@ -221,18 +251,25 @@ def _cell(
     return Cell(stored.number, ri, mask, voxel_um, medium, stored.centre_um), optics
 
 
-def _ask(url: str | Path, recipe_id: str) -> tuple[set[str], float]:
-    """Content ids of what the simulated microscope wrote, and the recipe's threshold."""
+def _ask(url: str | Path, recipe_id: str) -> tuple[dict[str, Any], float]:
+    """What is known of each acquisition's instrument, by content id, and the recipe's threshold."""
     target = parse_url(url)
     engine = make_engine(target)
     seen, recipe = schema.acquisition.c, schema.recipe.c
     try:
         with foreign_errors(target), engine.connect().execution_options(**READ_ONLY) as connection:
-            written = connection.execute(select(seen.content_id).where(seen.instrument_id == INSTRUMENT_ID)).scalars().all()
+            rows = connection.execute(select(seen.content_id, seen.instrument_id, *(seen[name] for name in OPTICS))).all()
             parameters = connection.execute(select(recipe.parameters).where(recipe.id == recipe_id)).scalar_one()
     finally:
         engine.dispose()
-    return set(written), float(parameters["morphology"]["threshold_ri"])
+    return {row.content_id: row for row in rows}, float(parameters["morphology"]["threshold_ri"])
+
+
+def _ranges(acquisitions: Iterable[Any]) -> dict[str, list[float]]:
+    """Least and greatest of each property that every acquisition states."""
+    rows = list(acquisitions)
+    found = {name: [getattr(row, name) for row in rows] for name in OPTICS}
+    return {name: [min(values), max(values)] for name, values in found.items() if None not in values}
 
 
 def _card(chosen: Plan, label_by: LabelBy, spec: InputSpec, seed: int, simulated: bool) -> dict[str, Any]:
@@ -254,16 +291,27 @@ def _card(chosen: Plan, label_by: LabelBy, spec: InputSpec, seed: int, simulated
 
 
 def read_donors(path: Path) -> dict[str, str]:
-    """Sample -> donor from a CSV file with the columns ``sample`` and ``donor``. Raises BadValue naming the line."""
+    """Sample -> donor from a CSV file with the columns ``sample`` and ``donor``, once a sample. Raises BadValue naming what."""
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        # Excel puts a byte-order mark before the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadValue(f"{path}: cannot be read as CSV: {error}.") from error
+        raise BadValue(f"{path}: cannot be read as CSV: {error}.", action="Save the table as CSV in UTF-8.") from error
     found: dict[str, str] = {}
+    twice: list[str] = []
     for line, row in enumerate(rows, start=2):
         sample, donor = row.get("sample"), row.get("donor")
         if not sample or not donor:
-            raise BadValue(f"{path}: line {line} has sample {sample!r} and donor {donor!r}; both columns are needed.")
+            raise BadValue(
+                f"{path}: line {line} has sample {sample!r} and donor {donor!r}; both columns are needed.",
+                action="Give the columns sample and donor, separated by commas, and both in each line.",
+            )
+        if sample in found:
+            twice.append(sample)
         found[sample] = donor
+    if twice := sorted(set(twice)):
+        raise BadValue(
+            f"{path}: {len(twice)} samples have more than one row: {_first_of(twice)}.", action="Keep one row for each sample."
+        )
     return found

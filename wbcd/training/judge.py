@@ -22,10 +22,10 @@ from scipy.special import softmax
 from wbcd.classification import Bundle, Classifier, load_bundle
 from wbcd.classification.bundle import write_file
 from wbcd.errors import BadValue
-from wbcd.training import curves, plots, statistics
+from wbcd.training import curves, plots, seen, statistics
 from wbcd.training import dataset as sets
 from wbcd.training.calibration import expected_calibration_error
-from wbcd.training.evaluation import Evaluation, judge, judge_cells, probabilities_of, scheme_of, summed
+from wbcd.training.evaluation import Evaluation, judge, judge_cells, over_donors, probabilities_of, scheme_of, summed
 from wbcd.training.splits import warnings_of
 
 SUMMARISED = ("accuracy", "balanced_accuracy", "expected_calibration_error", "negative_log_likelihood", "brier", "aurc")
@@ -78,7 +78,7 @@ def judge_models(
     data = sets.load(Path(dataset_path))
     fitted = [sets.check_matches(data, b.classes, b.input, b.path) for b in bundles]
     cells = fitted[0].indices(split, scheme)
-    answers = [_answer(b, d, cells, split, device) for b, d in zip(bundles, fitted, strict=True)]
+    answers = [_answer(b, d, cells, (split, scheme), device) for b, d in zip(bundles, fitted, strict=True)]
     facts = _facts(answers, fitted[0], cells, split, scheme)
     if out is not None:
         _write(out, answers[0], fitted[0], cells, facts)
@@ -93,8 +93,9 @@ def compare_models(
     split: str = "test",
     split_by: str | None = None,
     device: str = "auto",
-) -> tuple[statistics.Comparison, str]:
-    """Two models on the same cells, paired; as lineages where one of them knows only those. Also what was compared.
+) -> tuple[statistics.Comparison, str, list[str]]:
+    """Two models on the same cells, paired; as lineages where one of them knows only those. Also what was compared, and
+    sentences on what the comparison cannot mean.
 
     Raises BadValue where the two were trained by different splits and ``split_by`` names none: one has seen the other's test.
     """
@@ -107,27 +108,32 @@ def compare_models(
             action="Train both by one scheme, or evaluate on another set with --split all.",
         )
     data = sets.load(Path(dataset_path))
-    cells = data.indices(split, schemes.pop())
+    scheme = schemes.pop()
+    cells = data.indices(split, scheme)
     lineages = len({b.classes for b in bundles}) > 1
     right = [_right(b, data, cells, device, lineages) for b in bundles]
     what = "lymphoid and myeloid" if lineages else ", ".join(bundles[0].classes)
-    return statistics.compare(right[0], right[1]), what
+    warnings = [text for b in bundles for text in seen.warnings(b, data, cells, split, scheme)]
+    return statistics.compare(right[0], right[1]), what, warnings
 
 
 def _right(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], device: str, lineages: bool) -> NDArray[np.bool_]:
     fitted = sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
-    probabilities = probabilities_of(Classifier(bundle, device), data.ri_delta, cells)
+    probabilities = probabilities_of(Classifier(bundle, device), fitted.ri_delta, cells)
     if lineages and bundle.classes != sets.LINEAGES:
         fitted, probabilities = fitted.as_lineages(), summed(probabilities, bundle.classes)
     right: NDArray[np.bool_] = probabilities.argmax(1) == fitted.label[cells]
     return right
 
 
-def _answer(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], split: str, device: str) -> _Answer:
+def _answer(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], part: tuple[str, str], device: str) -> _Answer:
+    """``part``: split and scheme."""
     probabilities = probabilities_of(Classifier(bundle, device), data.ri_delta, cells)
     # softmax(z / T) gives z up to a constant, which no softmax sees.
     raw = softmax(bundle.model.temperature * np.log(probabilities.clip(1e-300)), axis=1)
-    return _Answer(bundle, probabilities, raw, judge_cells(probabilities, data, cells, split, bundle.model_id))
+    split, scheme = part
+    judged = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme)
+    return _Answer(bundle, probabilities, raw, judged)
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -143,7 +149,7 @@ def _facts(
         "simulated": data.simulated,
         "data": {"name": data.path.name, "hash": data.data_hash, "split": split, "split_by": scheme, "cells": len(cells)},
         "classes": list(data.classes),
-        "warnings": _warnings(answers, data, cells, split),
+        "warnings": _warnings(answers, data, cells, split, scheme),
         "models": [_clean(e.as_json()) for e in evaluations],
         "summary": {name: statistics.mean_and_sd([float(getattr(e, name)) for e in evaluations]) for name in SUMMARISED},
         "calibration": {
@@ -155,18 +161,17 @@ def _facts(
         "per_donor": _donor_rows(first.probabilities, labels, donors, data),
     }
     if data.classes != sets.LINEAGES and all(c in sets.LINEAGE for c in data.classes):
-        facts["summed_to_lineages"] = _lineage_facts(answers, data, cells, split)
+        facts["summed_to_lineages"] = _lineage_facts(answers, data, cells, (split, scheme))
     return facts
 
 
-def _warnings(answers: Sequence[_Answer], data: sets.TrainingSet, cells: NDArray[np.intp], split: str) -> list[str]:
+def _warnings(
+    answers: Sequence[_Answer], data: sets.TrainingSet, cells: NDArray[np.intp], split: str, scheme: str
+) -> list[str]:
     found = warnings_of(data.label, data.donor, data.classes)
     if missing := [c for k, c in enumerate(data.classes) if not (data.label[cells] == k).any()]:
         found.append(f"{', '.join(missing)}: not one of the judged cells; nothing is said of it.")
-    known = [a.bundle.model_id for a in answers if a.bundle.model.training.get("data_hash") == data.data_hash]
-    if known and split in ("train", "validation", sets.ALL):
-        found.append(f"{', '.join(known)} was trained on some of the judged cells: this is no held-out figure.")
-    return found
+    return found + [text for a in answers for text in seen.warnings(a.bundle, data, cells, split, scheme)]
 
 
 def _risks(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
@@ -189,8 +194,10 @@ def _donor_rows(
     return rows
 
 
-def _lineage_facts(answers: Sequence[_Answer], data: sets.TrainingSet, cells: NDArray[np.intp], split: str) -> dict[str, Any]:
-    two = data.as_lineages()
+def _lineage_facts(
+    answers: Sequence[_Answer], data: sets.TrainingSet, cells: NDArray[np.intp], part: tuple[str, str]
+) -> dict[str, Any]:
+    two, (split, scheme) = data.as_lineages(), part
     evaluations = [
         judge(
             summed(a.probabilities, data.classes),
@@ -200,14 +207,20 @@ def _lineage_facts(answers: Sequence[_Answer], data: sets.TrainingSet, cells: ND
             split,
             simulated=data.simulated,
             model_id=a.bundle.model_id,
+            scheme=scheme,
         )
         for a in answers
     ]
-    first = evaluations[0]
+    first, mean = evaluations[0], statistics.mean_and_sd([e.accuracy for e in evaluations])
+    low, high = statistics.wilson(float(mean["mean"] or 0.0) * first.n, first.n)
     return {
-        "accuracy": statistics.mean_and_sd([e.accuracy for e in evaluations]),
-        "ci_low": first.ci_low,
-        "ci_high": first.ci_high,
+        "accuracy": mean,
+        "ci_low": low,
+        "ci_high": high,
+        "by_donor": first.by_donor,
+        "donors": first.donors,
+        "donor_ci_low": first.donor_ci_low,
+        "donor_ci_high": first.donor_ci_high,
         "confusion": [list(row) for row in first.confusion],
     }
 
@@ -288,7 +301,7 @@ def page(facts: Mapping[str, Any]) -> str:
         " Research use only; not for diagnosis.",
         "",
         *(f"> {text}\n" for text in facts["warnings"]),
-        f"**Accuracy {first['accuracy']:.1%}** (95 % limits {first['ci_low']:.1%} to {first['ci_high']:.1%}, Wilson),"
+        f"**Accuracy {first['accuracy']:.1%}** (95 % limits {_between(first)}, Wilson{_over(first)}),"
         f" balanced {first['balanced_accuracy']:.1%}.",
         "",
     ]
@@ -305,8 +318,10 @@ def page(facts: Mapping[str, Any]) -> str:
         ]
     if "summed_to_lineages" in facts:
         two = facts["summed_to_lineages"]
+        impure = " Not corrected for impure labels: of which lineage the impurities are, nobody stated."
         lines += [
-            f"Summed to lymphoid and myeloid: {two['accuracy']['mean']:.1%} ({two['ci_low']:.1%} to {two['ci_high']:.1%}).",
+            f"Summed to lymphoid and myeloid: {two['accuracy']['mean']:.1%} ({_between(two)}{_over(two)})."
+            + (impure if first["corrected"] else ""),
             "",
         ]
     lines += [
@@ -336,6 +351,15 @@ def page(facts: Mapping[str, Any]) -> str:
     ]
     lines += ["", "![the most confident mistakes](failures.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _between(row: Mapping[str, Any]) -> str:
+    return f"{row['ci_low']:.1%} to {row['ci_high']:.1%}"
+
+
+def _over(row: Mapping[str, Any]) -> str:
+    """Limits over donors, where the donors were held out."""
+    return "; " + over_donors(row["donors"], row["donor_ci_low"], row["donor_ci_high"]) if row["by_donor"] else ""
 
 
 def _four(row: Mapping[str, Any]) -> str:

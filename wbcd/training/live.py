@@ -43,6 +43,8 @@ def training_progress(
         def on_epoch(row: Epoch) -> None:
             bar.console.print(epoch_line(row), highlight=False)
             bar.update(task, completed=row.epoch)
+            if row.epoch == row.epochs:
+                bar.update(task, description="calibrating and measuring")
 
         def on_step(at: Step) -> None:
             text = f"epoch {at.epoch}  loss {at.loss:.3f}  accuracy {at.accuracy:.1%}"

@@ -30,8 +30,16 @@ from wbcd.morphology import find_cells, measure
 from wbcd.recipe import Recipe
 from wbcd.reconstruction import reconstruct, retrieve_fields
 from wbcd.records import Cell, Tomogram
-from wbcd.simulation.cells import CLASSES, Phantom, canonical_shape, render, sample_phantom
-from wbcd.simulation.fast import half_resolution
+from wbcd.simulation.cells import (
+    CLASSES,
+    RI_INCREMENT_ML_G,
+    Phantom,
+    canonical_shape,
+    phantoms_digest,
+    render,
+    sample_phantom,
+)
+from wbcd.simulation.fast import half_resolution, optics_digest
 from wbcd.simulation.microscope import RENDER_UM, Microscope, Specimen
 from wbcd.simulation.optics import INSTRUMENT
 from wbcd.training import dataset as sets
@@ -40,10 +48,16 @@ from wbcd.training.pictures import of_field, projected
 ATTEMPTS = 8
 """Draws for one cell before the run gives up: a phantom now and then reaches the border or falls below the threshold."""
 
-DONOR_VOLUME, DONOR_DENSITY = 0.05, 0.01
-"""Standard deviations, relative, of a donor's mean volume and density about the population's."""
+DONOR_VOLUME, DONOR_DENSITY, DONOR_GRANULARITY = 0.05, 0.01, 0.12
+"""Standard deviations, relative, of a donor's means about the population's: volume, density, strength of the texture."""
+MEDIUM_SD = 5e-4
+"""Of the RI of the medium, from one donor's preparation to the next; the instrument is told the usual one."""
+DONOR_SD = {"volume": DONOR_VOLUME, "density": DONOR_DENSITY, "granularity": DONOR_GRANULARITY, "medium_ri": MEDIUM_SD}
+FOCUS_SD_UM, PLACE_UM = 0.3, 0.2
+"""How far off the middle a cell comes to lie in its window: along z (what refocusing leaves), and at most across."""
 
-OpticsPath: TypeAlias = Literal["fast", "exact"]
+OPTICS = ("fast", "exact", "ideal")
+OpticsPath: TypeAlias = Literal["fast", "exact", "ideal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,7 @@ class _Job:
     classes: tuple[str, ...]
     spec: InputSpec
     source: Source
+    first_donor: int = 0
 
 
 def make_dataset(
@@ -84,22 +99,27 @@ def make_dataset(
     classes: tuple[str, ...] = CLASSES,
     source: Source | None = None,
     on_part: OnPart | None = None,
+    first_donor: int = 0,
 ) -> str:
     """Make a set of ``cells`` cells, classes in equal numbers; returns its hash. Run again, it goes on where it stopped.
 
-    ``path``: "fast" fills the exact Ewald-cap support of the phantom's spectrum, "exact" goes through simulated holograms
-    and the whole reconstruction. ``source``: another maker of cells, a module-level function (kind, donor, seed) -> Cell or
-    None. ``on_part``: told (cells done, cells). Raises BadValue on senseless arguments or a folder of another set,
-    StageFailed when a worker dies.
+    ``path``: "fast" fills the exact Ewald-cap support of the phantom's spectrum, "exact" goes through simulated holograms and
+    the whole reconstruction, "ideal" shows the phantoms themselves, which no instrument does. ``source``: another maker of
+    cells, a module-level function (kind, donor, seed) -> Cell or None. ``on_part``: told (cells done, cells). ``first_donor``:
+    the number of the first; beyond those of another set, they are other people. Raises BadValue on senseless arguments or a
+    folder of another set, StageFailed when a worker dies.
     """
     out, spec = Path(out), spec or InputSpec()
     if cells < 1 or donors < 1 or workers < 1:
         raise BadValue(f"cells, donors and workers are {cells}, {donors} and {workers}; each at least 1.")
-    if path not in ("fast", "exact"):
-        raise BadValue(f"path is {path!r}; it must be 'fast' or 'exact'.")
+    if first_donor < 0:
+        raise BadValue(f"first_donor is {first_donor}; at least 0.")
+    if path not in OPTICS:
+        raise BadValue(f"path is {path!r}; it must be one of {', '.join(OPTICS)}.")
     maker = source or functools.partial(simulate_cell, path=path)
-    sets.create(out, cells, _card(seed, donors, classes, spec, path if source is None else "custom"))
-    job = _Job(out, cells, donors, seed, classes, spec, maker)
+    card = _card(seed, donors, classes, spec, path if source is None else "custom")
+    sets.create(out, cells, {**card, "first_donor": first_donor} if first_donor else card)
+    job = _Job(out, cells, donors, seed, classes, spec, maker, first_donor)
     _fill(job, sets.missing_parts(out), workers, on_part)
     return sets.finish(out)
 
@@ -115,9 +135,13 @@ def simulate_cell(kind: str, donor: int, draw: np.random.SeedSequence, *, path: 
     rng = np.random.default_rng(draw)
     phantom = of_donor(sample_phantom(kind, rng), donor)
     if path == "exact":
-        return _whole_cell(tomogram_of(phantom, donor, rng, path))
-    optics = half_resolution()
-    tomogram, psi = optics.phantom_and_phase(phantom, rng)
+        return _whole_cell(_through_holograms(phantom, donor, rng))
+    optics = half_resolution(session=donor)
+    y, x = (float(v) for v in rng.uniform(-PLACE_UM, PLACE_UM, 2))
+    place = (float(rng.normal(0, FOCUS_SD_UM)), y, x)
+    if path == "ideal":
+        return _whole_cell(optics.ideal(phantom, offset_um=place))
+    tomogram, psi = optics.phantom_and_phase(phantom, rng, offset_um=place)
     cell = _whole_cell(tomogram)
     if cell is None:
         return None
@@ -130,20 +154,36 @@ def _whole_cell(tomogram: Tomogram | None) -> Cell | None:
     return max(whole, key=lambda cell: int(cell.mask.sum()), default=None)
 
 
+def phantom_of(kind: str, donor: int, seed: int, index: int, attempt: int = 0, first_donor: int = 0) -> Phantom:
+    """The phantom behind cell ``index`` of a set made with ``seed`` and ``first_donor``; ``attempt`` counts those in which no
+    cell was found."""
+    return of_donor(sample_phantom(kind, np.random.default_rng(_draw(seed, index, attempt, first_donor))), donor)
+
+
+def _draw(seed: int, index: int, attempt: int, first_donor: int) -> np.random.SeedSequence:
+    # Other people have other cells, though the seed be the same.
+    return np.random.SeedSequence(seed, spawn_key=(0, index, attempt, *([first_donor] if first_donor else [])))
+
+
 def of_donor(phantom: Phantom, donor: int) -> Phantom:
-    """The phantom as this donor's body makes it: volume and density scaled by the donor's own factors."""
-    volume, density = np.random.default_rng(np.random.SeedSequence(donor, spawn_key=(3,))).standard_normal(2)
+    """The phantom as this donor's body makes it and as it shows in this donor's medium.
+
+    Volume, density and texture are scaled by the donor's own factors. The instrument takes the usual medium for granted,
+    so a medium of higher RI takes its difference off every contrast: n - n_m = alpha C - delta.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(donor, spawn_key=(3,)))
+    volume, density, granularity, medium = rng.standard_normal(4)
+    shown = phantom.density_g_dl * math.exp(DONOR_DENSITY * density) - 100 * MEDIUM_SD * medium / RI_INCREMENT_ML_G
     return replace(
         phantom,
         volume_fl=phantom.volume_fl * math.exp(DONOR_VOLUME * volume),
-        density_g_dl=phantom.density_g_dl * math.exp(DONOR_DENSITY * density),
+        density_g_dl=shown,
+        granularity=phantom.granularity * math.exp(DONOR_GRANULARITY * granularity),
     )
 
 
-def tomogram_of(phantom: Phantom, donor: int, rng: np.random.Generator, path: OpticsPath) -> Tomogram | None:
-    """The phantom as the instrument sees it; by the exact path each donor is one session of the microscope."""
-    if path == "fast":
-        return half_resolution().phantom(phantom, rng)
+def _through_holograms(phantom: Phantom, donor: int, rng: np.random.Generator) -> Tomogram | None:
+    """The phantom as holograms and the whole reconstruction show it; each donor is one session of the microscope."""
     recipe = Recipe()
     stack = _microscope(donor).acquire([_specimen(phantom, rng)], rng)
     return next(iter(reconstruct(retrieve_fields(stack, recipe), recipe)), None)
@@ -164,8 +204,7 @@ def _microscope(session: int) -> Microscope:
 def _sample(job: _Job, index: int) -> sets.CellSample:
     label, donor = _assignment(job)[index]
     for attempt in range(ATTEMPTS):
-        draw = np.random.SeedSequence(job.seed, spawn_key=(0, index, attempt))
-        found = job.source(job.classes[label], donor, draw)
+        found = job.source(job.classes[label], donor, _draw(job.seed, index, attempt, job.first_donor))
         if found is not None:
             return _made(job, index, label, donor, found)
     raise StageFailed(
@@ -188,7 +227,7 @@ def _made(job: _Job, index: int, label: int, donor: int, found: Cell | Seen) -> 
 def _assignment(job: _Job) -> list[tuple[int, int]]:
     """(class, donor) of each cell: equal numbers in shuffled order, so that a cell's place in the store says nothing of it."""
     count = len(job.classes)
-    pairs = [(i % count, (i // count) % job.donors) for i in range(job.cells)]
+    pairs = [(i % count, job.first_donor + (i // count) % job.donors) for i in range(job.cells)]
     order = np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(6,))).permutation(job.cells)
     return [pairs[i] for i in order]
 
@@ -250,9 +289,12 @@ def _card(seed: int, donors: int, classes: tuple[str, ...], spec: InputSpec, pat
         "seed": seed,
         "donors": donors,
         "path": path,
+        "phantoms": phantoms_digest(),
         "simulated": True,
         "input": sets.spec_to_card(spec),
         "recipe_id": Recipe().recipe_id,
         "six": list(sets.SIX),
-        "donor_sd": {"volume": DONOR_VOLUME, "density": DONOR_DENSITY},
+        "donor_sd": DONOR_SD,
+        "optics": optics_digest(),
+        "instrument": {name: [getattr(INSTRUMENT, name)] * 2 for name in ("objective_na", "wavelength_um")},
     }

@@ -88,6 +88,29 @@ def risk_coverage(axes: Any, coverage: NDArray[Any], risk: NDArray[Any], area: f
     axes.set_title(f"risk and coverage (area {area:.4f})", fontsize=10)
 
 
+def limits(
+    axes: Any, means: tuple[Sequence[float], Sequence[float]], between: Sequence[tuple[float, float]], colour: str
+) -> None:
+    """Whiskers from the lower to the upper limit through the means (x, y)."""
+    x, y = np.asarray(means, dtype=float)
+    low, high = np.asarray(between, dtype=float).T
+    # Rounded: the limit of a whole share may miss it by the last bit. A mean outside its limits is refused by matplotlib.
+    errors = np.round([y - low, high - y], 9)
+    axes.errorbar(x, y, yerr=errors, fmt="none", ecolor=colour, elinewidth=0.8, capsize=2)
+
+
+def spreads(
+    axes: Any, means: tuple[Sequence[float], Sequence[float]], sds: Sequence[float | None], colour: str, *, named: bool
+) -> None:
+    """One SD over seeds to either side of the means (x, y), a broad line where there is one; ``named`` in the legend."""
+    shown = [(x, y, sd) for x, y, sd in zip(*means, sds, strict=True) if sd is not None]
+    if shown:
+        x, y, sd = np.array(shown).T
+        axes.errorbar(
+            x, y, yerr=sd, fmt="none", ecolor=colour, elinewidth=2.5, alpha=0.5, label="SD over seeds" if named else None
+        )
+
+
 def gallery(cells: Sequence[tuple[NDArray[Any], str]], pitch_um: tuple[float, float, float], title: str) -> Any:
     """Each cell as two planes through its middle (x-y and x-z, to scale), with a line of text under it."""
     columns = min(6, max(len(cells), 1))

@@ -10,6 +10,7 @@ Three schemes, all stored with a set:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,10 +23,12 @@ SPLITS = ("train", "validation", "test", "test_donor")
 ALL = "all"
 """Every cell: for a model that was trained on another set."""
 SCHEMES = ("both", "cell", "donor")
-HELD_OUT_DONORS = 0.1
+HELD_OUT_DONORS = 0.2
 MIN_DONORS_TO_HOLD_OUT = 5
 CONFOUNDED = 0.1
 """A donor that says a tenth of what chance leaves open about the class is worth a warning."""
+SHUFFLES = 199
+"""Deals of the donors to the cells; that chance tells more than each of them happens once in 200 sets."""
 
 
 def make_splits(label: Labels, donor: Labels, seed: int) -> dict[str, NDArray[np.int8]]:
@@ -40,7 +43,7 @@ def make_splits(label: Labels, donor: Labels, seed: int) -> dict[str, NDArray[np
 def split_of(label: Labels, donor: Labels, seed: int) -> NDArray[np.int8]:
     """The scheme "both": index into :data:`SPLITS` for each cell.
 
-    Whole donors are held out first (a tenth, at least one, when there are five or more): "test_donor" is the honest figure,
+    Whole donors are held out first (a fifth, at least one, when there are five or more): "test_donor" is the honest figure,
     since shuffling cells lets a network recognise a donor. A donor without whom a class would have no other stays. The
     rest is shuffled 7:1:2 within each class, as in the paper.
     """
@@ -70,18 +73,48 @@ def _shuffled(label: Labels, out: NDArray[np.int8], rng: np.random.Generator) ->
 
 
 def _by_donor(label: Labels, donor: Labels, rng: np.random.Generator) -> NDArray[np.int8]:
-    """Donors 7:1:2 (at least one each to validation and test where there are three); all train where there are fewer."""
+    """Donors 7:1:2 (at least one each to validation and test where there are three); all train where there are fewer.
+
+    Both parts get a donor of each class that has three, if need be by taking more donors than that.
+    """
     out = np.zeros(len(label), dtype=np.int8)
-    donors = rng.permutation(np.unique(donor))
+    donors = rng.permutation(np.unique(donor)).tolist()
     if len(donors) < 3:
         return out
-    test = _dispensable(donors, label, donor, max(1, round(0.2 * len(donors))))
-    rest = ~np.isin(donor, test)
-    left = np.array([d for d in donors if d not in test])
-    watch = _dispensable(left, label[rest], donor[rest], max(1, round(0.1 * len(donors))))
+    gives: dict[int, set[int]] = {one: set() for one in donors}
+    for one, kind in np.unique(np.stack([donor, label], axis=1), axis=0).tolist():
+        gives[one].add(kind)
+    test = _covering(gives, max(1, round(0.2 * len(donors))), keep=2)
+    left = {one: kinds for one, kinds in gives.items() if one not in test}
+    watch = _covering(left, max(1, round(0.1 * len(donors))), keep=1)
     out[np.isin(donor, watch)] = SPLITS.index("validation")
     out[np.isin(donor, test)] = SPLITS.index("test")
     return out
+
+
+def _covering(gives: Mapping[int, set[int]], wanted: int, *, keep: int) -> list[int]:
+    """``wanted`` donors, first those that give the most classes not taken yet, else in the order given.
+
+    No class loses its last donor; of donors that add as much, those are preferred whose classes keep ``keep`` others. Of
+    these more than ``wanted`` are taken where that adds a class.
+    """
+    left = Counter(kind for kinds in gives.values() for kind in kinds)
+    free, missing = dict(gives), set(left)
+    taken: list[int] = []
+
+    def worth(one: int) -> tuple[int, bool]:
+        return len(free[one] & missing), all(left[kind] > keep for kind in free[one])
+
+    while True:
+        full = len(taken) >= wanted
+        least = keep if full else 1
+        best = max((one for one in free if all(left[kind] > least for kind in free[one])), key=worth, default=None)
+        if best is None or (full and not free[best] & missing):
+            return taken
+        kinds = free.pop(best)
+        taken.append(best)
+        missing -= kinds
+        left.subtract(kinds)
 
 
 def _dispensable(order: NDArray[Any], label: Labels, donor: Labels, wanted: int) -> list[int]:
@@ -99,33 +132,44 @@ def _dispensable(order: NDArray[Any], label: Labels, donor: Labels, wanted: int)
 
 
 def donor_says(label: Labels, donor: Labels) -> tuple[float, float]:
-    """How often the class is guessed right (from the donor alone, without it), each cell judged by the others.
+    """How often the class is guessed right (from the donor alone, without it).
 
-    The first guess is the commonest class among the *other* cells of the same donor, the second among all other cells.
+    The first guess is the commonest class among the cells of the same donor, the second among all cells. No cell is left out:
+    where classes are as large as each other that would make its own the smallest, and the guess always wrong.
     """
+    told, without, _ = _guessed(label, donor)
+    return told / len(label), without / len(label)
+
+
+def _guessed(label: Labels, donor: Labels) -> tuple[int, int, NDArray[np.int64]]:
+    """Cells guessed right (from the donor, without it, from donors dealt to the cells at random [SHUFFLES])."""
     kinds, code = np.unique(label, return_inverse=True)
-    _, who = np.unique(donor, return_inverse=True)
-    table = np.zeros((who.max() + 1, len(kinds)), dtype=np.int64)
-    np.add.at(table, (who, code), 1)
-    cells = np.arange(len(code))
-    without = np.tile(table.sum(0), (len(code), 1))
-    without[cells, code] -= 1
-    others = table[who].copy()
-    others[cells, code] -= 1
-    # A donor of one cell says nothing of it: then the commonest of all is the guess. Ties are shared.
-    others = np.where(others.sum(1, keepdims=True) > 0, others, without)
-    return _hit(others, code), _hit(without, code)
+    donors, who = np.unique(donor, return_inverse=True)
 
+    def told(dealt: NDArray[np.intp]) -> int:
+        table = np.bincount(dealt * len(kinds) + code, minlength=len(donors) * len(kinds))
+        return int(table.reshape(len(donors), len(kinds)).max(axis=1).sum())
 
-def _hit(counts: NDArray[np.int64], code: NDArray[np.intp]) -> float:
-    best = counts == counts.max(1, keepdims=True)
-    return float((best[np.arange(len(code)), code] / best.sum(1)).mean())
+    rng = np.random.default_rng(0)
+    dealt = np.array([told(rng.permutation(who)) for _ in range(SHUFFLES)], dtype=np.int64)
+    return told(who), int(np.bincount(code).max()), dealt
 
 
 def confounding(label: Labels, donor: Labels) -> float:
-    """Goodman and Kruskal's lambda (J. Am. Stat. Assoc. 49:732, 1954), left one out: 0 the donor says nothing, 1 all."""
-    with_donor, without = donor_says(label, donor)
-    return max(0.0, (with_donor - without) / (1 - without)) if without < 1 else 0.0
+    """Goodman and Kruskal's lambda (J. Am. Stat. Assoc. 49:732, 1954) above chance: 0 the donor says nothing, 1 all.
+
+    The commonest class of a donor is guessed as often as that of all cells or more, whatever the donors mean, the more so
+    the fewer cells each has; so the baseline is what donors dealt at random tell, which is never less than the largest class.
+    """
+    told, _, dealt = _guessed(label, donor)
+    chance = float(dealt.mean())
+    return max(0.0, (told - chance) / (len(label) - chance)) if chance < len(label) else 0.0
+
+
+def _confounded(label: Labels, donor: Labels) -> bool:
+    """Whether the donor says much of the class, and more than in every deal."""
+    told, _, dealt = _guessed(label, donor)
+    return confounding(label, donor) > CONFOUNDED and told > int(dealt.max())
 
 
 def warnings_of(label: Labels, donor: Labels, classes: tuple[str, ...]) -> list[str]:
@@ -135,7 +179,7 @@ def warnings_of(label: Labels, donor: Labels, classes: tuple[str, ...]) -> list[
     found: list[str] = []
     if len(np.unique(donor)) == 1:
         found.append("All cells are of one donor: nothing can be said of another donor's cells.")
-    elif confounding(label, donor) > CONFOUNDED:
+    elif _confounded(label, donor):
         with_donor, without = donor_says(label, donor)
         found.append(
             f"Class and donor are confounded: the donor alone tells {with_donor:.0%} of the cells' classes, {without:.0%} are"
@@ -144,6 +188,21 @@ def warnings_of(label: Labels, donor: Labels, classes: tuple[str, ...]) -> list[
     lone = [c for i, c in enumerate(classes) if len(np.unique(donor[label == i])) == 1]
     if lone and len(np.unique(donor)) > 1:
         found.append(f"{', '.join(lone)}: cells of a single donor each; that class cannot be judged on an unseen donor.")
+    return found
+
+
+def missing_classes(label: Labels, splits: Mapping[str, NDArray[np.int8]], classes: tuple[str, ...]) -> list[str]:
+    """Sentences on classes that training has and another part with cells lacks; ``splits``: index into SPLITS, by scheme."""
+    found: list[str] = []
+    for scheme, part in splits.items():
+        trained = np.unique(label[part == SPLITS.index("train")])
+        for i, name in enumerate(SPLITS[1:], start=1):
+            lacking = np.setdiff1d(trained, label[part == i])
+            if (part == i).any() and len(lacking):
+                found.append(
+                    f"{', '.join(classes[k] for k in lacking)}: in training, but no cell in {name} (by {scheme}); figures there"
+                    " say nothing of that class, more donors or cells of it are needed."
+                )
     return found
 
 

@@ -14,7 +14,7 @@ Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
 
-def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson score limits of a proportion (Wilson 1927); (0, 1) when nothing was counted."""
     if n == 0:
         return 0.0, 1.0

@@ -20,15 +20,24 @@ from numpy.typing import NDArray
 
 from wbcd.classification import Bundle, InstrumentRange, ModelCard, fit_conformal, fit_gauge, load_bundle, save_bundle
 from wbcd.classification.backends import Backend, make_backend, tempered
+from wbcd.classification.bench import bfloat16_is_equal
 from wbcd.classification.classifier import choose_device
 from wbcd.classification.conformal import Conformal, Method
 from wbcd.classification.network import Output
 from wbcd.classification.unknown import Gauge
+from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
+from wbcd.training import seen
 from wbcd.training.calibration import fit_temperature
+from wbcd.training.card import card_row
+from wbcd.training.evaluation import judge_cells, scheme_of
 
 BATCH = 16
+ACCEPTANCE = 0.99
+"""Share of known cells that the distance lets pass."""
 HELD_OUT = ("test", "test_donor")
+WIDER: Mapping[str, float] = {"objective_na": 0.04, "wavelength_um": 0.025, "pitch_um": 0.1, "noise_ri": 0.5}
+"""Share by which the instruments of a set may be departed from, either way, where nobody states the ranges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,7 @@ def calibrate(
     dataset_path: str | Path,
     out: str | Path,
     *,
-    acceptance: float = 0.99,
+    acceptance: float = ACCEPTANCE,
     coverage: float = 0.9,
     method: Method = "lac",
     held_out_path: str | Path | None = None,
@@ -72,15 +81,25 @@ def calibrate(
     ``held_out_path``: a set of other donors, all of whose cells take the validation cells' place. The weights that a training
     keeps are those that did best on the validation cells, so thresholds from these promise a little too much (measured:
     88.8 % where 90 % is stated); cells of other donors keep the promise. ``instrument``: the ranges of the instruments behind
-    the set, None to keep what the card says. Raises BundleInvalid when a set was not prepared for the model, BadValue
-    where its cells are too few for what is asked.
+    the set; None takes what the set's card says, a little wider, or else what the model's card says. The card's figures are
+    measured anew; on a CUDA device bf16 is tried too, and used from then on where it changes no probability.
+
+    Raises BundleInvalid when a set was not prepared for the model, BadValue where it is not the one that the model was trained
+    on, where a held-out donor is in it, or where its cells are too few for what is asked.
     """
+    if instrument is not None:
+        instrument.check()
     bundle, data = load_bundle(bundle_path), sets.load(Path(dataset_path))
-    sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
+    data = sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
+    _check_own(bundle, data)
+    scheme = scheme_of(bundle)
+    others = data
+    if held_out_path is not None:
+        others = sets.check_matches(sets.load(Path(held_out_path)), bundle.classes, bundle.input, bundle.path)
+        _check_others(data, others)
+    train = data.indices("train", scheme)
+    watched = data.indices("validation", scheme) if others is data else others.indices(sets.ALL)
     engine = make_backend(bundle, backend, choose_device(device))
-    others = data if held_out_path is None else sets.load(Path(held_out_path))
-    sets.check_matches(others, bundle.classes, bundle.input, bundle.path)
-    train, watched = data.indices("train"), others.indices("validation" if held_out_path is None else sets.ALL)
     of_train, of_watched = outputs_of(engine, data.ri_delta, train), outputs_of(engine, others.ri_delta, watched)
     model, gauge = know_limits(
         bundle.model,
@@ -90,11 +109,22 @@ def calibrate(
         coverage=coverage,
         method=method,
     )
+    instrument = instrument or _instrument_of(data)
     if instrument is not None:
         model = replace(model, instrument=instrument)
-    figures = {split: _figures(bundle, model, gauge, engine, data, split) for split in HELD_OUT if data.has(split)}
-    facts = {split: asdict(row) for split, row in figures.items()}
-    model = replace(model, measured={**model.measured, "knowing": facts})
+    if engine.device.type == "cuda":
+        deltas = torch.from_numpy(others.ri_delta[watched].astype(np.float32))
+        model = replace(model, bfloat16=bfloat16_is_equal(bundle, deltas, engine.device))
+    figures, measured = {}, dict(model.measured)
+    for split in HELD_OUT:
+        if data.has(split, scheme):
+            cells = data.indices(split, scheme)
+            found = outputs_of(engine, data.ri_delta, cells)
+            figures[split] = _figures(model, gauge, found, data.label[cells])
+            # Another temperature: what the card said of calibration holds no longer.
+            probabilities = tempered(found.logits, model.temperature)
+            measured[split] = card_row(judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme))
+    model = replace(model, measured={**measured, "knowing": {split: asdict(row) for split, row in figures.items()}})
     made = save_bundle(Path(out), bundle.network.cpu(), model, gauge)
     limits = model.conformal.thresholds if model.conformal else ()
     return CalibrationReport(made.path, made.model_id, model.temperature, gauge.threshold, limits, figures)
@@ -105,7 +135,7 @@ def know_limits(
     train: tuple[NDArray[np.float32], NDArray[np.integer[Any]]],
     held_out: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.integer[Any]]],
     *,
-    acceptance: float = 0.99,
+    acceptance: float = ACCEPTANCE,
     coverage: float = 0.9,
     method: Method = "lac",
 ) -> tuple[ModelCard, Gauge]:
@@ -140,12 +170,36 @@ def set_figures(
     return float(held.mean()), float(member.sum(axis=1).mean()), by_class
 
 
-def _figures(
-    bundle: Bundle, model: ModelCard, gauge: Gauge, backend: Backend, data: sets.TrainingSet, split: str
-) -> SplitFigures:
-    cells = data.indices(split)
-    found = outputs_of(backend, data.ri_delta, cells)
+def _figures(model: ModelCard, gauge: Gauge, found: Output, labels: NDArray[np.integer[Any]]) -> SplitFigures:
     accepted = float((gauge.distance(found.early.numpy()) <= gauge.threshold).mean())
     probabilities = tempered(found.logits, model.temperature)
-    assured = model.conformal or Conformal("lac", 0.0, (0.0,) * len(bundle.classes))
-    return SplitFigures(len(cells), accepted, *set_figures(assured, probabilities, data.label[cells], bundle.classes))
+    assured = model.conformal or Conformal("lac", 0.0, (0.0,) * len(model.classes))
+    return SplitFigures(len(labels), accepted, *set_figures(assured, probabilities, labels, model.classes))
+
+
+def _check_own(bundle: Bundle, data: sets.TrainingSet) -> None:
+    """Its training cells give the distances: others would call its own cells strangers."""
+    own = bundle.model.training.get("data_hash")
+    if own not in (None, data.data_hash):
+        raise BadValue(
+            f"{data.path}: its data hash is {data.data_hash}; {bundle.model_id} was trained on {own}.",
+            action="Give the set that the model was trained on, and others with --held-out.",
+        )
+
+
+def _check_others(data: sets.TrainingSet, others: sets.TrainingSet) -> None:
+    if shared := seen.donors(data, data.indices(sets.ALL)) & seen.donors(others, others.indices(sets.ALL)):
+        raise BadValue(
+            f"{others.path}: {len(shared)} of its donors are in {data.path} too; a held-out set has other donors.",
+            action="Leave --held-out out, or give cells of other donors (of simulated ones: --first-donor).",
+        )
+
+
+def _instrument_of(data: sets.TrainingSet) -> InstrumentRange | None:
+    """What the set's card says of its instruments, as much wider as instruments of one type differ."""
+    stated = {name: tuple(limits) for name, limits in data.card.get("instrument", {}).items() if name in WIDER}
+    if not stated:
+        return None
+    found = InstrumentRange(**{n: (low * (1 - WIDER[n]), high * (1 + WIDER[n])) for n, (low, high) in stated.items()})
+    found.check()
+    return found

@@ -1,10 +1,11 @@
-"""The four experiments, and the page and the JSON that hold their figures."""
+"""The four experiments and the oracles, and the page and the JSON that hold their figures."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,18 +17,21 @@ from scipy.special import softmax
 
 from wbcd.classification.bundle import write_file
 from wbcd.errors import BadValue
+from wbcd.records import Shape3, Triple
 from wbcd.training import dataset as sets
 from wbcd.training import plots, statistics
 from wbcd.training.augmentation import Augmentation
 from wbcd.training.baselines import NAMES, classical
 from wbcd.training.calibration import fit_temperature
-from wbcd.training.evaluation import Evaluation, judge_cells, summed
+from wbcd.training.evaluation import Evaluation, donor_limits, judge_cells, over_donors, summed
 from wbcd.training.fit import PRESETS, Training
+from wbcd.training.oracle import by_parameters, check_same_cells
 from wbcd.training.paper.images import KINDS, picture_set
 from wbcd.training.paper.published import ACCURACY, CLASSICAL_BELOW, POPULATION, TENTH_AT_LEAST
 from wbcd.training.splits import warnings_of
 
 FIGURES = ("fig2", "fig3", "fig4", "figS2")
+ORACLE = "oracle"
 SPLITS = {"test": "donors known from training", "test_donor": "donors never seen"}
 FACTS, PAGE = "figures.json", "paper.md"
 RULE = "|---|---|---|---|---|"
@@ -35,7 +39,10 @@ RULE = "|---|---|---|---|---|"
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is computed: epochs of a network on all training cells, its width, seeds a network, shares of figure S2."""
+    """How much is computed: epochs of a network on all training cells, its width, seeds a network, shares of figure S2.
+
+    ``most_epochs``: of a network on a share of the cells, which gets more of them; never fewer than ``epochs``.
+    """
 
     epochs: int = 20
     width: int = 16
@@ -62,6 +69,7 @@ class _Run:
     preset: str
     umap: bool
     say: Say
+    ideal: sets.TrainingSet | None = None
     trained: dict[str, list[Training]] = field(default_factory=dict)
 
     @property
@@ -87,7 +95,8 @@ class _Run:
         preset = PRESETS[self.preset]
         preset = preset if augmentation is None else replace(preset, augmentation=augmentation)
         # Few cells make short epochs: they get more of them, or a small share would be judged untrained.
-        epochs = min(self.size.most_epochs, round(self.size.epochs / share))
+        # By the square root: as many as for all cells would be too few steps, as many steps would be learning by heart.
+        epochs = min(max(self.size.most_epochs, self.size.epochs), round(self.size.epochs / math.sqrt(share)))
         folder = self.out / "trainings" / f"{name}-{seed}"
         run = Training(data, folder, preset, epochs=epochs, width=self.size.width, seed=seed, device=self.device, share=share)
         run.fit()
@@ -103,21 +112,30 @@ def run_experiments(
     preset: str = "modern",
     device: str = "auto",
     umap: bool = True,
+    shape: Shape3 | None = None,
+    voxel_um: Triple | None = None,
+    ideal: str | Path | None = None,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """Run some of :data:`FIGURES` and write tables, plots, ``figures.json`` and ``paper.md`` into ``out``; returns the figures.
+    """Run some of :data:`FIGURES`, or :data:`ORACLE`; tables, plots, ``figures.json`` and ``paper.md`` go into ``out``.
 
-    ``umap``: draw the features too (the first time, a minute goes to compiling). Networks go on where they were interrupted;
-    figures made before, of the same set, stay in the JSON. Raises BadValue on an unknown figure, or a folder that holds
-    figures of another set.
+    ``umap``: draw the features too (the first time, a minute goes to compiling). ``shape``, ``voxel_um``: a smaller box, a
+    coarser pitch than the set's. Networks go on where they were interrupted; figures made before, of the same set, stay in
+    the JSON. ``ideal``: a set that shows the same phantoms themselves, for the oracle. Returns the figures. Raises BadValue on
+    an unknown figure, a folder of another set's figures, an ``ideal`` of other phantoms.
     """
-    if unknown := [name for name in which if name not in FIGURES]:
-        raise BadValue(f"there is no figure {unknown[0]!r}; there are {', '.join(FIGURES)}.")
+    if unknown := [name for name in which if name not in (*FIGURES, ORACLE)]:
+        raise BadValue(f"there is no figure {unknown[0]!r}; there are {', '.join((*FIGURES, ORACLE))}.")
     data, folder = sets.load(Path(dataset_path)), Path(out)
+    data = data.at(data.spec(shape, voxel_um))
     folder.mkdir(parents=True, exist_ok=True)
     facts = _earlier(folder, data, size)
-    run = _Run(data, folder, size, device, preset, umap, say)
-    makers = {"fig2": figure_2, "fig3": figure_3, "fig4": figure_4, "figS2": figure_s2}
+    themselves = sets.load(Path(ideal)) if ideal is not None else None
+    if themselves is not None:
+        check_same_cells(data, themselves)
+        themselves = themselves.at(data.input)
+    run = _Run(data, folder, size, device, preset, umap, say, themselves)
+    makers = {"fig2": figure_2, "fig3": figure_3, "fig4": figure_4, "figS2": figure_s2, ORACLE: oracle}
     for name in which:
         facts[name] = makers[name](run)
         write_file(folder / FACTS, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
@@ -132,7 +150,9 @@ def _earlier(folder: Path, data: sets.TrainingSet, size: Size) -> dict[str, Any]
         "cells": len(data.label),
         "donors": len(np.unique(data.donor)),
         "classes": list(data.classes),
-        "size": json.loads(json.dumps(asdict(size))),
+        "input": sets.spec_to_card(data.input),
+        # Each point of the learning curve says its share: another choice of them contradicts nothing.
+        "size": {key: value for key, value in asdict(size).items() if key != "shares"},
         "warnings": warnings_of(data.label, data.donor, data.classes),
     }
     file = folder / FACTS
@@ -142,7 +162,7 @@ def _earlier(folder: Path, data: sets.TrainingSet, size: Size) -> dict[str, Any]
         found = json.loads(file.read_bytes())
     except ValueError as error:
         raise BadValue(f"{file}: not JSON: {error}.", action="Choose another folder.") from error
-    for key in ("data_hash", "size"):
+    for key in ("data_hash", "size", "input"):
         if found.get(key) != head[key]:
             raise BadValue(
                 f"{file}: holds figures whose {key} is {found.get(key)}, not {head[key]}.", action="Choose another folder."
@@ -222,18 +242,46 @@ def _judged(
     augmentation: Augmentation | None = None,
     share: float = 1.0,
 ) -> dict[str, Any]:
-    """Mean and SD of the accuracy over the seeds, and each seed's evaluation, a split."""
+    """Mean and SD of the accuracy over the seeds, and each seed's evaluation, a split; cells and epochs of the training.
+
+    ``epochs_done``: of each seed, fewer where it stopped early.
+    """
     networks = run.networks(name, data, augmentation=augmentation, share=share)
     found = {s: [_evaluate(n, data, s) for n in networks] for s in run.splits()}
-    return {s: _row(evaluations) for s, evaluations in found.items()} | {"train_cells": len(networks[0].cells)}
+    return {s: _row(evaluations) for s, evaluations in found.items()} | {
+        "train_cells": len(networks[0].cells),
+        "epochs": networks[0].epochs,
+        "epochs_done": [n.progress.epoch for n in networks],
+    }
 
 
 def _row(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """The limits are the mean's, which the plots show: by cell, and over donors where whole donors were held out."""
     keys = ("n", "accuracy", "ci_low", "ci_high", "balanced_accuracy", "expected_calibration_error", "confusion", "recall")
-    return {
-        "accuracy": statistics.mean_and_sd([e.accuracy for e in evaluations]),
+    accuracy, first = statistics.mean_and_sd([e.accuracy for e in evaluations]), evaluations[0]
+    low, high = _by_cell(accuracy["mean"], first.n)
+    row = {
+        "accuracy": accuracy,
+        "ci_low": low,
+        "ci_high": high,
+        "by_donor": first.by_donor,
         "seeds": [{key: e.as_json()[key] for key in keys} for e in evaluations],
     }
+    if not first.by_donor:
+        return row
+    shares = [float(np.mean([e.per_donor[d] for e in evaluations])) for d in first.per_donor_n]
+    over = donor_limits(shares, list(first.per_donor_n.values())) or (None, None)
+    return {**row, "donors": first.donors, "donor_ci_low": over[0], "donor_ci_high": over[1]}
+
+
+def _by_cell(mean: Any, n: int) -> tuple[float, float]:
+    """Wilson's limits of a mean over seeds at n cells: all seeds answer for the same cells, and more of them add none."""
+    return statistics.wilson(mean * n, n)
+
+
+def _limits(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Of a row that may be of an earlier version, without limits of its own."""
+    return _by_cell(row["accuracy"]["mean"], row["seeds"][0]["n"])
 
 
 def _probabilities(network: Training, data: sets.TrainingSet, cells: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -295,7 +343,7 @@ def figure_4(run: _Run) -> dict[str, Any]:
     for name, found in classical(run.data, run.splits()).items():
         facts[name] = {split: _row([evaluation]) for split, evaluation in found.items()}
     for kind in KINDS:
-        pictures, augmentation = picture_set(run.data, kind)
+        pictures, augmentation = picture_set(run.data, kind, PRESETS[run.preset].augmentation)
         facts[kind] = _judged(run, f"2d-{kind}", pictures, augmentation=augmentation)
     facts["pictures_from"] = str(run.data.card.get("pictures", "projections of the tomograms"))
     facts["paper"] = {**{k: ACCURACY[k] for k in KINDS}, "3d": ACCURACY["3d_four"], "classical": f"below {CLASSICAL_BELOW}"}
@@ -308,18 +356,18 @@ def _draw_bars(run: _Run, facts: Mapping[str, Any]) -> None:
     made = plots.figure(10, 4.4)
     axes = made.subplots()
     for i, split in enumerate(run.splits()):
-        means = [facts[n][split]["accuracy"]["mean"] for n in names]
-        low = [facts[n][split]["seeds"][0]["ci_low"] for n in names]
-        high = [facts[n][split]["seeds"][0]["ci_high"] for n in names]
-        place = np.arange(len(names)) + 0.38 * i
-        error = np.abs(np.array([low, high]) - means)
-        axes.bar(place, means, 0.36, yerr=error, color=plots.COLOURS[i], capsize=2, label=SPLITS[split], error_kw={"lw": 0.8})
+        rows = [facts[n][split] for n in names]
+        means = [r["accuracy"]["mean"] for r in rows]
+        place = [k + 0.38 * i for k in range(len(names))]
+        axes.bar(place, means, 0.36, color=plots.COLOURS[i], label=SPLITS[split])
+        plots.limits(axes, (place, means), [_limits(r) for r in rows], "black")
+        plots.spreads(axes, ([x + 0.09 for x in place], means), [r["accuracy"]["sd"] for r in rows], "black", named=i == 0)
     marks = [(names.index(k) + 0.19, v) for k, v in ACCURACY.items() if k in names] + [(len(names) - 0.81, ACCURACY["3d_four"])]
     axes.plot(*zip(*marks, strict=True), "D", color=plots.COLOURS[5], label="the paper's (real cells)")
     axes.set_xticks(np.arange(len(names)) + 0.19, [n.replace("_", "\n") for n in names])
     axes.set_ylabel("accuracy")
     axes.set_ylim(0, 1.02)
-    axes.set_title(f"{run.what}: accuracy on held-out cells, 95 % limits", fontsize=10)
+    axes.set_title(f"{run.what}: accuracy on held-out cells, 95 % limits by cell", fontsize=10)
     axes.legend(fontsize=8, loc="lower left")
     plots.save(made, run.out / "fig4.png")
 
@@ -336,27 +384,36 @@ def figure_s2(run: _Run) -> dict[str, Any]:
     made = plots.figure(6, 4.4)
     axes = made.subplots()
     for i, split in enumerate(run.splits()):
-        mean = [r[split]["accuracy"]["mean"] for r in rows]
-        low = [r[split]["seeds"][0]["ci_low"] for r in rows]
-        high = [r[split]["seeds"][0]["ci_high"] for r in rows]
-        axes.errorbar(
-            [100 * r["share"] for r in rows],
-            mean,
-            yerr=np.abs(np.array([low, high]) - mean),
-            color=plots.COLOURS[i],
-            marker="o",
-            capsize=2,
-            label=SPLITS[split],
-        )
+        means = [r[split]["accuracy"]["mean"] for r in rows]
+        percent = [100 * r["share"] for r in rows]
+        axes.plot(percent, means, color=plots.COLOURS[i], marker="o", label=SPLITS[split])
+        plots.limits(axes, (percent, means), [_limits(r[split]) for r in rows], plots.COLOURS[i])
+        # To the left and to the right, by a factor: the axis is logarithmic.
+        beside = [x * (0.96, 1.04)[i] for x in percent]
+        plots.spreads(axes, (beside, means), [r[split]["accuracy"]["sd"] for r in rows], plots.COLOURS[i], named=i == 0)
     axes.set_xscale("log")
     axes.set_xticks([100 * r["share"] for r in rows], [f"{100 * r['share']:g}" for r in rows])
     axes.minorticks_off()
-    axes.set_xlabel(f"% of the {rows[-1]['train_cells']} training cells")
+    axes.set_xlabel(f"% of the {len(run.data.indices('train'))} training cells")
     axes.set_ylabel("accuracy")
-    axes.set_title(f"{run.what}: learning curve, 95 % limits", fontsize=10)
+    axes.set_title(f"{run.what}: learning curve, 95 % limits by cell", fontsize=10)
     axes.legend(fontsize=8)
     plots.save(made, run.out / "figS2.png")
     return {"curve": rows, "paper": f"a tenth of the training cells: at least {TENTH_AT_LEAST}"}
+
+
+# --- the oracles ------------------------------------------------------------------------------------
+
+
+def oracle(run: _Run) -> dict[str, Any]:
+    """What could be known: classifiers on the phantoms' own parameters, and the 3D network on the phantoms themselves."""
+    run.say("classifiers on the phantoms' own parameters")
+    found = by_parameters(run.data, run.splits())
+    facts: dict[str, Any] = {name: {s: _row([e]) for s, e in of.items()} for name, of in found.items()}
+    if run.ideal is not None:
+        facts["3d on ideal volumes"] = _judged(run, "3d-ideal", run.ideal)
+    best = {s: max((name for name in facts), key=lambda name: facts[name][s]["accuracy"]["mean"]) for s in run.splits()}
+    return {"of": facts, "best": best}
 
 
 # --- the page ---------------------------------------------------------------------------------------
@@ -378,7 +435,7 @@ def page(facts: Mapping[str, Any]) -> str:
             "",
         ]
     lines += [f"> {text}\n" for text in facts["warnings"]]
-    writers = {"fig2": _page_2, "fig3": _page_3, "fig4": _page_4, "figS2": _page_s2}
+    writers = {"fig2": _page_2, "fig3": _page_3, "fig4": _page_4, "figS2": _page_s2, ORACLE: _page_oracle}
     for name, writer in writers.items():
         if name in facts:
             lines += writer(facts[name], facts["classes"])
@@ -444,11 +501,32 @@ def _page_s2(facts: Mapping[str, Any], classes: Sequence[str]) -> list[str]:  # 
     return [*lines, "", f"The paper: {facts['paper']}.", "", "![learning curve](figS2.png)", ""]
 
 
+def _page_oracle(facts: Mapping[str, Any], classes: Sequence[str]) -> list[str]:  # noqa: ARG001 - one signature for all
+    lines = [
+        "## What could be known",
+        "",
+        "Classifiers on everything that was drawn for a phantom, and the network on phantoms free of noise and optics.",
+        "",
+        "| what | held out | accuracy | 95 % limits | |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in facts["of"].items():
+        for split, where in SPLITS.items():
+            if split in found:
+                best = "the best" if facts["best"][split] == name else ""
+                lines.append(f"| {name} | {where} | {_accuracy_cells(found[split])} | {best} |")
+    return [*lines, ""]
+
+
 def _accuracy_cells(row: Mapping[str, Any]) -> str:
+    """Two cells of a table: the mean with its SD over seeds, and its limits."""
     sd = row["accuracy"]["sd"]
-    first = row["seeds"][0]
+    low, high = _limits(row)
     spread = "" if sd is None else f" (SD {100 * sd:.2f} points of {row['accuracy']['n']} seeds)"
-    return f"{row['accuracy']['mean']:.1%}{spread} | {first['ci_low']:.1%} to {first['ci_high']:.1%}"
+    donors = ""
+    if row.get("by_donor"):
+        donors = f" by cell; {over_donors(row['donors'], row['donor_ci_low'], row['donor_ci_high'])}"
+    return f"{row['accuracy']['mean']:.1%}{spread} | {low:.1%} to {high:.1%}{donors}"
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

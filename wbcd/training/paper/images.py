@@ -37,10 +37,14 @@ KINDS: Final[Mapping[str, _Kind]] = {
 }
 
 
-def picture_set(data: sets.TrainingSet, kind: str) -> tuple[sets.TrainingSet, Augmentation]:
+def picture_set(
+    data: sets.TrainingSet, kind: str, volumes: Augmentation | None = None
+) -> tuple[sets.TrainingSet, Augmentation]:
     """The same cells, labels and splits as pictures ("mip", "phase" or "amplitude"), and how to augment them.
 
-    Pictures of a set of version 1, which has none, are projections of its tomograms.
+    As the ``volumes`` are (None: the default), or the networks could not be compared; only the strengths of noise and offset,
+    which have a picture's unit, are the kind's own, where the volumes have any. Pictures of a set of version 1, which has none,
+    are projections of its tomograms.
     """
     if kind not in KINDS:
         raise BadValue(f"the picture is {kind!r}; it must be one of {', '.join(KINDS)}.")
@@ -56,8 +60,10 @@ def picture_set(data: sets.TrainingSet, kind: str) -> tuple[sets.TrainingSet, Au
         splits={scheme: data.split(scheme) for scheme in sets.SCHEMES},
         card={**data.card, "data_hash": f"{data.data_hash}-{kind}"},
     )
-    augmentation = Augmentation(noise_ri=how.noise * how.unit, offset_ri=how.noise * how.unit / 3)
-    return made, augmentation
+    volumes, noise = volumes or Augmentation(), how.noise * how.unit
+    return made, replace(
+        volumes, noise_ri=noise if volumes.noise_ri else 0.0, offset_ri=noise / 3 if volumes.offset_ri else 0.0
+    )
 
 
 def _values(data: sets.TrainingSet, kind: str) -> NDArray[np.float32]:

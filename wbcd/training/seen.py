@@ -1,0 +1,81 @@
+"""What a model has seen: the cells and the donors behind its weights, so that nobody calls them held out.
+
+A bundle's card names its set by the hash of the content, the scheme of its split, and the donors who trained it or chose its
+weights. Simulated donors follow from their number, in whatever set; measured ones are known by a digest of their name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wbcd.classification import Bundle
+from wbcd.training import dataset as sets
+from wbcd.training.evaluation import scheme_of
+
+FITTED = ("train", "validation")
+"""Splits that a training looks at."""
+PHANTOMS = "phantoms"
+
+
+def facts(data: sets.TrainingSet, split_by: str) -> dict[str, Any]:
+    """What the card of a model trained on ``data`` keeps of it, JSON-ready."""
+    kept = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", PHANTOMS)
+    return {
+        "data_hash": data.data_hash,
+        "split_by": split_by,
+        "data": {key: data.card[key] for key in kept if key in data.card},
+        "donors_seen": sorted(donors(data, _fitted(data, split_by))),
+    }
+
+
+def donors(data: sets.TrainingSet, cells: NDArray[np.intp]) -> set[str]:
+    """Who gave these cells, by keys that mean the same person in every set."""
+    names = list(data.card.get("donor_names") or [])
+    return {_key(data, names, one) for one in np.unique(data.donor[cells]).tolist()}
+
+
+def cells_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> int:
+    """How many of these cells the model was fitted to or chosen by; 0 where it comes from another set."""
+    if bundle.model.training.get("data_hash") != data.data_hash:
+        return 0
+    return int(np.isin(cells, _fitted(data, scheme_of(bundle))).sum())
+
+
+def donors_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> list[str]:
+    """Donors of these cells whom the model has seen; none where its card does not say."""
+    return sorted(donors(data, cells) & set(bundle.model.training.get("donors_seen", ())))
+
+
+def warnings(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], split: str, scheme: str) -> list[str]:
+    """Sentences on why a figure from these cells is none of unseen cells, of unseen donors or of the same phantoms."""
+    found: list[str] = []
+    if known := cells_of(bundle, data, cells):
+        found.append(
+            f"{bundle.model_id} was trained on, or chosen by, {known} of the {len(cells)} judged cells: no held-out figure."
+        )
+    same = bundle.model.training.get("data_hash") == data.data_hash
+    shared = donors_of(bundle, data, cells)
+    # The split by cell shares its donors by design, and says so.
+    if shared and (not same or split == "test_donor" or scheme == "donor"):
+        found.append(
+            f"{bundle.model_id} has seen {len(shared)} of the {len(donors(data, cells))} judged donors: this says nothing of"
+            " unseen donors."
+        )
+    theirs, ours = bundle.model.training.get("data", {}).get(PHANTOMS), data.card.get(PHANTOMS)
+    if theirs and ours and theirs != ours:
+        found.append(f"{bundle.model_id} was trained on phantoms of another version ({theirs}; these are {ours}).")
+    return found
+
+
+def _fitted(data: sets.TrainingSet, scheme: str) -> NDArray[np.intp]:
+    return np.concatenate([data.indices(split, scheme) for split in FITTED if data.has(split, scheme)])
+
+
+def _key(data: sets.TrainingSet, names: list[str], donor: int) -> str:
+    if donor < len(names):
+        return hashlib.blake2b(str(names[donor]).encode(), digest_size=8).hexdigest()
+    return f"simulated-{donor}" if data.simulated else f"{data.data_hash[:12]}-{donor}"

@@ -1,0 +1,121 @@
+"""Does a model know that it does not know? Objects of no class (:mod:`wbcd.simulation.unknown`) against known held-out cells.
+
+    for row in meet_strangers("reference", "cells.zarr"): print(row.kind, row.auroc, row.unclassified)
+
+The area under the ROC curve asks whether the distance could part a kind from the known cells at any threshold; the share that
+is unclassified, what the model as it stands would do, with its envelope and its threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wbcd.classification import UNCLASSIFIED, Classifier, load_bundle
+from wbcd.classification.backends import tempered
+from wbcd.classification.unknown import Gauge
+from wbcd.errors import BadValue
+from wbcd.morphology import find_cells
+from wbcd.recipe import Recipe
+from wbcd.records import Cell, Tomogram
+from wbcd.simulation.fast import half_resolution
+from wbcd.simulation.unknown import KINDS, tomogram_of
+from wbcd.training import curves
+from wbcd.training import dataset as sets
+from wbcd.training.evaluation import scheme_of
+
+SESSIONS = 1_000_000
+"""Strangers are seen in sessions of the microscope from this number on: no set's donors are numbered so high."""
+ATTEMPTS = 8
+PAIR = (128, 128)
+"""Voxels across of a field in which two cells lie side by side; the data sets' own cuts most pairs."""
+KNOWN = "known cells"
+
+OnKind = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind. ``auroc``: of the distance, against the known cells; ``far``: share beyond the model's threshold;
+    ``unclassified``: share out of the count for any reason; ``sure``: mean probability of the label they would have got. Of
+    the known cells a set holds the network's input alone: their row has neither the first nor the third."""
+
+    kind: str
+    cells: int
+    far: float
+    sure: float
+    auroc: float | None = None
+    unclassified: float | None = None
+
+
+def meet_strangers(
+    bundle: str | Path,
+    dataset_path: str | Path,
+    *,
+    cells: int = 60,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+    device: str = "auto",
+    on_kind: OnKind | None = None,
+) -> list[Row]:
+    """The known cells' row first ("test_donor" where donors were held out, else "test"), then one a kind, ``cells`` of each.
+
+    Raises BadValue for a model without a gauge, an unknown kind or no cells, BundleInvalid for a set of another input.
+    """
+    loaded = load_bundle(bundle)
+    if loaded.gauge is None:
+        raise BadValue(f"{loaded.path}: it has no distance to tell unknown cells by.", action="Run `wbcd model calibrate`.")
+    if cells < 1 or set(kinds) - set(KINDS):
+        raise BadValue(f"cells is {cells} and kinds {', '.join(kinds)}; at least 1, and of {', '.join(KINDS)}.")
+    data = sets.check_matches(sets.load(Path(dataset_path)), loaded.classes, loaded.input, loaded.path)
+    classifier = Classifier(loaded, device)
+    scheme = scheme_of(loaded)
+    held_out = data.indices("test_donor" if data.has("test_donor", scheme) else "test", scheme)
+    deltas = torch.from_numpy(data.ri_delta[held_out].astype(np.float32))
+    found = classifier.outputs(deltas)
+    near = loaded.gauge.distance(found.early.numpy())
+    sure = float(tempered(found.logits, loaded.model.temperature).max(axis=1).mean())
+    rows = [Row(KNOWN, len(near), float((near > loaded.gauge.threshold).mean()), sure)]
+    for number, kind in enumerate(kinds):
+        if on_kind is not None:
+            on_kind(kind)
+        drawn = [_stranger(kind, np.random.SeedSequence(seed, spawn_key=(number, index)), index) for index in range(cells)]
+        rows.append(_row(kind, loaded.gauge, classifier, drawn, near))
+    return rows
+
+
+def _row(kind: str, gauge: Gauge, classifier: Classifier, drawn: Sequence[Cell], near: NDArray[np.float64]) -> Row:
+    predictions = classifier.predict(drawn)
+    distance = gauge.distance(classifier.outputs_of_cells(drawn).early.numpy())
+    strange = np.repeat([False, True], [len(near), len(distance)])
+    return Row(
+        kind,
+        len(drawn),
+        far=float((distance > gauge.threshold).mean()),
+        sure=float(np.mean([p.probability for p in predictions])),
+        auroc=curves.area(*curves.roc(np.concatenate([near, distance]), strange)),
+        unclassified=float(np.mean([UNCLASSIFIED in p.flags for p in predictions])),
+    )
+
+
+def _stranger(kind: str, draw: np.random.SeedSequence, index: int) -> Cell:
+    """The largest object that is found in the tomogram of one of ``kind``."""
+    rng, optics = np.random.default_rng(draw), half_resolution(session=SESSIONS + index)
+    if kind == "doublet":
+        optics = replace(optics, shape=(optics.shape[0], *PAIR))
+    for _ in range(ATTEMPTS):
+        found = _largest(tomogram_of(kind, rng, optics), cut=kind == "doublet")
+        if found is not None:
+            return found
+    raise BadValue(f"{ATTEMPTS} simulated objects of kind {kind} and none was found in its tomogram.", action="Report this.")
+
+
+def _largest(tomogram: Tomogram, *, cut: bool) -> Cell | None:
+    """``cut``: also what reaches the border of the window that a cell is cut out by, as most pairs do."""
+    whole = [cell for cell in find_cells(tomogram, Recipe()) if cut or not cell.touches_border]
+    return max(whole, key=lambda cell: int(cell.mask.sum()), default=None)
