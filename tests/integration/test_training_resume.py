@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,7 @@ from safetensors.torch import load_file
 from wbcd.classification import load_bundle
 from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
-from wbcd.training import fit, train
-from wbcd.training.fit import PRESETS, Step, Training
+from wbcd.training import train
 
 RUN = """
 import sys, torch
@@ -76,40 +74,6 @@ def test_sigkill_in_mid_epoch_and_after_it(tmp_path: Path) -> None:
     same_weights(tmp_path / "whole", folder)
     assert [h.train_loss for h in resumed.history] == [h.train_loss for h in whole.history]
     assert [h.train_accuracy for h in resumed.history] == [h.train_accuracy for h in whole.history]
-
-
-class Stop(Exception):
-    pass
-
-
-def test_averaged_weights_and_mixup_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "CHECKPOINT_S", 0.0)
-    monkeypatch.setattr(fit, "PRESETS", {"modern": replace(PRESETS["modern"], mixup=0.2, average=0.9)})
-    store = toy_set(tmp_path / "toy.zarr")
-    train(store, tmp_path / "whole", width=2, epochs=2, device="cpu")
-
-    def stop(step: Step) -> None:
-        if (step.epoch, step.step) == (2, 3):
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(store, tmp_path / "cut", width=2, epochs=2, device="cpu", on_step=stop)
-    assert at(tmp_path / "cut") == (1, 2)
-    seen: list[Step] = []
-    train(store, tmp_path / "cut", width=2, epochs=2, device="cpu", on_step=seen.append)
-    assert (seen[0].epoch, seen[0].step) == (2, 3)
-    same_weights(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_the_average_lags_behind_and_is_what_is_kept(tmp_path: Path) -> None:
-    data = sets.load(toy_set(tmp_path / "toy.zarr"))
-    run = Training(data, tmp_path / "run", replace(PRESETS["modern"], average=0.9), epochs=1, width=2, device="cpu")
-    first = {n: p.detach().clone() for n, p in run.network.named_parameters()}
-    run.fit()
-    for name, parameter in run.network.named_parameters():
-        torch.testing.assert_close(parameter.detach(), run.average[name])
-    moved = [(run.average[n] - p).norm() for n, p in first.items() if p.ndim > 1]
-    assert all(float(m) > 0 for m in moved)
 
 
 def test_two_classes_by_a_network_of_their_own(tmp_path: Path) -> None:

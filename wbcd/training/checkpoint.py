@@ -1,8 +1,7 @@
 """Checkpoints of a training: safetensors and JSON, nothing that executes on loading.
 
-A checkpoint holds the network, the optimizer's moments, the averaged weights and the best network so far. Random numbers need
-no saving: every step draws from a generator seeded by (seed, epoch, step), so a resumed training sees what the uninterrupted
-one would have seen.
+A checkpoint holds the network, the optimizer's moments and the best network so far. Random numbers need no saving: every step
+draws from a generator seeded by (seed, epoch, step), so a resumed training sees what the uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -49,11 +48,9 @@ def save(
     network: Mapping[str, Tensor],
     best: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    average: Mapping[str, Tensor],
 ) -> None:
     """Both files, the state first and under its epoch's name: the JSON that names it is the commit."""
     tensors = {f"network.{k}": v for k, v in network.items()} | {f"best.{k}": v for k, v in best.items()}
-    tensors |= {f"average.{k}": v for k, v in average.items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     name = _state_name(progress.epoch, progress.step)
@@ -70,9 +67,8 @@ def resume(
     identity: dict[str, Any],
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
 ) -> tuple[Progress, dict[str, Tensor]] | None:
-    """Put network, optimizer and averaged weights back where the last checkpoint left them; None when there is none.
+    """Put network and optimizer back where the last checkpoint left them; None when there is none.
 
     Returns the progress and the best network's tensors. Raises BadValue when the folder holds another training.
     """
@@ -92,8 +88,6 @@ def resume(
     tensors = load_file(folder / name)
     network.load_state_dict(_part(tensors, "network."), strict=True)
     _restore(optimizer, _part(tensors, "optimizer."))
-    for key, value in _part(tensors, "average.").items():
-        average[key].copy_(value)
     return progress, _part(tensors, "best.")
 
 

@@ -24,8 +24,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -59,9 +58,8 @@ from wbcd.training.unknown import ACCEPTANCE, know_limits
 @dataclass(frozen=True, slots=True)
 class Preset:
     """How to fit. ``decay``: of the learning rate a step, or None for one cycle over all epochs; ``patience``: epochs
-    without a better validation loss before stopping, 0 for never (a cycle cut short has not annealed); ``mixup``: alpha of
-    the mixing weights (Zhang et al. 2018), 0 for none; ``average``: decay a step of the averaged weights that are judged
-    and kept (Polyak averaging), 0 for the weights themselves; ``views``: mirror views that the finished network takes."""
+    without a better validation loss before stopping, 0 for never (a cycle cut short has not annealed); ``views``: mirror
+    views that the finished network takes."""
 
     optimizer: str
     learning_rate: float
@@ -70,8 +68,6 @@ class Preset:
     weight_decay: float
     label_smoothing: float
     patience: int
-    mixup: float = 0.0
-    average: float = 0.0
     views: int = 4
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -248,7 +244,6 @@ class Training:
         # Channels last: a quarter less time a cell on a CPU. torch's stubs do not know the keyword.
         cast(Any, self.network).to(self.device, memory_format=torch.channels_last_3d)
         self.optimizer = _optimizer(self.network, preset)
-        self.average = {n: p.detach().clone() for n, p in self.network.named_parameters()} if preset.average else {}
         self.best: dict[str, Tensor] = {}
         self.progress = checkpoint.Progress(self._identity(width))
         self._deltas = _resident(torch.from_numpy(data.ri_delta), self.device)
@@ -256,7 +251,7 @@ class Training:
 
     def fit(self, on_epoch: OnEpoch | None = None, on_step: OnStep | None = None, *, board: bool = False) -> None:
         """All epochs that are still to do; the network is then the best one."""
-        found = checkpoint.resume(self.out, self.progress.identity, self.network, self.optimizer, self.average)
+        found = checkpoint.resume(self.out, self.progress.identity, self.network, self.optimizer)
         if found is not None:
             self.progress, self.best = found
         with open_board(self.out / "tensorboard" if board else None, self.progress.epoch) as write:
@@ -306,13 +301,12 @@ class Training:
         began = time.monotonic() - self.progress.spent_s
         number = self.progress.epoch
         loss, accuracy = self._pass(number, began, on_step)
-        with self._averaged():
-            self._settle_norms(self._order(number)[:NORM_BATCHES])
-            logits, labels = self.logits(self.watched), self.data.label[self.watched]
-            watched, right = cross_entropy(logits, labels), float((logits.argmax(1) == labels).mean())
-            if watched < self.progress.best_loss:
-                self.progress.best_loss, self.progress.best_epoch = watched, number + 1
-                self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+        self._settle_norms(self._order(number)[:NORM_BATCHES])
+        logits, labels = self.logits(self.watched), self.data.label[self.watched]
+        watched, right = cross_entropy(logits, labels), float((logits.argmax(1) == labels).mean())
+        if watched < self.progress.best_loss:
+            self.progress.best_loss, self.progress.best_epoch = watched, number + 1
+            self.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
         rate = float(self.optimizer.param_groups[0]["lr"])
         row = Epoch(number + 1, self.epochs, rate, loss, watched, right, time.monotonic() - began, accuracy)
         self.progress.epoch, self.progress.step, self.progress.spent_s = row.epoch, 0, 0.0
@@ -323,7 +317,7 @@ class Training:
         return row
 
     def _save(self) -> None:
-        checkpoint.save(self.out, self.progress, self.network.state_dict(), self.best, self.optimizer, self.average)
+        checkpoint.save(self.out, self.progress, self.network.state_dict(), self.best, self.optimizer)
 
     def _order(self, number: int) -> list[NDArray[np.intp]]:
         order = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(2, number))).permutation(self.cells)
@@ -357,24 +351,6 @@ class Training:
         loss, right = _finite(sums)
         return loss / int(cells[-1]), right / int(cells[-1])
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The averaged weights in the network's place, where the preset averages."""
-        if not self.average:
-            yield
-            return
-        parameters = dict(self.network.named_parameters())
-        own = {n: p.detach().clone() for n, p in parameters.items()}
-        with torch.no_grad():
-            for n, p in parameters.items():
-                p.copy_(self.average[n])
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for n, p in parameters.items():
-                    p.copy_(own[n])
-
     def _settle_norms(self, batches: list[NDArray[np.intp]]) -> None:
         """Statistics of the batch normalisations over cells as they are, not augmented, for the weights as they are now."""
         norms = [m for m in self.network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
@@ -399,37 +375,14 @@ class Training:
         """One update; [sum of the losses, cells that were right]."""
         labels = self._labels[torch.from_numpy(cells).to(self.device)]
         moved = augment(self._taken(cells), self.data.input.voxel_um, self.preset.augmentation, generator)
-        x, other, weight = self._mixed(self._input(moved), labels, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self.network(x)
-        smoothing = self.preset.label_smoothing
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-        if weight is not None:
-            loss = weight * loss + (1 - weight) * F.cross_entropy(logits.float(), other, label_smoothing=smoothing)
+            logits = self.network(self._input(moved))
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.preset.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self._follow()
         right = (logits.detach().argmax(1) == labels).sum()
         return torch.stack([loss.detach().double() * len(cells), right.double()])
-
-    def _mixed(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Each cell with a share of another one of the batch; the other's label and this one's weight."""
-        if not self.preset.mixup:
-            return x, labels, None
-        order = torch.randperm(len(x), generator=generator, device=x.device)
-        weight = _beta(self.preset.mixup, generator, x.device)
-        return x * weight + x[order] * (1 - weight), labels[order], weight
-
-    def _follow(self) -> None:
-        """The averaged weights a step after the others; young averages forget faster (Tarvainen and Valpola 2017)."""
-        if not self.average:
-            return
-        taken = self.optimizer.state[next(iter(self.network.parameters()))]["step"]
-        decay = min(self.preset.average, float((1 + taken) / (10 + taken)))
-        with torch.no_grad():
-            for n, p in self.network.named_parameters():
-                self.average[n].lerp_(p, 1 - decay)
 
     def _set_rate(self, step: int, steps: int) -> None:
         rate = learning_rate(self.preset, step, steps)
@@ -479,17 +432,6 @@ def _resident(deltas: Tensor, device: torch.device) -> Tensor:
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(8, epoch, step)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _beta(alpha: float, generator: torch.Generator, device: torch.device) -> Tensor:
-    """One draw of Beta(alpha, alpha), alpha <= 1, by Joehnk's method: the generator decides it on any device."""
-    u = torch.rand((64, 2), generator=generator, device=device, dtype=torch.float64) ** (1 / alpha)
-    total = u.sum(1)
-    fits = (total <= 1) & (total > 0)
-    first = torch.argmax(fits.to(torch.int8))
-    share = u[first, 0] / total[first].clamp_min(1e-300)
-    # 64 draws fail for alpha <= 1 with a probability under 1e-19; the middle is then as good as any.
-    return torch.where(fits.any(), share, torch.full_like(share, 0.5)).float()
 
 
 def _finite(sums: Tensor) -> tuple[float, float]:

@@ -60,7 +60,7 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class _Run:
-    """One set, one folder; ``trained`` keeps networks that several figures need."""
+    """One set, one folder; ``trained`` keeps networks that several figures need, ``answered`` each one's logits by split."""
 
     data: sets.TrainingSet
     out: Path
@@ -71,6 +71,7 @@ class _Run:
     say: Say
     ideal: sets.TrainingSet | None = None
     trained: dict[str, list[Training]] = field(default_factory=dict)
+    answered: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def what(self) -> str:
@@ -101,6 +102,19 @@ class _Run:
         run = Training(data, folder, preset, epochs=epochs, width=self.size.width, seed=seed, device=self.device, share=share)
         run.fit()
         return run
+
+    def probabilities(self, network: Training, data: sets.TrainingSet, split: str) -> NDArray[np.float64]:
+        """Of a split's cells, calibrated on the validation cells, [n, classes]."""
+        temperature = fit_temperature(self._logits(network, data, "validation"), data.label[network.watched])
+        out: NDArray[np.float64] = softmax(self._logits(network, data, split) / temperature, axis=1)
+        return out
+
+    def _logits(self, network: Training, data: sets.TrainingSet, split: str) -> NDArray[np.float64]:
+        """Asked once: several figures show the same network, and its answers take minutes on a CPU."""
+        key = (network.out.name, split)
+        if key not in self.answered:
+            self.answered[key] = network.logits(data.indices(split)).astype(np.float64)
+        return self.answered[key]
 
 
 def run_experiments(
@@ -247,7 +261,7 @@ def _judged(
     ``epochs_done``: of each seed, fewer where it stopped early.
     """
     networks = run.networks(name, data, augmentation=augmentation, share=share)
-    found = {s: [_evaluate(n, data, s) for n in networks] for s in run.splits()}
+    found = {s: [_evaluate(run, n, data, s) for n in networks] for s in run.splits()}
     return {s: _row(evaluations) for s, evaluations in found.items()} | {
         "train_cells": len(networks[0].cells),
         "epochs": networks[0].epochs,
@@ -284,15 +298,8 @@ def _limits(row: Mapping[str, Any]) -> tuple[float, float]:
     return _by_cell(row["accuracy"]["mean"], row["seeds"][0]["n"])
 
 
-def _probabilities(network: Training, data: sets.TrainingSet, cells: NDArray[np.intp]) -> NDArray[np.float64]:
-    temperature = fit_temperature(network.logits(network.watched), data.label[network.watched])
-    out: NDArray[np.float64] = softmax(network.logits(cells).astype(np.float64) / temperature, axis=1)
-    return out
-
-
-def _evaluate(network: Training, data: sets.TrainingSet, split: str) -> Evaluation:
-    cells = data.indices(split)
-    return judge_cells(_probabilities(network, data, cells), data, cells, split, network.out.name)
+def _evaluate(run: _Run, network: Training, data: sets.TrainingSet, split: str) -> Evaluation:
+    return judge_cells(run.probabilities(network, data, split), data, data.indices(split), split, network.out.name)
 
 
 def _summed(run: _Run, data: sets.TrainingSet) -> dict[str, Any]:
@@ -300,7 +307,7 @@ def _summed(run: _Run, data: sets.TrainingSet) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for split in run.splits():
         cells = data.indices(split)
-        answers = [summed(_probabilities(n, data, cells), data.classes) for n in networks]
+        answers = [summed(run.probabilities(n, data, split), data.classes) for n in networks]
         found[split] = _row([judge_cells(a, two, cells, split, "3d-four summed") for a in answers])
     return found
 
