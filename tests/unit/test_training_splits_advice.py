@@ -46,5 +46,5 @@ def test_a_checkpoint_of_another_name_is_to_be_removed(tmp_path: Path) -> None:
     (tmp_path / PROGRESS).write_text(json.dumps(stored))
     network = torch.nn.Linear(1, 1)
     with pytest.raises(BadValue, match=r"other\.safetensors") as caught:
-        resume(tmp_path, {}, network, torch.optim.SGD(network.parameters()), {})
+        resume(tmp_path, {}, network, torch.optim.SGD(network.parameters()))
     assert caught.value.advice == "Remove the folder and train anew."
