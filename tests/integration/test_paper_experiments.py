@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,19 @@ def test_a_second_run_takes_up_what_is_there(made: tuple[Path, dict[str, Any]], 
     again = run_experiments(("fig2", "figS2"), store, out, size=QUICK, device="cpu")
     assert json.loads(json.dumps(again)) == facts
     assert logs == {path: path.stat().st_mtime_ns for path in logs}
+
+
+def test_a_networks_answers_are_kept_and_a_torn_file_is_asked_again(
+    made: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(made[0], tmp_path / "again")
+    torn = next(out.glob("trainings/3d-four-0/logits-test-*.npy"))
+    torn.write_bytes(torn.read_bytes()[:-8])
+    whole, asked = Training.logits, []
+    monkeypatch.setattr(Training, "logits", lambda run, cells: (asked.append((run.out.name, len(cells))), whole(run, cells))[1])
+    run_experiments(["fig4"], store, out, size=QUICK, device="cpu", umap=False)
+    assert asked == [("3d-four-0", len(sets.load(store).indices("test")))]
+    assert json.loads((out / "figures.json").read_text()) == made[1]
 
 
 def test_what_could_be_known_is_asked_of_the_same_phantoms_only(tmp_path: Path, store: Path) -> None:

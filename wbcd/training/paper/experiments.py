@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -110,11 +111,35 @@ class _Run:
         return out
 
     def _logits(self, network: Training, data: sets.TrainingSet, split: str) -> NDArray[np.float64]:
-        """Asked once: several figures show the same network, and its answers take minutes on a CPU."""
-        key = (network.out.name, split)
+        """Asked once: several figures show the same network, and its answers take minutes on a CPU.
+
+        Kept beside the training under the digest of its weights, so a later run takes them up.
+        """
+        key, cells = (network.out.name, split), data.indices(split)
         if key not in self.answered:
-            self.answered[key] = network.logits(data.indices(split)).astype(np.float64)
+            file = network.out / f"logits-{split}-{_digest(network)}.npy"
+            found = _stored(file, (len(cells), len(data.classes)))
+            if found is None:
+                found = network.logits(cells).astype(np.float64)
+                np.save(buffer := io.BytesIO(), found, allow_pickle=False)
+                write_file(file, buffer.getvalue())
+            self.answered[key] = found
         return self.answered[key]
+
+
+def _digest(network: Training) -> str:
+    """Of weights and buffers as they answer now."""
+    state = network.network.state_dict()
+    return hashlib.blake2b(b"".join(state[k].cpu().numpy().tobytes() for k in sorted(state)), digest_size=8).hexdigest()
+
+
+def _stored(file: Path, shape: tuple[int, int]) -> NDArray[np.float64] | None:
+    """What an earlier run has kept; None where it kept nothing that fits."""
+    try:
+        found = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape and found.dtype == np.float64 else None
 
 
 def run_experiments(
