@@ -29,8 +29,10 @@ from typing import Any, Final
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import BaseZarrError
+from zarr.storage import MemoryStore
 
 from wbcd import __version__
 from wbcd.errors import CorruptContent, StoreError
@@ -214,7 +216,10 @@ def _whole_array(path: Path) -> zarr.Array[Any]:
 def _write_image(path: Path, cell: Cell, provenance: dict[str, Any]) -> None:
     levels = [_reduced(cell.ri, factors) for factors in LEVEL_FACTORS if _fits(cell.ri.shape, factors)]
     attributes = {"ome": _ome_attributes(cell, len(levels)), NAMESPACE: provenance}
-    group = zarr.create_group(str(path), zarr_format=3, attributes=attributes)
+    # Encoded in memory, written here one file after another: a folder store writes from threads, and on a full disk those
+    # still under way would make the temporary anew while it is being removed.
+    files: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=attributes)
     for number, level in enumerate(levels):
         array = group.create_array(
             str(number),
@@ -227,6 +232,10 @@ def _write_image(path: Path, cell: Cell, provenance: dict[str, Any]) -> None:
             config={"write_empty_chunks": True},
         )
         array[...] = level
+    for name, content in files.items():
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.as_buffer_like())
 
 
 def _ome_attributes(cell: Cell, levels: int) -> dict[str, Any]:
