@@ -28,6 +28,7 @@ from wbcd.training.fit import Training
 from wbcd.training.make import phantom_of
 from wbcd.training.oracle import parameters
 from wbcd.training.paper import FIGURES, QUICK, Size, run_experiments
+from wbcd.training.paper.experiments import TOGETHER
 from wbcd.training.paper.images import KINDS, picture_set
 from wbcd.training.paper.published import POPULATION
 from wbcd.training.statistics import wilson
@@ -257,6 +258,25 @@ def test_limits_belong_to_the_mean_over_seeds(tmp_path: Path) -> None:
         assert over["donors"] == 6
         assert over["donor_ci_low"] < over["accuracy"]["mean"] < over["donor_ci_high"]
         assert f"by cell; over 6 donors {over['donor_ci_low']:.1%} to {over['donor_ci_high']:.1%}" in page
+
+
+@pytest.mark.usefixtures("untrained")
+def test_the_seeds_together_are_the_mean_of_their_answers(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seeds that contradict each other: the surer one decides, cell by cell."""
+    labels = sets.load(store).label
+
+    def sure_of_half(self: Training, cells: np.ndarray) -> np.ndarray:
+        right, k = labels[cells], len(FOUR)
+        named = np.where(right % 2 == self.seed % 2, right, (right + 1) % k)
+        surely = np.where(right % 2 == self.seed % 2, 4.0, 1.0)
+        return np.eye(k)[named] * surely[:, None]
+
+    monkeypatch.setattr(Training, "logits", sure_of_half)
+    facts = run_experiments(("fig4",), store, tmp_path, size=Size(width=2, seeds=2), device="cpu", umap=False)["fig4"]
+    for split in ("test", "test_donor"):
+        assert facts["3d"][split]["accuracy"]["mean"] < 0.8
+        assert facts[TOGETHER][split]["accuracy"]["mean"] == 1.0
+    assert TOGETHER in (tmp_path / "paper.md").read_text()
 
 
 @pytest.mark.slow
