@@ -279,6 +279,30 @@ def test_the_seeds_together_are_the_mean_of_their_answers(store: Path, tmp_path:
     assert TOGETHER in (tmp_path / "paper.md").read_text()
 
 
+def test_without_a_set_one_is_made_beside_the_figures(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+
+    def copied(path: Path, cells: int, *, donors: int, **_: object) -> str:
+        made.append((cells, donors))
+        shutil.copytree(store, path, dirs_exist_ok=True)
+        return "hash"
+
+    monkeypatch.setattr("wbcd.training.make.make_dataset", copied)
+    result = CliRunner().invoke(cli, ["paper", "fig2", "--out", str(tmp_path / "p"), "--quick"])
+    assert result.exit_code == 0, result.output
+    assert made == [(320, 8)]
+    facts = json.loads((tmp_path / "p" / "figures.json").read_text())
+    assert facts["data_hash"] == sets.load(store).data_hash
+    # A table of populations trains nothing: trainings of any size go beside it, but not two sizes.
+    size = Size(epochs=1, width=2, shares=(1.0,))
+    facts = run_experiments(("figS2",), store, tmp_path / "p", size=size, device="cpu")
+    assert {"fig2", "figS2"} <= set(facts)
+    assert facts["preset"] == "modern"
+    with pytest.raises(BadValue, match="preset"):
+        run_experiments(("figS2",), store, tmp_path / "p", size=size, device="cpu", preset="paper")
+    run_experiments(("fig2",), store, tmp_path / "p", size=QUICK, device="cpu")
+
+
 @pytest.mark.slow
 def test_features_are_drawn_and_the_seed_decides(store: Path, tmp_path: Path) -> None:
     pytest.importorskip("umap")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_training import four_set, toy_set
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from wbcd.classification import load_bundle
 from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
-from wbcd.training import train
+from wbcd.training import fit, train
 
 RUN = """
 import sys, torch
@@ -74,6 +75,35 @@ def test_sigkill_in_mid_epoch_and_after_it(tmp_path: Path) -> None:
     same_weights(tmp_path / "whole", folder)
     assert [h.train_loss for h in resumed.history] == [h.train_loss for h in whole.history]
     assert [h.train_accuracy for h in resumed.history] == [h.train_accuracy for h in whole.history]
+
+
+def test_it_stops_where_the_validation_loss_stands_still_and_a_resume_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that do not move: the first epoch is the best, and two more are waited for."""
+    store = toy_set(tmp_path / "toy.zarr", cells=24)
+    monkeypatch.setattr(fit, "PRESETS", {"modern": dataclasses.replace(fit.PRESETS["modern"], learning_rate=0.0)})
+    for _ in range(2):
+        report = train(store, tmp_path / "run", width=2, epochs=9, device="cpu", patience=2)
+        assert [row.epoch for row in report.history] == [1, 2, 3]
+        assert report.best_epoch == 1
+    assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 1 + 3
+
+
+@pytest.mark.parametrize("damage", ["torn", "gone", "other"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    store, folder = toy_set(tmp_path / "toy.zarr", cells=24), tmp_path / "run"
+    train(store, folder, width=2, epochs=1, device="cpu")
+    (state,) = folder.glob("checkpoint-*.safetensors")
+    if damage == "torn":
+        state.write_bytes(state.read_bytes()[:-100])
+    elif damage == "gone":
+        state.unlink()
+    else:
+        save_file({"network.stem.0.weight": torch.zeros(1)}, state)
+    with pytest.raises(BadValue, match=rf"{state.name}: not this training's state.*") as caught:
+        train(store, folder, width=2, epochs=1, device="cpu")
+    assert "train anew" in caught.value.sentence()
 
 
 def test_two_classes_by_a_network_of_their_own(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 import io
 import json
+import socket
 import warnings
 import zipfile
 from pathlib import Path
@@ -20,7 +23,7 @@ from helpers_classification import toy_bundle
 from wbcd.classification import Bundle, Classifier
 from wbcd.classification.backends import EagerBackend, probe
 from wbcd.classification.exchange import export_bioimageio, export_onnx, import_model, sha256
-from wbcd.errors import BundleInvalid
+from wbcd.errors import BadValue, BundleInvalid
 
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["one view", "four views"])
@@ -52,6 +55,31 @@ def test_there_and_back_is_the_same_model(bundle: Bundle, exported: tuple[Path, 
     Classifier(back, "cpu").warm_up()
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reaches for the network fails."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_model_whose_logits_are_all_negative_can_be_packed(bundle: Bundle, tmp_path: Path) -> None:
+    network = copy.deepcopy(bundle.network)
+    with torch.no_grad():
+        network.classifier[-1].weight.zero_()
+        network.classifier[-1].bias.copy_(torch.tensor([-3.0, -2.0]))
+    export_bioimageio(dataclasses.replace(bundle, network=network), tmp_path / "negative.zip")
+    with zipfile.ZipFile(tmp_path / "negative.zip") as archive:
+        given = json.loads(archive.read("rdf.yaml"))["config"]["bioimageio"]["reproducibility_tolerance"]
+    assert [row["output_ids"] for row in given] == [["probabilities"], ["features"], ["early_features"]]
+
+
+@pytest.mark.usefixtures("offline")
 def test_a_bioimageio_package_is_valid_and_comes_back(bundle: Bundle, tmp_path: Path) -> None:
     file = tmp_path / "toy.zip"
     digest = export_bioimageio(bundle, file)
@@ -206,3 +234,9 @@ def test_a_package_without_its_entry_is_refused(tmp_path: Path) -> None:
         import_model(file, "0" * 64, tmp_path / "back")
     with pytest.raises(BundleInvalid, match="cannot be read"):
         import_model(tmp_path / "absent.onnx", "0" * 64, tmp_path / "back")
+
+
+def test_nothing_is_imported_over_a_bundle(bundle: Bundle, exported: tuple[Path, str], tmp_path: Path) -> None:
+    kept = import_model(*exported, tmp_path / "back")
+    with pytest.raises(BadValue, match=f"holds {kept.model_id} already"):
+        import_model(*exported, tmp_path / "back")

@@ -229,3 +229,12 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "[]"
+
+
+def test_a_place_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("")
+    for words in (("model", "export", "reference", str(tmp_path)), ("dataset", "make", str(tmp_path / "afile" / "set.zarr"))):
+        found = run(*words)
+        assert found.exit_code == 73, found.output
+        assert f"\nwbcd: {tmp_path}" in f"\n{found.output}", found.output
+        assert "Name another place" in found.output

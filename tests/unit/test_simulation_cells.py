@@ -23,8 +23,12 @@ from wbcd.simulation.cells import (
     render,
     sample_phantom,
 )
+from wbcd.simulation.fast import optics_digest
+from wbcd.training.make import DONOR_SD
 
 FROZEN = "4e0e9a96d474bf86a5de0c62f6c811d7"
+FROZEN_OPTICS = "425262d954021842de410d33b5e3c934"
+FROZEN_DONORS = {"volume": 0.05, "density": 0.01, "granularity": 0.12, "medium_ri": 5e-4}
 
 VOXEL = (0.15, 0.12, 0.12)
 
@@ -157,8 +161,13 @@ def test_the_parameters_are_those_of_the_volume(phantoms: dict[str, Phantom]) ->
 
 
 def test_the_phantoms_are_those_that_models_were_trained_on() -> None:
-    """Frozen: whoever changes a phantom changes what every figure of every simulated set means. See the decision record."""
+    """Frozen: who changes a phantom, the optics or how donors differ changes what every figure of every simulated set means.
+
+    See the decision record.
+    """
     assert phantoms_digest() == FROZEN
+    assert optics_digest() == FROZEN_OPTICS
+    assert FROZEN_DONORS == DONOR_SD
 
 
 def test_an_unknown_kind_is_refused_by_name() -> None:

@@ -69,3 +69,8 @@ def test_whiskers_end_at_the_limits_and_hide_no_wrong_ones() -> None:
     np.testing.assert_allclose(segments, [[[0, 0.8], [0, 0.95]], [[1, 0.97], [1, 1.0]]])
     with pytest.raises(ValueError, match="negative"):
         plots.limits(axes, ([0], [0.9]), [(0.91, 0.95)], "black")
+
+
+@pytest.mark.parametrize(("split", "held_out"), [("test", True), ("test_donor", True), ("train", False), ("all", False)])
+def test_only_cells_that_no_training_looks_at_are_called_held_out(split: str, held_out: bool) -> None:
+    assert ("held-out" in judged(SHARES, 100, split).sentence()) is held_out

@@ -99,7 +99,8 @@ def smaller_inputs(spec: InputSpec) -> list[InputSpec]:
         out.append(replace(spec, shape=(z, y, x)))
     coarse = max(spec.voxel_um)
     z, y, x = (round(extent / coarse) for extent in spec.extent_um)
-    return [*out, replace(spec, shape=(z, y, x), voxel_um=(coarse, coarse, coarse))]
+    isotropic = replace(spec, shape=(z, y, x), voxel_um=(coarse, coarse, coarse))
+    return out if isotropic == spec else [*out, isotropic]
 
 
 def _probabilities(backend: Backend, deltas: Tensor) -> NDArray[np.float64]:

@@ -65,7 +65,8 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class InstrumentRange:
-    """The instruments (low, high) whose cells a model was trained on; None where that is not known.
+    """The instruments (low, high) whose cells a model accepts: those of its training, and as much more as was found to do no
+    harm; None where that is not known.
 
     ``pitch_um``: lateral pitch of the tomogram; ``noise_ri``: standard deviation of the medium around a cell. No score of a
     network detects another aperture, so it is asked of the metadata.
@@ -221,6 +222,18 @@ def save_bundle(path: Path, network: FishNet3d, model: ModelCard, gauge: Gauge |
     return load_bundle(path)
 
 
+def keep_others(path: Path, bundle: Bundle | None = None) -> None:
+    """Raises BadValue where ``path`` holds a bundle already; one of ``bundle``'s own id may be written anew."""
+    if not (path / METADATA).exists():
+        return
+    try:
+        found = load_bundle(path).model_id
+    except BundleInvalid:
+        found = "a bundle that cannot be read"
+    if bundle is None or found != bundle.model_id:
+        raise BadValue(f"{path}: holds {found} already; nothing is written over it.", action="Choose another folder.")
+
+
 def weights_digest(data: bytes) -> str:
     """BLAKE2b-256 of the weights file, hexadecimal."""
     return hashlib.blake2b(data, digest_size=32).hexdigest()
@@ -370,18 +383,22 @@ def _knowing_lines(model: ModelCard) -> list[str]:
     if model.instrument is not None:
         ranges = {k: v for k, v in dataclasses.asdict(model.instrument).items() if v is not None}
         named = "; ".join(f"{k} {low:g} to {high:g}" for k, (low, high) in ranges.items())
-        lines += [f"Trained on instruments of {named}; cells of another are flagged `outside_instrument_range`.", ""]
+        lines += [f"Instruments of {named} are accepted; cells of another are flagged `outside_instrument_range`.", ""]
     return lines
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Temporary file, fsync, rename: a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _identity(model: ModelCard) -> dict[str, Any]:

@@ -204,11 +204,14 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise BadValue(f"[classification] device is {name!r}; it must be auto, cpu, cuda or cuda:N.") from error
+        raise BadValue(
+            f"device ([classification] device, or --device) is {name!r}; it must be auto, cpu, cuda or cuda:N."
+        ) from error
     if device.type not in ("cpu", "cuda"):
-        raise BadValue(f"[classification] device is {name!r}; it must be auto, cpu, cuda or cuda:N.")
+        raise BadValue(f"device ([classification] device, or --device) is {name!r}; it must be auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadValue(f"[classification] device is {name!r}; this machine has {torch.cuda.device_count()} CUDA devices.")
+        count = torch.cuda.device_count()
+        raise BadValue(f"device ([classification] device, or --device) is {name!r}; this machine has {count} CUDA devices.")
     return device
 
 

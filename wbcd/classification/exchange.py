@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wbcd.classification.backends import PROBABILITY_TOLERANCE, EagerBackend, probe
@@ -35,13 +36,14 @@ from wbcd.classification.bundle import (
     Bundle,
     ModelCard,
     card_text,
+    keep_others,
     model_card_of,
     network_from,
     save_bundle,
     write_file,
 )
 from wbcd.classification.network import EARLY_CHANNELS
-from wbcd.classification.onnxgraph import EARLY_FEATURES, FEATURES, INPUT, LOGITS, OUTPUTS, PROBABILITIES, onnx_model
+from wbcd.classification.onnxgraph import EARLY_FEATURES, FEATURES, INPUT, OUTPUTS, PROBABILITIES, onnx_model
 from wbcd.errors import BundleInvalid, ConfigurationError
 
 OPERATORS = frozenset(
@@ -66,9 +68,14 @@ OPERATORS = frozenset(
     )
 )
 """What a graph that comes in may hold: the operators that :mod:`wbcd.classification.onnxgraph` writes."""
+DESCRIBED = (PROBABILITIES, FEATURES, EARLY_FEATURES)
+"""Outputs of a bioimage.io package."""
 COUNTERS = "counters"
 RDF, WEIGHTS_FILE, README = "rdf.yaml", "weights.onnx", "README.md"
 RDF_VERSION = "0.5.4"
+TOLERANCE, TOLERANCE_SHARE = 1e-3, 5e-3
+"""How near another runtime has to come to an output, absolutely and as a share of its greatest value: bioimageio.spec refuses
+more than a hundredth of that."""
 PAPER = "Ryu et al. 2021: label-free white blood cell classification using refractive index tomography"
 PAPER_DOI = "10.34133/2021/9893804"
 
@@ -110,8 +117,8 @@ def export_bioimageio(bundle: Bundle, out: Path) -> str:
     given = probe(bundle, 1)
     tensors = {INPUT: given.numpy()[:, None].astype(np.float32), **_run(weights, given)}
     files = {WEIGHTS_FILE: weights, README: _documentation(bundle).encode()}
-    files |= {f"test_{name}.npy": _npy(values) for name, values in tensors.items()}
-    files[RDF] = (json.dumps(_rdf(bundle, files), indent=1, allow_nan=False) + "\n").encode()
+    files |= {f"test_{name}.npy": _npy(tensors[name]) for name in (INPUT, *DESCRIBED)}
+    files[RDF] = (json.dumps(_rdf(bundle, files, tensors), indent=1, allow_nan=False) + "\n").encode()
     _validate(files)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -125,8 +132,9 @@ def import_model(file: Path, digest: str, out: Path) -> Bundle:
     """A bundle in ``out`` from an ONNX file, or from the ONNX entry of a bioimage.io package, that wbcd exported.
 
     ``digest``: SHA-256 of the ONNX entry, from whoever gave the file: without it nothing is read. Raises BundleInvalid naming
-    what does not hold.
+    what does not hold, BadValue where ``out`` holds a bundle.
     """
+    keep_others(out)
     data = _entry(file)
     if sha256(data) != digest.strip().lower():
         raise BundleInvalid(
@@ -266,8 +274,8 @@ def _documentation(bundle: Bundle) -> str:
     return f"{card_text(bundle.model, bundle.card)}\n## Use\n\n{use}\n{measured}"
 
 
-def _rdf(bundle: Bundle, files: dict[str, bytes]) -> dict[str, Any]:
-    """The resource description, JSON-ready (JSON is YAML)."""
+def _rdf(bundle: Bundle, files: dict[str, bytes], tensors: dict[str, Any]) -> dict[str, Any]:
+    """The resource description, JSON-ready (JSON is YAML). Logits are left out: negative ones have no valid tolerance."""
     what = "simulated" if bundle.model.simulated else "measured"
     width = bundle.network.width
     late, early = ({"type": "index", "id": "feature", "size": n * width} for n in (33, EARLY_CHANNELS))
@@ -286,11 +294,11 @@ def _rdf(bundle: Bundle, files: dict[str, bytes]) -> dict[str, Any]:
         "inputs": [_input(bundle, files)],
         "outputs": [
             _output(PROBABILITIES, classes, "probability of each class", files),
-            _output(LOGITS, classes, "before softmax and temperature", files),
             _output(FEATURES, late, "pooled map after the second downsampling block", files),
             _output(EARLY_FEATURES, early, "pooled map after its first stage", files),
         ],
         "weights": {"onnx": {**_file(WEIGHTS_FILE, files), "opset_version": 18}},
+        "config": {"bioimageio": {"reproducibility_tolerance": [_tolerance(name, tensors[name]) for name in DESCRIBED]}},
     }
 
 
@@ -313,6 +321,14 @@ def _output(name: str, axis: dict[str, Any], what: str, files: dict[str, bytes])
         "axes": [{"type": "batch"}, axis],
         "data": {"type": "float32"},
         "test_tensor": _file(f"test_{name}.npy", files),
+    }
+
+
+def _tolerance(name: str, values: NDArray[np.float32]) -> dict[str, Any]:
+    return {
+        "output_ids": [name],
+        "relative_tolerance": TOLERANCE,
+        "absolute_tolerance": min(TOLERANCE, TOLERANCE_SHARE * float(values.max())),
     }
 
 

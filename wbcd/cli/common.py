@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from wbcd.errors import ConfigurationError, DeviceError, ModelError, SchemaMisma
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_SOFTWARE = 70
+EXIT_CANTCREAT = 73
 EXIT_UNAVAILABLE = 69
 EXIT_IO = 74
 EXIT_CONFIG = 78
@@ -180,12 +183,20 @@ def with_setting(config: Config, section: str, **values: Any) -> Config:
 
 @contextmanager
 def exits() -> Iterator[None]:
-    """Ends the process with the status that belongs to an error of wbcd, its sentence on standard error."""
+    """Ends the process with the status that belongs to an error of wbcd, or to a file, its sentence on standard error."""
     try:
         yield
     except WbcdError as error:
         click.echo(f"wbcd: {error.sentence()}", err=True)
         sys.exit(exit_status(error))
+    except OSError as error:
+        # Without a name it is no file that somebody gave, and the traceback is worth more than a sentence.
+        if error.filename is None:
+            raise
+        # Of a renaming that failed the second name is the wanted one.
+        place = os.fsdecode(error.filename if error.filename2 is None else error.filename2)
+        click.echo(f"wbcd: {place}: {error.strerror}. Name another place, or make this one usable.", err=True)
+        sys.exit(EXIT_CANTCREAT)
 
 
 def exit_status(error: WbcdError) -> int:
@@ -200,6 +211,11 @@ def exit_status(error: WbcdError) -> int:
 def echo(text: str) -> None:
     """One line on standard output; a file name need not be UTF-8, a stream demands it."""
     click.echo(text.encode(errors="replace").decode())
+
+
+def command_line() -> str:
+    """What was typed, with the program by its name: for a model's card."""
+    return shlex.join(["wbcd", *sys.argv[1:]])
 
 
 def to_json(value: Any) -> str:

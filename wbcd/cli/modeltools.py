@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from wbcd.cli.common import EXAMPLES, FiniteRange, to_json
+from wbcd.cli.common import EXAMPLES, FiniteRange, command_line, to_json
 
 if TYPE_CHECKING:
     from wbcd.classification import Bundle
@@ -84,6 +84,7 @@ def calibrate(
         instrument=InstrumentRange(**ranges) if any(ranges.values()) else None,
         device=device,
         backend=backend,
+        notes={"command": command_line()},
     )
     if as_json:
         click.echo(to_json(report))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, input_options, to_json
+from wbcd.cli.common import EXAMPLES, input_options, quiet_console, to_json
 
 if TYPE_CHECKING:
     from wbcd.records import Shape3, Triple
@@ -34,7 +34,11 @@ class Shares(click.ParamType[Any]):
 
 @click.command(epilog=EXAMPLES["paper"])
 @click.argument("figure", type=click.Choice(["fig2", "fig3", "fig4", "figS2", "oracle", "all"]))
-@click.option("--data", type=click.Path(exists=True, path_type=Path), required=True, help="A training set (wbcd dataset).")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, path_type=Path),
+    help="A training set (wbcd dataset).  [default: 2400 simulated cells, made in OUT/cells.zarr; 320 with --quick]",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for tables, plots and figures.json.")
 @click.option(
     "--ideal", type=click.Path(exists=True, path_type=Path), help="For oracle: the same phantoms, made with --path ideal."
@@ -53,7 +57,7 @@ class Shares(click.ParamType[Any]):
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def paper(
     figure: str,
-    data: Path,
+    data: Path | None,
     out: Path,
     ideal: Path | None,
     quick: bool,
@@ -82,7 +86,7 @@ def paper(
     chosen = (*FIGURES, *([ORACLE] if ideal else ())) if figure == "all" else (figure,)
     facts = run_experiments(
         chosen,
-        data,
+        data or _own_set(out / "cells.zarr", quick),
         out,
         size=size,
         preset=preset,
@@ -94,3 +98,15 @@ def paper(
         say=lambda text: click.echo(text, err=True),
     )
     click.echo(to_json(facts) if as_json else f"{', '.join(chosen)} in {out / 'paper.md'}")
+
+
+def _own_set(path: Path, quick: bool) -> Path:
+    """A set of simulated cells in ``path``, made where it is not there yet or not whole."""
+    from wbcd.training.live import dataset_progress
+    from wbcd.training.make import make_dataset
+
+    cells, donors = (320, 8) if quick else (2400, 20)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with dataset_progress(cells, quiet_console(stderr=True)) as on_part:
+        make_dataset(path, cells, donors=donors, seed=1, on_part=on_part)
+    return path

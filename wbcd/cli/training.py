@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, input_options, quiet_console, site_options, to_json
+from wbcd.cli.common import EXAMPLES, command_line, input_options, quiet_console, site_options, to_json
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -101,11 +99,6 @@ def train(
         click.echo(evaluation.sentence())
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
-
-
-def command_line() -> str:
-    """What was typed, with the program by its name: for the card."""
-    return shlex.join(["wbcd", *sys.argv[1:]])
 
 
 @click.command(epilog=EXAMPLES["evaluate"])

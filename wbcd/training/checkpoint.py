@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
@@ -70,7 +71,8 @@ def resume(
 ) -> tuple[Progress, dict[str, Tensor]] | None:
     """Put network and optimizer back where the last checkpoint left them; None when there is none.
 
-    Returns the progress and the best network's tensors. Raises BadValue when the folder holds another training.
+    Returns the progress and the best network's tensors. Raises BadValue when the folder holds another training, or a part of
+    one.
     """
     file = folder / PROGRESS
     if not file.exists():
@@ -85,9 +87,15 @@ def resume(
     _check_identity(folder, found, identity)
     if name != expected:
         raise BadValue(f"{file}: state is {name!r}; it must be {expected!r}.", action="Remove the folder and train anew.")
-    tensors = load_file(folder / name)
-    network.load_state_dict(_part(tensors, "network."), strict=True)
-    _restore(optimizer, _part(tensors, "optimizer."))
+    try:
+        tensors = load_file(folder / name)
+        network.load_state_dict(_part(tensors, "network."), strict=True)
+        _restore(optimizer, _part(tensors, "optimizer."))
+    except (OSError, SafetensorError, RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadValue(
+            f"{folder / name}: not this training's state: {reason}.", action="Remove the folder and train anew."
+        ) from error
     return progress, _part(tensors, "best.")
 
 

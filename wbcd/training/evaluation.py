@@ -24,6 +24,8 @@ __all__ = ["Evaluation", "donor_limits", "evaluate", "judge", "over_donors", "pr
 MIN_DONORS = 5
 """Fewer say too little of how donors differ: limits over them would be far too narrow."""
 DRAWS = 2000
+HELD_OUT = ("test", "test_donor")
+"""Splits that no training looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,10 @@ class Evaluation:
     def sentence(self) -> str:
         """For a person and for the card."""
         what = "simulated" if self.simulated else "measured"
+        held_out = "held-out " if self.split in HELD_OUT else ""
         donors = f" by cell; {over_donors(self.donors, self.donor_ci_low, self.donor_ci_high)}" if self.by_donor else ""
         return (
-            f"{self.accuracy:.1%} of {self.n} held-out {what} cells ({self.split};"
+            f"{self.accuracy:.1%} of {self.n} {held_out}{what} cells ({self.split};"
             f" 95 % limits {self.ci_low:.1%} to {self.ci_high:.1%}{donors}), balanced {self.balanced_accuracy:.1%}"
         )
 

@@ -18,12 +18,13 @@ from wbcd.training.evaluation import scheme_of
 
 FITTED = ("train", "validation")
 """Splits that a training looks at."""
-PHANTOMS = "phantoms"
+SIMULATED = ("phantoms", "optics", "donor_sd")
+"""What simulated cells follow from, on a set's card."""
 
 
 def facts(data: sets.TrainingSet, split_by: str) -> dict[str, Any]:
     """What the card of a model trained on ``data`` keeps of it, JSON-ready."""
-    kept = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", PHANTOMS)
+    kept = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", *SIMULATED)
     return {
         "data_hash": data.data_hash,
         "split_by": split_by,
@@ -65,9 +66,11 @@ def warnings(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], sp
             f"{bundle.model_id} has seen {len(shared)} of the {len(donors(data, cells))} judged donors: this says nothing of"
             " unseen donors."
         )
-    theirs, ours = bundle.model.training.get("data", {}).get(PHANTOMS), data.card.get(PHANTOMS)
-    if theirs and ours and theirs != ours:
-        found.append(f"{bundle.model_id} was trained on phantoms of another version ({theirs}; these are {ours}).")
+    trained_on = bundle.model.training.get("data", {})
+    for key in SIMULATED:
+        theirs, ours = trained_on.get(key), data.card.get(key)
+        if theirs and ours and theirs != ours:
+            found.append(f"{bundle.model_id} was trained on {key} of another version ({theirs}; these are {ours}).")
     return found
 
 

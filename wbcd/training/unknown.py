@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from wbcd.classification import Bundle, InstrumentRange, ModelCard, fit_conformal, fit_gauge, load_bundle, save_bundle
 from wbcd.classification.backends import Backend, make_backend, tempered
 from wbcd.classification.bench import bfloat16_is_equal
+from wbcd.classification.bundle import keep_others
 from wbcd.classification.classifier import choose_device
 from wbcd.classification.conformal import Conformal, Method
 from wbcd.classification.network import Output
@@ -30,12 +31,11 @@ from wbcd.training import dataset as sets
 from wbcd.training import seen
 from wbcd.training.calibration import fit_temperature
 from wbcd.training.card import card_row
-from wbcd.training.evaluation import judge_cells, scheme_of
+from wbcd.training.evaluation import HELD_OUT, judge_cells, scheme_of
 
 BATCH = 16
 ACCEPTANCE = 0.99
 """Share of known cells that the distance lets pass."""
-HELD_OUT = ("test", "test_donor")
 WIDER: Mapping[str, float] = {"objective_na": 0.04, "wavelength_um": 0.025, "pitch_um": 0.1, "noise_ri": 0.5}
 """Share by which the instruments of a set may be departed from, either way, where nobody states the ranges."""
 
@@ -75,21 +75,23 @@ def calibrate(
     instrument: InstrumentRange | None = None,
     device: str = "auto",
     backend: str = "eager",
+    notes: Mapping[str, Any] | None = None,
 ) -> CalibrationReport:
     """Write ``out``: the bundle with temperature, gauge and prediction sets fitted on the "train" and "validation" splits.
 
     ``held_out_path``: a set of other donors, all of whose cells take the validation cells' place. The weights that a training
-    keeps are those that did best on the validation cells, so thresholds from these promise a little too much (measured:
-    88.8 % where 90 % is stated); cells of other donors keep the promise. ``instrument``: the ranges of the instruments behind
-    the set; None takes what the set's card says, a little wider, or else what the model's card says. The card's figures are
+    keeps are those that did best on the validation cells, so thresholds from these promise a little too much; cells of other
+    donors keep the promise. ``instrument``: the ranges of instruments to accept; None takes what the set's card says, a little
+    wider, or else what the model's card says. ``notes``: further facts for the card (the command). The card's figures are
     measured anew; on a CUDA device bf16 is tried too, and used from then on where it changes no probability.
 
     Raises BundleInvalid when a set was not prepared for the model, BadValue where it is not the one that the model was trained
-    on, where a held-out donor is in it, or where its cells are too few for what is asked.
+    on, where a held-out donor is in it, where its cells are too few for what is asked, or where ``out`` holds another model.
     """
     if instrument is not None:
         instrument.check()
     bundle, data = load_bundle(bundle_path), sets.load(Path(dataset_path))
+    keep_others(Path(out), bundle)
     data = sets.check_matches(data, bundle.classes, bundle.input, bundle.path)
     _check_own(bundle, data)
     scheme = scheme_of(bundle)
@@ -124,7 +126,14 @@ def calibrate(
             # Another temperature: what the card said of calibration holds no longer.
             probabilities = tempered(found.logits, model.temperature)
             measured[split] = card_row(judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme))
-    model = replace(model, measured={**measured, "knowing": {split: asdict(row) for split, row in figures.items()}})
+    measured["knowing"] = {split: asdict(row) for split, row in figures.items()}
+    measured["limits_from"] = {
+        "cells": len(watched),
+        "donors": len(np.unique(others.donor[watched])),
+        "data_hash": others.data_hash,
+        **(notes or {}),
+    }
+    model = replace(model, measured=measured)
     made = save_bundle(Path(out), bundle.network.cpu(), model, gauge)
     limits = model.conformal.thresholds if model.conformal else ()
     return CalibrationReport(made.path, made.model_id, model.temperature, gauge.threshold, limits, figures)

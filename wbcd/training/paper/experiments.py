@@ -169,7 +169,7 @@ def run_experiments(
     data, folder = sets.load(Path(dataset_path)), Path(out)
     data = data.at(data.spec(shape, voxel_um))
     folder.mkdir(parents=True, exist_ok=True)
-    facts = _earlier(folder, data, size)
+    facts = _earlier(folder, data, {"size": size, "preset": preset} if set(which) - {"fig2"} else {})
     themselves = sets.load(Path(ideal)) if ideal is not None else None
     if themselves is not None:
         check_same_cells(data, themselves)
@@ -183,7 +183,8 @@ def run_experiments(
     return facts
 
 
-def _earlier(folder: Path, data: sets.TrainingSet, size: Size) -> dict[str, Any]:
+def _earlier(folder: Path, data: sets.TrainingSet, how: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that are there, and what is said of all; ``how``: size and preset of the trainings, empty without any."""
     head: dict[str, Any] = {
         "simulated": data.simulated,
         "data_hash": data.data_hash,
@@ -191,10 +192,12 @@ def _earlier(folder: Path, data: sets.TrainingSet, size: Size) -> dict[str, Any]
         "donors": len(np.unique(data.donor)),
         "classes": list(data.classes),
         "input": sets.spec_to_card(data.input),
-        # Each point of the learning curve says its share: another choice of them contradicts nothing.
-        "size": {key: value for key, value in asdict(size).items() if key != "shares"},
         "warnings": warnings_of(data.label, data.donor, data.classes),
     }
+    if how:
+        # Each point of the learning curve says its share: another choice of them contradicts nothing.
+        head["size"] = {key: value for key, value in asdict(how["size"]).items() if key != "shares"}
+        head["preset"] = how["preset"]
     file = folder / FACTS
     if not file.exists():
         return head
@@ -202,10 +205,10 @@ def _earlier(folder: Path, data: sets.TrainingSet, size: Size) -> dict[str, Any]
         found = json.loads(file.read_bytes())
     except ValueError as error:
         raise BadValue(f"{file}: not JSON: {error}.", action="Choose another folder.") from error
-    for key in ("data_hash", "size", "input"):
-        if found.get(key) != head[key]:
+    for key in ("data_hash", "size", "input", "preset"):
+        if key in found and key in head and found[key] != head[key]:
             raise BadValue(
-                f"{file}: holds figures whose {key} is {found.get(key)}, not {head[key]}.", action="Choose another folder."
+                f"{file}: holds figures whose {key} is {found[key]}, not {head[key]}.", action="Choose another folder."
             )
     return {**found, **head}
 
