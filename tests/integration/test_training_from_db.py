@@ -252,9 +252,13 @@ def test_label_review_and_from_db_on_the_command_line(tmp_path: Path) -> None:
     made = run("label", "--sample", "mono-1", "--as", "monocyte", "--purity", "0.95", "--by", "me", *db)
     assert made.exit_code == 0, made.output
     assert "95.0%" in made.output
+    slip = run("label", "--sample", "mono-1", "--as", "monocite", *db)
+    assert "warning: no sample was 'monocite' before; if 'monocyte' is meant" in slip.output
+    assert "warning" not in run("label", "--sample", "mono-1", "--as", "monocyte", "--purity", "0.95", "--by", "me", *db).output
     assert run("label", "--sample", "absent", "--as", "monocyte", *db).exit_code == 69
     listed = json.loads(run("label", "--json", *db).output)
-    assert [(row["sample"], row["label"], row["purity"]) for row in listed] == [("mono-1", "monocyte", 0.95)]
+    kept = [("mono-1", "monocyte", 0.95), ("mono-1", "monocite", None), ("mono-1", "monocyte", 0.95)]
+    assert [(row["sample"], row["label"], row["purity"]) for row in listed] == kept
     assert "mono-1: monocyte (95.0% pure), by me" in run("label", "--list", *db).output
     assert run("review", "1", "--as", "myelocyte", "--by", "me", *db).exit_code == 0
     assert run("review", "999", "--as", "myelocyte", *db).exit_code == 69

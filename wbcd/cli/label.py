@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import getpass
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,10 @@ def label(
         raise click.UsageError("give --sample and --as, or --list")
     with Ledger.open(config.database_url(), create=False) as ledger:
         if sample and label_:
+            used = {row.label for row in ledger.sample_labels(None)}
             ledger.label_sample(sample, label_, purity=purity, by=by or getpass.getuser(), note=note)
+            if label_ not in used and (near := difflib.get_close_matches(label_, used, 1, cutoff=0.8)):
+                click.echo(f"warning: no sample was {label_!r} before; if {near[0]!r} is meant, label it again.", err=True)
             if not listing:
                 pure = "" if purity is None else f", {purity:.1%} of them"
                 click.echo(f"sample {sample}: its cells are {label_}{pure}")
