@@ -1,30 +1,31 @@
-"""The data card: what a set holds, where it comes from and what it cannot show, as JSON and as a page beside the set.
-
-And a model's row of its own card.
-"""
+"""The data card: what a set holds, where it comes from and what it cannot show, as JSON and as a page beside the set."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from wbcd.classification.bundle import write_file
+from wbcd.training import dataset as sets
+from wbcd.training.dataset import SIX, TrainingSet
 from wbcd.training.splits import SCHEMES, confounding, counts, missing_classes, warnings_of
-
-if TYPE_CHECKING:
-    from wbcd.training.dataset import TrainingSet
-    from wbcd.training.evaluation import Evaluation
 
 
 def card_paths(path: Path) -> tuple[Path, Path]:
     """``cells.zarr`` -> ``cells.card.json`` and ``cells.card.md``, beside it: a Zarr folder holds nothing but Zarr."""
     stem = path.name.removesuffix(".zarr")
     return path.with_name(f"{stem}.card.json"), path.with_name(f"{stem}.card.md")
+
+
+def finish(path: Path) -> str:
+    """Complete a set and write its card beside it; returns its hash. Raises BadValue while parts miss."""
+    digest = sets.finish(path)
+    write_card(path, sets.read_attributes(path), sets.load(path))
+    return digest
 
 
 def write_card(path: Path, attributes: Mapping[str, Any], data: TrainingSet) -> None:
@@ -68,8 +69,6 @@ def purities(data: TrainingSet) -> dict[str, float | None]:
 
 
 def _six(data: TrainingSet) -> dict[str, dict[str, list[float]]]:
-    from wbcd.training.dataset import SIX
-
     return {
         name: {
             c: [float(v) for v in (column[data.label == k].mean(), column[data.label == k].std())]
@@ -125,12 +124,3 @@ def page(name: str, card: Mapping[str, Any]) -> str:
     lines += ["", "## Labels", "", f"Labelled by: {card.get('label_by', 'the simulation')}."]
     lines += [f"- {c}: {100 * v:.1f} % of the labels are right, as the sorting states it." for c, v in purity.items()]
     return "\n".join(lines) + "\n"
-
-
-def card_row(evaluation: Evaluation) -> dict[str, Any]:
-    """What a model's card states of a split."""
-    keys = ["n", "accuracy", "ci_low", "ci_high", "balanced_accuracy", "expected_calibration_error"]
-    keys += ["donors", "donor_ci_low", "donor_ci_high"] if evaluation.by_donor else []
-    row: dict[str, Any] = {key: getattr(evaluation, key) for key in keys}
-    recall = {k: v for k, v in evaluation.recall.items() if math.isfinite(v)}
-    return {**row, "recall": recall, "confusion_true_by_predicted": [list(r) for r in evaluation.confusion]}

@@ -271,9 +271,7 @@ def write_part(path: Path, part: int, samples: Sequence[CellSample]) -> None:
 
 
 def finish(path: Path) -> str:
-    """Store the splits, mark a set complete, write its card beside it; returns its hash. Raises BadValue while parts miss."""
-    from wbcd.training.card import write_card
-
+    """Store the splits and mark a set complete; returns its hash. Raises BadValue while parts miss."""
     if missing := missing_parts(path):
         raise BadValue(f"{path}: {len(missing)} parts are not written, the first is {missing[0]}.", action="Run it again.")
     group = _open(path, "r+")
@@ -282,7 +280,6 @@ def finish(path: Path) -> str:
         group[f"split_{scheme}"][:] = part
     digest = _digest(_arrays(group, FORMAT_VERSION))
     group.attrs.update({"complete": True, "data_hash": digest})
-    write_card(path, dict(group.attrs), load(path))
     return digest
 
 

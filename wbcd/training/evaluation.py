@@ -70,6 +70,14 @@ class Evaluation:
             out[key] = {k: None if math.isnan(v) else v for k, v in out[key].items()}
         return out
 
+    def card_row(self) -> dict[str, Any]:
+        """What a model's card states of a split."""
+        keys = ["n", "accuracy", "ci_low", "ci_high", "balanced_accuracy", "expected_calibration_error"]
+        keys += ["donors", "donor_ci_low", "donor_ci_high"] if self.by_donor else []
+        row: dict[str, Any] = {key: getattr(self, key) for key in keys}
+        recall = {k: v for k, v in self.recall.items() if math.isfinite(v)}
+        return {**row, "recall": recall, "confusion_true_by_predicted": [list(r) for r in self.confusion]}
+
     def sentence(self) -> str:
         """For a person and for the card."""
         what = "simulated" if self.simulated else "measured"

@@ -48,7 +48,6 @@ from wbcd.training import checkpoint, seen
 from wbcd.training import dataset as sets
 from wbcd.training.augmentation import PAPER, Augmentation, augment
 from wbcd.training.calibration import cross_entropy, fit_temperature
-from wbcd.training.card import card_row
 from wbcd.training.evaluation import Evaluation, judge_cells, probabilities_of
 from wbcd.training.splits import missing_classes, warnings_of
 from wbcd.training.tensorboard import open_board
@@ -520,7 +519,7 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
         model = replace(model, training={**training, "warnings": warnings})
     bundle = save_bundle(run.out / "bundle", run.network, model, gauge)
     evaluations = _measure(Classifier(bundle, str(run.device)), run.data, run.split_by, bundle.model_id)
-    facts = {split: card_row(e) for split, e in evaluations.items()}
+    facts = {split: e.card_row() for split, e in evaluations.items()}
     # The measured figures are no part of the digest: the model id stays what was measured.
     bundle = save_bundle(run.out / "bundle", run.network, replace(model, measured=facts), gauge)
     report = TrainingReport(

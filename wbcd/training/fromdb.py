@@ -30,6 +30,7 @@ from wbcd.store.engine import READ_ONLY, make_engine
 from wbcd.store.failures import foreign_errors
 from wbcd.store.urls import parse_url
 from wbcd.training import dataset as sets
+from wbcd.training.card import finish
 from wbcd.training.pictures import projected
 
 OPTICS = ("objective_na", "wavelength_um")
@@ -108,7 +109,7 @@ def dataset_from_db(
         sets.write_part(out, part, [_sample(chosen.sources[i], spec, threshold) for i in cells])
         if on_part is not None:
             on_part(cells.stop, total)
-    return sets.finish(out), chosen
+    return finish(out), chosen
 
 
 def plan(

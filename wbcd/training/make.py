@@ -44,6 +44,7 @@ from wbcd.simulation.fast import half_resolution, optics_digest
 from wbcd.simulation.microscope import RENDER_UM, Microscope, Specimen
 from wbcd.simulation.optics import INSTRUMENT
 from wbcd.training import dataset as sets
+from wbcd.training.card import finish
 from wbcd.training.pictures import of_field, projected
 
 ATTEMPTS = 8
@@ -122,7 +123,7 @@ def make_dataset(
     sets.create(out, cells, {**card, "first_donor": first_donor} if first_donor else card)
     job = _Job(out, cells, donors, seed, classes, spec, maker, first_donor)
     _fill(job, sets.missing_parts(out), workers, on_part)
-    return sets.finish(out)
+    return finish(out)
 
 
 def make_part(job: _Job, part: int) -> int:

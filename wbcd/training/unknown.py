@@ -30,7 +30,6 @@ from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
 from wbcd.training import seen
 from wbcd.training.calibration import fit_temperature
-from wbcd.training.card import card_row
 from wbcd.training.evaluation import HELD_OUT, judge_cells, scheme_of
 
 BATCH = 16
@@ -125,7 +124,7 @@ def calibrate(
             figures[split] = _figures(model, gauge, found, data.label[cells])
             # Another temperature: what the card said of calibration holds no longer.
             probabilities = tempered(found.logits, model.temperature)
-            measured[split] = card_row(judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme))
+            measured[split] = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme).card_row()
     measured["knowing"] = {split: asdict(row) for split, row in figures.items()}
     measured["limits_from"] = {
         "cells": len(watched),
