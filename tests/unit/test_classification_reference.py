@@ -65,7 +65,15 @@ def test_they_know_their_limits(reference: Bundle, two: Bundle) -> None:
         for split in ("test", "test_donor"):
             known = shipped.model.measured["knowing"][split]
             assert known["accepted"] >= 0.97
-            assert known["coverage"] >= 0.87
+            # The limits of 1,600 and 2,008 cells lie half a point off 99 %, a point and a half off 90 %.
+            assert known["coverage"] >= shipped.model.conformal.coverage - 0.015
+    assert reference.model.instrument is not None
+    assert reference.model.instrument.noise_ri is not None
+    assert "--held-out" in reference.model.measured["limits_from"]["command"]
+    # The likeliest class is always in the set: only sets of several classes hold more than the network's own accuracy.
+    four = reference.model.measured
+    assert four["knowing"]["test_donor"]["mean_set_size"] > 1.02
+    assert four["knowing"]["test_donor"]["coverage"] > four["test_donor"]["accuracy"]
 
 
 def test_it_knows_most_cells_it_never_saw(reference: Bundle) -> None:

@@ -65,8 +65,8 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class InstrumentRange:
-    """The instruments (low, high) whose cells a model accepts: those of its training, and as much more as was found to do no
-    harm; None where that is not known.
+    """The instruments (low, high) whose cells a model accepts: those of its training, and as much more as instruments of
+    one type differ; None where that is not known.
 
     ``pitch_um``: lateral pitch of the tomogram; ``noise_ri``: standard deviation of the medium around a cell. No score of a
     network detects another aperture, so it is asked of the metadata.

@@ -20,15 +20,16 @@ FITTED = ("train", "validation")
 """Splits that a training looks at."""
 SIMULATED = ("phantoms", "optics", "donor_sd")
 """What simulated cells follow from, on a set's card."""
+KEPT = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", *SIMULATED)
+"""What a model's card keeps of its set's."""
 
 
 def facts(data: sets.TrainingSet, split_by: str) -> dict[str, Any]:
     """What the card of a model trained on ``data`` keeps of it, JSON-ready."""
-    kept = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", *SIMULATED)
     return {
         "data_hash": data.data_hash,
         "split_by": split_by,
-        "data": {key: data.card[key] for key in kept if key in data.card},
+        "data": {key: data.card[key] for key in KEPT if key in data.card},
         "donors_seen": sorted(donors(data, _fitted(data, split_by))),
     }
 
@@ -39,9 +40,24 @@ def donors(data: sets.TrainingSet, cells: NDArray[np.intp]) -> set[str]:
     return {_key(data, names, one) for one in np.unique(data.donor[cells]).tolist()}
 
 
+def same_set(bundle: Bundle, data: sets.TrainingSet) -> bool:
+    """Whether the model was trained on this set: the same content, or the same simulated cells made again elsewhere.
+
+    Simulated cells follow from their seeds, the last bits of their tomograms from the processor too, and with them the hash.
+    What a card of an earlier version does not say is not asked.
+    """
+    training = bundle.model.training
+    if training.get("data_hash") in (None, data.data_hash):
+        return "data_hash" in training
+    theirs = training.get("data", {})
+    if not (data.simulated and bundle.model.simulated and "phantoms" in theirs and "seed" in theirs):
+        return False
+    return all(theirs[key] == data.card.get(key) for key in KEPT if key in theirs)
+
+
 def cells_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> int:
     """How many of these cells the model was fitted to or chosen by; 0 where it comes from another set."""
-    if bundle.model.training.get("data_hash") != data.data_hash:
+    if not same_set(bundle, data):
         return 0
     return int(np.isin(cells, _fitted(data, scheme_of(bundle))).sum())
 
@@ -58,7 +74,7 @@ def warnings(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], sp
         found.append(
             f"{bundle.model_id} was trained on, or chosen by, {known} of the {len(cells)} judged cells: no held-out figure."
         )
-    same = bundle.model.training.get("data_hash") == data.data_hash
+    same = same_set(bundle, data)
     shared = donors_of(bundle, data, cells)
     # The split by cell shares its donors by design, and says so.
     if shared and (not same or split == "test_donor" or scheme == "donor"):

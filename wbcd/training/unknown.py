@@ -188,7 +188,7 @@ def _figures(model: ModelCard, gauge: Gauge, found: Output, labels: NDArray[np.i
 def _check_own(bundle: Bundle, data: sets.TrainingSet) -> None:
     """Its training cells give the distances: others would call its own cells strangers."""
     own = bundle.model.training.get("data_hash")
-    if own not in (None, data.data_hash):
+    if own is not None and not seen.same_set(bundle, data):
         raise BadValue(
             f"{data.path}: its data hash is {data.data_hash}; {bundle.model_id} was trained on {own}.",
             action="Give the set that the model was trained on, and others with --held-out.",

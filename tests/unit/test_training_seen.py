@@ -1,0 +1,74 @@
+"""What a model has seen: the same simulated cells made again elsewhere are the same cells, whatever the last bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_classification import toy_bundle
+from helpers_training import toy_set
+
+from wbcd.classification import Bundle, load_bundle
+from wbcd.errors import BadValue
+from wbcd.training import dataset as sets
+from wbcd.training import seen
+from wbcd.training.unknown import calibrate
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> sets.TrainingSet:
+    found = sets.load(toy_set(tmp_path_factory.mktemp("set") / "toy.zarr", cells=24))
+    return replace(found, card={**found.card, "optics": "o", "phantoms": "p"})
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return toy_bundle(tmp_path_factory.mktemp("bundle") / "toy")
+
+
+def trained_on(bundle: Bundle, data: sets.TrainingSet, **changed: Any) -> Bundle:
+    facts = seen.facts(data, "both")
+    facts["data"] = {**facts["data"], **changed}
+    return replace(bundle, model=replace(bundle.model, training=facts))
+
+
+def again(data: sets.TrainingSet, **card: Any) -> sets.TrainingSet:
+    """The same set with another hash, as another processor makes it."""
+    return replace(data, card={**data.card, "data_hash": "f" * 40, **card})
+
+
+def test_the_same_content_is_the_same_set(bundle: Bundle, data: sets.TrainingSet) -> None:
+    assert seen.same_set(trained_on(bundle, data, seed=77), data)
+
+
+def test_cells_made_again_elsewhere_are_those_of_the_training(bundle: Bundle, data: sets.TrainingSet) -> None:
+    model = trained_on(bundle, data)
+    assert seen.same_set(model, again(data))
+    cells = data.indices("train")
+    assert seen.cells_of(model, again(data), cells) == len(cells)
+
+
+@pytest.mark.parametrize("key", ["seed", "donors", "phantoms", "optics", "path", "recipe_id"])
+def test_what_the_cells_follow_from_has_to_be_the_same(bundle: Bundle, data: sets.TrainingSet, key: str) -> None:
+    assert not seen.same_set(trained_on(bundle, data, **{key: "another"}), again(data))
+    assert not seen.same_set(trained_on(bundle, data), again(data, **{key: "another"}))
+
+
+def test_measured_cells_are_known_by_their_content_alone(bundle: Bundle, data: sets.TrainingSet) -> None:
+    model = trained_on(bundle, data)
+    assert not seen.same_set(model, again(data, simulated=False))
+    assert not seen.same_set(replace(model, model=replace(model.model, simulated=False)), again(data))
+
+
+def test_a_model_of_whose_training_nothing_is_known_has_seen_nothing(bundle: Bundle, data: sets.TrainingSet) -> None:
+    assert not seen.same_set(replace(bundle, model=replace(bundle.model, training={})), data)
+
+
+def test_limits_are_not_written_over_another_model(bundle: Bundle, data: sets.TrainingSet, tmp_path: Path) -> None:
+    other = toy_bundle(tmp_path / "other", views=4)
+    before = load_bundle(other.path).model_id
+    with pytest.raises(BadValue, match=f"holds {before} already"):
+        calibrate(bundle.path, data.path, other.path, acceptance=0.8, coverage=0.6)
+    assert load_bundle(other.path).model_id == before
