@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers_classification import toy_bundle
 from helpers_training import toy_set
 
-from wbcd.classification import Bundle, load_bundle
+from wbcd.classification import Bundle, load_bundle, save_bundle
 from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
 from wbcd.training import seen
@@ -19,7 +21,7 @@ from wbcd.training.unknown import calibrate
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> sets.TrainingSet:
-    found = sets.load(toy_set(tmp_path_factory.mktemp("set") / "toy.zarr", cells=24))
+    found = sets.load(toy_set(tmp_path_factory.mktemp("set") / "toy.zarr"))
     return replace(found, card={**found.card, "optics": "o", "phantoms": "p"})
 
 
@@ -67,8 +69,18 @@ def test_a_model_of_whose_training_nothing_is_known_has_seen_nothing(bundle: Bun
 
 
 def test_limits_are_not_written_over_another_model(bundle: Bundle, data: sets.TrainingSet, tmp_path: Path) -> None:
-    other = toy_bundle(tmp_path / "other", views=4)
-    before = load_bundle(other.path).model_id
+    network = copy.deepcopy(bundle.network)
+    with torch.no_grad():
+        next(network.parameters()).mul_(2)
+    other = save_bundle(tmp_path / "other", network, bundle.model)
+    before = other.model_id
     with pytest.raises(BadValue, match=f"holds {before} already"):
         calibrate(bundle.path, data.path, other.path, acceptance=0.8, coverage=0.6)
     assert load_bundle(other.path).model_id == before
+
+
+def test_limits_may_be_fitted_anew_in_the_same_place(bundle: Bundle, data: sets.TrainingSet, tmp_path: Path) -> None:
+    for acceptance in (0.8, 0.7):
+        report = calibrate(bundle.path, data.path, tmp_path / "out", acceptance=acceptance, coverage=0.6)
+    assert load_bundle(report.bundle).model.unknown.acceptance == 0.7  # type: ignore[union-attr]
+    assert load_bundle(report.bundle).model.measured["limits_from"]["data_hash"] == sets.load(data.path).data_hash

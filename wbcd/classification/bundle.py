@@ -223,15 +223,19 @@ def save_bundle(path: Path, network: FishNet3d, model: ModelCard, gauge: Gauge |
 
 
 def keep_others(path: Path, bundle: Bundle | None = None) -> None:
-    """Raises BadValue where ``path`` holds a bundle already; one of ``bundle``'s own id may be written anew."""
+    """Raises BadValue where ``path`` holds a bundle already; one with the weights of ``bundle`` may be written anew."""
     if not (path / METADATA).exists():
         return
     try:
-        found = load_bundle(path).model_id
-    except BundleInvalid:
-        found = "a bundle that cannot be read"
-    if bundle is None or found != bundle.model_id:
-        raise BadValue(f"{path}: holds {found} already; nothing is written over it.", action="Choose another folder.")
+        found = load_bundle(path)
+    except BundleInvalid as error:
+        raise BadValue(f"{path}: holds a bundle that cannot be read.", action="Choose another folder.") from error
+    if bundle is None or _weights_of(found) != _weights_of(bundle):
+        raise BadValue(f"{path}: holds {found.model_id} already; nothing is written over it.", action="Choose another folder.")
+
+
+def _weights_of(bundle: Bundle) -> Any:
+    return bundle.card.get(SECTION, {}).get("digests", {}).get(WEIGHTS)
 
 
 def weights_digest(data: bytes) -> str:
