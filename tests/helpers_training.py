@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 from helpers_classification import CLASSES, SPEC, toy_cell
 
 from wbcd.records import Cell
+from wbcd.training import dataset as sets
 from wbcd.training import make_dataset
 
 TOY_CELLS = 144
@@ -26,7 +28,6 @@ def toy_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | No
 
 def dying_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | None:
     """Kills its process, as the kernel does when memory ends; works again when the file ``alive`` is there."""
-    import os
     import signal
 
     if not Path(os.environ["WBCD_TEST_ALIVE"]).exists() and draw.spawn_key[1] >= 40:
@@ -52,7 +53,6 @@ def toy_set(path: Path, cells: int = TOY_CELLS, workers: int = 1, seed: int = 0,
 
 def endless_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | None:
     """Leaves its process id and never ends."""
-    import os
     import threading
 
     (Path(os.environ["WBCD_TEST_PIDS"]) / str(os.getpid())).touch()
@@ -75,6 +75,14 @@ def four_set(path: Path, cells: int = 160, seed: int = 0) -> Path:
     """A complete toy set of four classes and six donors."""
     make_dataset(path, cells, donors=6, seed=seed, workers=1, spec=SPEC, classes=FOUR, source=four_source)
     return path
+
+
+def simulated_set(folder: Path, cells: int, *, donors: int, seed: int) -> sets.TrainingSet:
+    """Simulated cells through the fast optics, or the larger set that WBCD_TEST_SET names."""
+    path = Path(os.environ.get("WBCD_TEST_SET", folder / "cells.zarr"))
+    if not path.exists():
+        make_dataset(path, cells, donors=donors, seed=seed, workers=2)
+    return sets.load(path)
 
 
 def blind_source(kind: str, donor: int, draw: np.random.SeedSequence) -> object:

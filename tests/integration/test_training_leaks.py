@@ -10,12 +10,11 @@ adds nothing to the six parameters. A leak that is put in is found: what is not 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_training import FOUR, blind_source, four_set
+from helpers_training import FOUR, blind_source, four_set, simulated_set
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import binom
@@ -113,10 +112,7 @@ def test_an_instrument_that_depends_on_the_class_is_found(blind: sets.TrainingSe
 
 @pytest.mark.slow
 def test_the_background_of_honest_cells_adds_nothing_to_the_six_parameters(tmp_path: Path) -> None:
-    path = Path(os.environ.get("WBCD_TEST_SET", tmp_path / "cells.zarr"))
-    if not path.exists():
-        make_dataset(path, CELLS, donors=8, seed=11, workers=2)
-    data = sets.load(path)
+    data = simulated_set(tmp_path, CELLS, donors=8, seed=11)
     beside = np.nan_to_num(np.stack([background(volume) for volume in data.ri_delta]))
     with_it, without = (guesses(f, data.label) == data.label for f in (np.hstack([data.morphology, beside]), data.morphology))
     found = compare(with_it, without)

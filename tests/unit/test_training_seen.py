@@ -58,6 +58,13 @@ def test_what_the_cells_follow_from_has_to_be_the_same(bundle: Bundle, data: set
     assert not seen.same_set(trained_on(bundle, data), again(data, **{key: "another"}))
 
 
+def test_other_people_of_the_same_seed_are_another_set(bundle: Bundle, data: sets.TrainingSet) -> None:
+    assert "first_donor" not in data.card
+    assert not seen.same_set(trained_on(bundle, data), again(data, first_donor=1000))
+    assert not seen.same_set(trained_on(bundle, again(data, first_donor=1000)), data)
+    assert seen.same_set(trained_on(bundle, again(data, first_donor=0)), again(data, data_hash="e" * 40))
+
+
 def test_measured_cells_are_known_by_their_content_alone(bundle: Bundle, data: sets.TrainingSet) -> None:
     model = trained_on(bundle, data)
     assert not seen.same_set(model, again(data, simulated=False))

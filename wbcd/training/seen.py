@@ -46,13 +46,14 @@ def same_set(bundle: Bundle, data: sets.TrainingSet) -> bool:
     Simulated cells follow from their seeds, the last bits of their tomograms from the processor too, and with them the hash.
     What a card of an earlier version does not say is not asked.
     """
-    training = bundle.model.training
-    if training.get("data_hash") in (None, data.data_hash):
-        return "data_hash" in training
-    theirs = training.get("data", {})
+    own, theirs = bundle.model.training.get("data_hash"), bundle.model.training.get("data", {})
+    if own is None or own == data.data_hash:
+        return own is not None
     if not (data.simulated and bundle.model.simulated and "phantoms" in theirs and "seed" in theirs):
         return False
-    return all(theirs[key] == data.card.get(key) for key in KEPT if key in theirs)
+    # A card leaves the first donor out where that is 0: other people's cells of the same seed must not pass for these.
+    one, other = ({"first_donor": 0, **said} for said in (theirs, data.card))
+    return all(one[key] == other.get(key) for key in KEPT if key in one)
 
 
 def cells_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> int:
