@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from helpers_training import four_set
 from PIL import Image
 from scipy.stats import binomtest
 
-from wbcd.classification import Classifier, load_bundle
+from wbcd.classification import Classifier, Envelope, fit_gauge, load_bundle, save_bundle
 from wbcd.cli import cli
 from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
@@ -79,6 +81,28 @@ def test_the_four_are_summed_to_the_two(store: Path, models: list[Path]) -> None
     scaled = probabilities_of(Classifier(bundle, "cpu"), data.ri_delta, cells)
     right = (scaled[:, 2:].sum(1) > 0.5) == (data.label[cells] >= 2)
     assert facts["summed_to_lineages"]["accuracy"]["mean"] == pytest.approx(right.mean())
+
+
+def test_what_the_daemon_would_not_count_is_said(store: Path, models: list[Path], tmp_path: Path) -> None:
+    """By the model's own distance and range, and what is right of the rest."""
+    bundle, data = load_bundle(models[0]), sets.load(store)
+    cells = data.indices("test")
+    out = Classifier(bundle, "cpu").outputs(torch.from_numpy(data.ri_delta[cells].astype(np.float32)))
+    gauge = bundle.gauge or fit_gauge(out.early.numpy(), data.label[cells], out.early.numpy(), acceptance=0.5)
+    distance = gauge.distance(out.early.numpy())
+    # A limit that a third of the cells lies beyond, and a range that leaves out a few more.
+    gauge = replace(gauge, threshold=float(np.quantile(distance, 2 / 3)))
+    volume = data.morphology[cells, 0]
+    envelope = Envelope((float(np.quantile(volume, 0.1)), 1e6), (-0.5, 0.5))
+    strict = save_bundle(tmp_path / "strict", bundle.network, replace(bundle.model, envelope=envelope), gauge)
+    facts = judge_models([strict.path], store, device="cpu", out=tmp_path / "report").facts["counted"]
+    counted = (distance <= gauge.threshold) & (volume >= envelope.volume_fl[0])
+    right = out.logits.numpy().argmax(1) == data.label[cells]
+    assert 0.3 < facts["unclassified"] == pytest.approx(1 - counted.mean())
+    assert facts["accuracy"] == pytest.approx(right[counted].mean())
+    assert f"{facts['unclassified']:.1%} of them unclassified" in " ".join(
+        (tmp_path / "report" / "report.md").read_text().split()
+    )
 
 
 def test_two_models_are_compared_on_the_same_cells(store: Path, models: list[Path]) -> None:

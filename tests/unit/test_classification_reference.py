@@ -86,16 +86,18 @@ def test_it_knows_most_cells_it_never_saw(reference: Bundle) -> None:
         cells.append(max(found, key=lambda cell: int(cell.mask.sum())))
         labels.append(kind)
     predictions = Classifier(reference, "cpu").predict(cells)
-    assert sum(p.label == label for p, label in zip(predictions, labels, strict=True)) >= 10
+    assert sum(p.label == label for p, label in zip(predictions, labels, strict=True)) >= 12
+    assert sum(UNCLASSIFIED in p.flags for p in predictions) <= 3
 
 
 @pytest.mark.parametrize(
-    ("radius", "delta", "known"), [(3.6, 0.03, True), (7.0, 0.03, False), (1.5, 0.03, False), (3.6, 0.06, False)]
+    ("radius", "delta", "within"), [(3.6, 0.03, True), (7.0, 0.03, False), (1.5, 0.03, False), (3.6, 0.06, False)]
 )
-def test_a_cell_outside_the_training_range_is_unclassified(reference: Bundle, radius: float, delta: float, known: bool) -> None:
+def test_a_cell_outside_the_training_range_is_unclassified(reference: Bundle, radius: float, delta: float, within: bool) -> None:
     (prediction,) = Classifier(reference, "cpu").predict([ball(radius, delta)])
-    assert (OUTSIDE_TRAINING_RANGE in prediction.flags) is not known
-    assert (UNCLASSIFIED in prediction.flags) is not known
+    assert (OUTSIDE_TRAINING_RANGE in prediction.flags) is not within
+    # A ball of a cell's size and density is within the range and still no cell: what becomes of it the distance says.
+    assert within or UNCLASSIFIED in prediction.flags
 
 
 def test_without_envelope_and_distance_nothing_is_told_apart(reference: Bundle) -> None:

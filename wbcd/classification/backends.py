@@ -13,7 +13,8 @@ import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,20 @@ PROBABILITY_TOLERANCE = 1e-3
 PROBE_BATCH, PROBE_REPEATS = 4, 3
 GRAPH_WARM_UPS = 3
 """Passes before a CUDA graph is captured: cuDNN chooses its kernels in them, which a capture forbids."""
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Convolutions on CUDA in float32 as it is written.
+
+    torch's own choice there is TF32, which keeps three digits: an H100 departed from the CPU by 0.003 of a probability.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class Backend(ABC):
@@ -73,7 +88,7 @@ class EagerBackend(Backend):
         self.network = bundle.network.to(device)
 
     def outputs(self, deltas: Tensor) -> Output:
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32():
             x = normalise(deltas.to(self.device), self.bundle.input)[:, None]
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
                 found = self.network.both(x)
@@ -126,7 +141,8 @@ class CudaBackend(Backend):
 
     def _pass(self, x: Tensor) -> Output:
         # No cache of cast weights: what a capture puts there belongs to its graph alone.
-        with torch.autocast("cuda", self.dtype, enabled=self.dtype is not torch.float32, cache_enabled=False):
+        cast = torch.autocast("cuda", self.dtype, enabled=self.dtype is not torch.float32, cache_enabled=False)
+        with whole_float32(), cast:
             return self.network.both(x)  # type: ignore[no-any-return]
 
 

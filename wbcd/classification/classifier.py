@@ -85,7 +85,7 @@ class Classifier:
             batch = cells[len(out) : len(out) + self.batch_size]
             media = [medium_ri(cell) for cell in batch]
             found = self.outputs_of_cells(batch, media)
-            probabilities = self._tempered(found)
+            probabilities = self.probabilities_of(found)
             flags = self._flags(batch, media, probabilities, found.early.numpy())
             rows = zip(probabilities, found.features.numpy(), flags, strict=True)
             out += [self._prediction(*of_cell) for of_cell in rows]
@@ -96,7 +96,7 @@ class Classifier:
     def probabilities(self, deltas: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Of n - n_m at the bundle's pitch, float [n, z, y, x]: probabilities [n, classes] and features [n, f]."""
         found = self.outputs(deltas)
-        return self._tempered(found), found.features.numpy()
+        return self.probabilities_of(found), found.features.numpy()
 
     def outputs_of_cells(self, cells: Sequence[Cell], media: Sequence[float] | None = None) -> Output:
         """Logits and pooled features of cells; ``media``: the RI around each, estimated when not given."""
@@ -117,7 +117,8 @@ class Classifier:
                 done += len(part.logits)
         return Output(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
-    def _tempered(self, found: Output) -> NDArray[np.float64]:
+    def probabilities_of(self, found: Output) -> NDArray[np.float64]:
+        """[n, classes]. Raises DeviceError where one is not finite."""
         probabilities = tempered(found.logits, self.bundle.model.temperature)
         if not np.isfinite(probabilities).all():
             raise DeviceError("the network gave probabilities that are not finite.")

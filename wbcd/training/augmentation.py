@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ def _affine(deltas: Tensor, extent: list[float], strength: Augmentation, generat
     angle = 2 * math.pi * _uniform(generator, deltas, (count,)) * float(strength.rotate)
     zoom = 1 + strength.zoom * _normal(generator, deltas, (count,))
     flips = torch.where(_uniform(generator, deltas, (count, 2)) < (0.5 if strength.flip else 0.0), -1.0, 1.0)
-    several = torch.tensor([float(n > 1) for n in deltas.shape[:0:-1]], device=deltas.device)
+    several = _constant(tuple(float(n > 1) for n in deltas.shape[:0:-1]), deltas.device)
     shift = (2 * _uniform(generator, deltas, (count, 3)) - 1) * strength.translation_um * several
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     ez, ey, ex = extent
@@ -120,7 +121,7 @@ def _affine(deltas: Tensor, extent: list[float], strength: Augmentation, generat
     theta[:, 0, 0], theta[:, 0, 1] = cos * flips[:, 0], -sin * flips[:, 1] * (ey / ex)
     theta[:, 1, 0], theta[:, 1, 1] = sin * flips[:, 0] * (ex / ey), cos * flips[:, 1]
     theta[:, 2, 2] = zoom
-    theta[:, :, 3] = shift * torch.tensor([2 / ex, 2 / ey, 2 / ez], device=deltas.device)
+    theta[:, :, 3] = shift * _constant((2 / ex, 2 / ey, 2 / ez), deltas.device)
     return theta
 
 
@@ -145,7 +146,7 @@ def _elastic(
     """White displacements (x, y, z) of the knots [n, 3, kz, ky, kx]: smooth once they are interpolated."""
     noise = torch.randn((len(deltas), 3, *knots), generator=generator, device=deltas.device) * strength.elastic_um
     sizes = deltas.shape[1:]
-    unit = torch.tensor([2 / e * (n > 1) for e, n in zip(extent[::-1], sizes[::-1], strict=True)], device=deltas.device)
+    unit = _constant(tuple(2 / e * (n > 1) for e, n in zip(extent[::-1], sizes[::-1], strict=True)), deltas.device)
     return noise * unit[None, :, None, None, None]
 
 
@@ -159,6 +160,12 @@ def _crop(deltas: Tensor, voxel_um: tuple[float, float, float], depth_um: float,
         inside = (place >= depth[0]) & (place <= n * d - depth[1])
         deltas = deltas * inside.reshape(len(deltas), *(n if a == axis else 1 for a in (1, 2, 3)))
     return deltas
+
+
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept: an accelerator waits out each copy from the host."""
+    return torch.tensor(values, device=device)
 
 
 def _uniform(generator: torch.Generator, like: Tensor, shape: tuple[int, ...]) -> Tensor:

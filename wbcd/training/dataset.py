@@ -36,6 +36,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from wbcd.classification import InputSpec
 from wbcd.classification.preparation import fit_centre, resample
 from wbcd.errors import BadValue, BundleInvalid
+from wbcd.recipe import Recipe
 from wbcd.records import Morphology, Shape3, Triple
 from wbcd.training.pictures import Pictures
 from wbcd.training.splits import ALL, SCHEMES, SPLITS, make_splits, split_of
@@ -159,7 +160,7 @@ class TrainingSet:
                 f" {spec.shape} of {spec.voxel_um} cannot be made of them.",
                 action="Ask for no finer pitch and no larger box, or make another set.",
             )
-        delta = _resampled(self.ri_delta, self.input.voxel_um, spec.voxel_um, spec.shape).astype(np.float16)
+        delta = _resampled(self.ri_delta, self.input.voxel_um, spec.voxel_um, spec.shape)
         (_, dy, dx), (_, ny, nx) = spec.voxel_um, spec.shape
         before = (dy, *self.input.voxel_um[1:])
         pictures = {
@@ -187,17 +188,29 @@ class TrainingSet:
         return replace(self, classes=LINEAGES, label=lineage[self.label], splits=kept, purity=None)
 
 
-def _resampled(stored: NDArray[Any], voxel_um: Triple, target_um: Triple, shape: Shape3) -> NDArray[np.float32]:
-    """Volumes [n, z, y, x] at another pitch, their middles cut out."""
-    out = np.empty((len(stored), *shape), np.float32)
+def _resampled(stored: NDArray[Any], voxel_um: Triple, target_um: Triple, shape: Shape3) -> NDArray[Any]:
+    """Volumes [n, z, y, x] at another pitch, their middles cut out; of the same type, for a set is gigabytes."""
+    out = np.empty((len(stored), *shape), stored.dtype)
     for i, volume in enumerate(stored):
-        out[i] = fit_centre(resample(torch.from_numpy(volume.astype(np.float32)), voxel_um, target_um), shape).numpy()
+        found = torch.from_numpy(volume)
+        if voxel_um != target_um:
+            found = resample(found.float(), voxel_um, target_um)
+        out[i] = fit_centre(found, shape).numpy()
     return out
 
 
 def six_of(morphology: Morphology) -> tuple[float, ...]:
     """The six parameters in the order of :data:`SIX`."""
     return tuple(float(getattr(morphology, name)) for name in SIX)
+
+
+def volume_and_contrast(morphology: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Volume in fL and mean n - n_m, [n] each, from [n, 6] in the order of :data:`SIX`.
+
+    The contrast comes from the protein density, which does not depend on the medium: n - n_m = alpha C.
+    """
+    volume, density = (morphology[:, SIX.index(name)].astype(np.float64) for name in ("volume_fl", "protein_density_g_dl"))
+    return volume, density * Recipe().morphology.ri_increment_ml_g / 100
 
 
 def create(path: Path, cells: int, card: Mapping[str, Any]) -> None:

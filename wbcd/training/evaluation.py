@@ -179,9 +179,18 @@ def summed(probabilities: NDArray[np.floating], classes: tuple[str, ...]) -> NDA
 
 def probabilities_of(classifier: Classifier, deltas: NDArray[np.float16], cells: NDArray[np.intp]) -> NDArray[np.float64]:
     """[cells, classes], a batch at a time: the float32 copy of a whole set need not fit."""
+    return answers_of(classifier, deltas, cells)[0]
+
+
+def answers_of(
+    classifier: Classifier, deltas: NDArray[np.float16], cells: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Probabilities [cells, classes] and the features that unknown cells are told by [cells, f]."""
     step = classifier.batch_size
     parts = [cells[i : i + step] for i in range(0, len(cells), step)]
-    return np.concatenate([classifier.probabilities(torch.from_numpy(deltas[p].astype(np.float32)))[0] for p in parts])
+    found = [classifier.outputs(torch.from_numpy(deltas[part].astype(np.float32))) for part in parts]
+    probabilities = np.concatenate([classifier.probabilities_of(one) for one in found])
+    return probabilities, torch.cat([one.early for one in found]).numpy()
 
 
 def judge(

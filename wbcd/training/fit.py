@@ -12,8 +12,8 @@ held-out ones.
     report = train("cells.zarr", "training/", epochs=12)
     report.bundle                          # folder for [classification] model
 
-On a CPU a training that was killed at any moment goes on to the same weights, to the last bit, with the same number of
-threads; on CUDA the kernels add in no fixed order.
+On CUDA an update is one graph (:mod:`wbcd.training.graphed`). On a CPU a training that was killed at any moment goes on to the
+same weights, to the last bit, with the same number of threads; on CUDA the kernels add in no fixed order.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wbcd.classification import Classifier, Envelope, FishNet3d, ModelCard, save_bundle
+from wbcd.classification.backends import whole_float32
 from wbcd.classification.bundle import write_file
 from wbcd.classification.classifier import choose_device
 from wbcd.classification.network import Output, parameter_count
 from wbcd.classification.preparation import normalise
 from wbcd.classification.unknown import Gauge, least_cells
 from wbcd.errors import BadValue, DeviceError
-from wbcd.recipe import Recipe
 from wbcd.records import Shape3, Triple
 from wbcd.training import checkpoint, seen
 from wbcd.training import dataset as sets
 from wbcd.training.augmentation import PAPER, Augmentation, augment
 from wbcd.training.calibration import cross_entropy, fit_temperature
 from wbcd.training.evaluation import Evaluation, judge_cells, probabilities_of
+from wbcd.training.graphed import GraphedUpdate
 from wbcd.training.splits import missing_classes, warnings_of
 from wbcd.training.tensorboard import open_board
 from wbcd.training.unknown import ACCEPTANCE, know_limits
@@ -93,6 +94,9 @@ CHECKPOINT_S = 120.0
 
 LOOK_S = 0.5
 """Between two looks at an accelerator's sums for the progress line."""
+
+LOOKED_AT = {"cpu": 16, "cuda": 64}
+"""Cells at once where nothing is learnt; an accelerator would wait for the launches of small batches."""
 
 RESIDENT_SHARE = 0.5
 """Of the accelerator's free memory that the set itself may take; else each batch is copied there."""
@@ -242,7 +246,8 @@ class Training:
             self.network = FishNet3d(len(data.classes), width)
         # Channels last: a quarter less time a cell on a CPU. torch's stubs do not know the keyword.
         cast(Any, self.network).to(self.device, memory_format=torch.channels_last_3d)
-        self.optimizer = _optimizer(self.network, preset)
+        self.optimizer = _optimizer(self.network, preset, self.device)
+        self._full_batch = GraphedUpdate(self._update) if self.device.type == "cuda" else self._update
         self.best: dict[str, Tensor] = {}
         self.progress = checkpoint.Progress(self._identity(width))
         self._deltas = _resident(torch.from_numpy(data.ri_delta), self.device)
@@ -275,8 +280,8 @@ class Training:
         """All that the network says of cells as they are, float32 on the CPU."""
         self.network.eval()
         parts = []
-        for batch in (cells[i : i + 16] for i in range(0, len(cells), 16)):
-            with torch.inference_mode():
+        for batch in self._asked(cells):
+            with torch.inference_mode(), whole_float32():
                 found = self.network.both(self._input(self._taken(batch)))
             parts.append([part.float().cpu() for part in found])
         return Output(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
@@ -292,15 +297,18 @@ class Training:
             kept.append(order[: max(1, round(self.share * len(order)))])
         return np.sort(np.concatenate(kept))
 
-    def _taken(self, cells: NDArray[np.intp]) -> Tensor:
-        index = torch.from_numpy(cells)
-        return self._deltas[index.to(self._deltas.device)].to(self.device)
+    def _asked(self, cells: NDArray[np.intp]) -> tuple[Tensor, ...]:
+        """Cells to be looked at and not learnt from, in batches."""
+        return _split(torch.from_numpy(cells).to(self.device), LOOKED_AT[self.device.type])
+
+    def _taken(self, cells: Tensor) -> Tensor:
+        return self._deltas[cells.to(self._deltas.device)].to(self.device)
 
     def _epoch(self, on_step: OnStep | None) -> Epoch:
         began = time.monotonic() - self.progress.spent_s
         number = self.progress.epoch
         loss, accuracy = self._pass(number, began, on_step)
-        self._settle_norms(self._order(number)[:NORM_BATCHES])
+        self._settle_norms(np.concatenate(self._order(number)[:NORM_BATCHES]))
         logits, labels = self.logits(self.watched), self.data.label[self.watched]
         watched, right = cross_entropy(logits, labels), float((logits.argmax(1) == labels).mean())
         if watched < self.progress.best_loss:
@@ -330,10 +338,12 @@ class Training:
         self.network.train()
         # Sums stay on the device: reading them would make an accelerator wait at every step.
         sums = torch.tensor([progress.loss_sum, progress.right], dtype=torch.float64, device=self.device)
+        # All at once: an accelerator waits out each copy from the host.
+        drawn = _split(torch.from_numpy(np.concatenate(batches)).to(self.device), [len(b) for b in batches])
         for step in range(progress.step, len(batches)):
             self._set_rate(number * len(batches) + step, self.epochs * len(batches))
             generator = torch.Generator(self.device).manual_seed(_step_seed(self.seed, number, step))
-            sums += self._step(batches[step], generator)
+            sums += self._step(drawn[step], generator)
             due = time.monotonic() - saved > CHECKPOINT_S and step + 1 < len(batches)
             look = on_step is not None and (self.device.type == "cpu" or time.monotonic() - looked > LOOK_S)
             if look or due:
@@ -350,7 +360,7 @@ class Training:
         loss, right = _finite(sums)
         return loss / int(cells[-1]), right / int(cells[-1])
 
-    def _settle_norms(self, batches: list[NDArray[np.intp]]) -> None:
+    def _settle_norms(self, cells: NDArray[np.intp]) -> None:
         """Statistics of the batch normalisations over cells as they are, not augmented, for the weights as they are now."""
         norms = [m for m in self.network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
         usual = [m.momentum for m in norms]
@@ -359,9 +369,10 @@ class Training:
             # None: the plain mean over batches.
             norm.momentum = None
         self.network.train()
-        with torch.no_grad():
-            for cells in batches:
-                self.network(self._input(self._taken(cells)))
+        with torch.no_grad(), whole_float32():
+            for batch in self._asked(cells):
+                if len(batch) > 1:  # the statistics of a single cell are its own
+                    self.network(self._input(self._taken(batch)))
         for norm, momentum in zip(norms, usual, strict=True):
             norm.momentum = momentum
 
@@ -370,23 +381,34 @@ class Training:
         scaled = deltas.float() * spec.scale if self.data.signed else normalise(deltas, spec)
         return scaled[:, None].contiguous(memory_format=torch.channels_last_3d)
 
-    def _step(self, cells: NDArray[np.intp], generator: torch.Generator) -> Tensor:
-        """One update; [sum of the losses, cells that were right]."""
-        labels = self._labels[torch.from_numpy(cells).to(self.device)]
+    def _step(self, cells: Tensor, generator: torch.Generator) -> Tensor:
+        """One update from cells of the set, moved; [sum of the losses, cells that were right]."""
         moved = augment(self._taken(cells), self.data.input.voxel_um, self.preset.augmentation, generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self.network(self._input(moved))
+        update = self._full_batch if len(cells) == self.preset.batch else self._update
+        return update(moved, self._labels[cells])
+
+    def _update(self, deltas: Tensor, labels: Tensor) -> Tensor:
+        with whole_float32():
+            return self._updated(deltas, labels)
+
+    def _updated(self, deltas: Tensor, labels: Tensor) -> Tensor:
+        # No cache of cast weights: a graph would keep the first ones for ever.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16", cache_enabled=False):
+            logits = self.network(self._input(deltas))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.preset.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         right = (logits.detach().argmax(1) == labels).sum()
-        return torch.stack([loss.detach().double() * len(cells), right.double()])
+        return torch.stack([loss.detach().double() * len(labels), right.double()])
 
     def _set_rate(self, step: int, steps: int) -> None:
         rate = learning_rate(self.preset, step, steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def _exhausted(self) -> bool:
         patience = self.preset.patience
@@ -454,14 +476,24 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-def _optimizer(network: torch.nn.Module, preset: Preset) -> torch.optim.Optimizer:
-    if preset.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), preset.learning_rate, fused=True)
+def _optimizer(network: torch.nn.Module, preset: Preset, device: torch.device) -> torch.optim.Optimizer:
     # Scales, shifts and biases are not decayed: their size is no complexity.
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": preset.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, preset.learning_rate, betas=(0.9, 0.99), fused=True)
+    decay = preset.weight_decay
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    graphed = device.type == "cuda"
+    # A graph reads the rate from the device; as a number it would be the one of the recording.
+    rates = [torch.tensor(preset.learning_rate, device=device) if graphed else preset.learning_rate for _ in groups]
+    parts: list[dict[str, Any]] = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
+    if preset.optimizer == "adam":
+        return torch.optim.Adam([{**parts[0], "params": list(network.parameters())}], fused=True, capturable=graphed)
+    return torch.optim.AdamW(parts, betas=(0.9, 0.99), fused=True, capturable=graphed)
+
+
+def _split(x: Tensor, sizes: int | list[int]) -> tuple[Tensor, ...]:
+    parts: tuple[Tensor, ...] = torch.split(x, sizes)
+    return parts
 
 
 def _batches(order: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
@@ -479,14 +511,8 @@ def _log(history: list[dict[str, float]]) -> bytes:
 
 
 def training_envelope(morphology: NDArray[np.float32]) -> Envelope:
-    """Ranges of the training cells ([n, 6] in the order of ``dataset.SIX``), widened by a tenth of the bound on either side.
-
-    The mean contrast comes from the protein density, which does not depend on the medium: n - n_m = alpha C.
-    """
-    increment = Recipe().morphology.ri_increment_ml_g
-    volume = morphology[:, sets.SIX.index("volume_fl")].astype(np.float64)
-    contrast = morphology[:, sets.SIX.index("protein_density_g_dl")].astype(np.float64) * increment / 100
-    (v0, v1), (c0, c1) = ((float(v.min()) * 0.9, float(v.max()) * 1.1) for v in (volume, contrast))
+    """Ranges of the training cells ([n, 6] in the order of ``dataset.SIX``), widened by a tenth of the bound on either side."""
+    (v0, v1), (c0, c1) = ((float(v.min()) * 0.9, float(v.max()) * 1.1) for v in sets.volume_and_contrast(morphology))
     return Envelope((round(v0, 1), round(v1, 1)), (round(c0, 5), round(c1, 5)))
 
 

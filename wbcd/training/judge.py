@@ -25,7 +25,16 @@ from wbcd.errors import BadValue
 from wbcd.training import curves, plots, seen, statistics
 from wbcd.training import dataset as sets
 from wbcd.training.calibration import expected_calibration_error
-from wbcd.training.evaluation import Evaluation, judge, judge_cells, over_donors, probabilities_of, scheme_of, summed
+from wbcd.training.evaluation import (
+    Evaluation,
+    answers_of,
+    judge,
+    judge_cells,
+    over_donors,
+    probabilities_of,
+    scheme_of,
+    summed,
+)
 from wbcd.training.splits import warnings_of
 
 SUMMARISED = ("accuracy", "balanced_accuracy", "expected_calibration_error", "negative_log_likelihood", "brier", "aurc")
@@ -43,11 +52,13 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One model's answers on the judged cells: ``raw`` without temperature scaling."""
+    """One model's answers on the judged cells: ``raw`` without temperature scaling; ``counted``: those that the daemon would
+    count."""
 
     bundle: Bundle
     probabilities: NDArray[np.float64]
     raw: NDArray[np.float64]
+    counted: NDArray[np.bool_]
     evaluation: Evaluation
 
 
@@ -128,12 +139,26 @@ def _right(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], devi
 
 def _answer(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], part: tuple[str, str], device: str) -> _Answer:
     """``part``: split and scheme."""
-    probabilities = probabilities_of(Classifier(bundle, device), data.ri_delta, cells)
+    probabilities, early = answers_of(Classifier(bundle, device), data.ri_delta, cells)
     # softmax(z / T) gives z up to a constant, which no softmax sees.
     raw = softmax(bundle.model.temperature * np.log(probabilities.clip(1e-300)), axis=1)
     split, scheme = part
     judged = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme)
-    return _Answer(bundle, probabilities, raw, judged)
+    return _Answer(bundle, probabilities, raw, _counted(bundle, data, cells, early), judged)
+
+
+def _counted(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], early: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Cells within the model's distance and range of training: the others are "unclassified" in the daemon's counts.
+
+    Instruments are not asked: a set of cells does not keep each one's.
+    """
+    counted = np.ones(len(cells), dtype=np.bool_)
+    if bundle.gauge is not None:
+        counted &= bundle.gauge.distance(early) <= bundle.gauge.threshold
+    if (envelope := bundle.model.envelope) is not None:
+        volume, contrast = sets.volume_and_contrast(data.morphology[cells])
+        counted &= [envelope.holds(float(v), float(c)) for v, c in zip(volume, contrast, strict=True)]
+    return counted
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -157,6 +182,7 @@ def _facts(
             "ece_before": expected_calibration_error(first.raw, labels),
             "ece_after": expected_calibration_error(first.probabilities, labels),
         },
+        "counted": _counted_facts(first, labels),
         "risk_at_coverage": _risks(first.probabilities, labels),
         "per_donor": _donor_rows(first.probabilities, labels, donors, data),
     }
@@ -172,6 +198,12 @@ def _warnings(
     if missing := [c for k, c in enumerate(data.classes) if not (data.label[cells] == k).any()]:
         found.append(f"{', '.join(missing)}: not one of the judged cells; nothing is said of it.")
     return found + [text for a in answers for text in seen.warnings(a.bundle, data, cells, split, scheme)]
+
+
+def _counted_facts(answer: _Answer, labels: NDArray[np.int64]) -> dict[str, Any]:
+    """``accuracy``: of the cells that are counted; None where none is."""
+    right = (answer.probabilities.argmax(1) == labels)[answer.counted]
+    return {"unclassified": float(1 - answer.counted.mean()), "accuracy": float(right.mean()) if right.size else None}
 
 
 def _risks(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
@@ -322,6 +354,13 @@ def page(facts: Mapping[str, Any]) -> str:
         lines += [
             f"Summed to lymphoid and myeloid: {two['accuracy']['mean']:.1%} ({_between(two)}{_over(two)})."
             + (impure if first["corrected"] else ""),
+            "",
+        ]
+    counted = facts["counted"]
+    if counted["accuracy"] is not None:
+        lines += [
+            f"As unknown or outside its range of training {first['model_id']} leaves {counted['unclassified']:.1%} of them"
+            f" unclassified; of those that it counts {counted['accuracy']:.1%} are right.",
             "",
         ]
     lines += [
