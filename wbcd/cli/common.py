@@ -121,6 +121,7 @@ Example:
 Examples:
   wbcd dataset make cells.zarr --cells 2400 --seed 1
   wbcd dataset from-db --label-by sample --out ours.zarr
+  wbcd dataset join ours.zarr theirs.zarr --out both.zarr
   wbcd dataset show cells.zarr --json""",
     "train": """\b
 Examples:

@@ -20,7 +20,7 @@ FITTED = ("train", "validation")
 """Splits that a training looks at."""
 SIMULATED = ("phantoms", "optics", "donor_sd")
 """What simulated cells follow from, on a set's card."""
-KEPT = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", *SIMULATED)
+KEPT = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", "joined", *SIMULATED)
 """What a model's card keeps of its set's."""
 
 

@@ -1,0 +1,110 @@
+"""Several sets in one: who is who, what may be joined, and that a training of it is a training like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from helpers_training import toy_set
+
+from wbcd.cli import cli
+from wbcd.errors import BadValue
+from wbcd.training import dataset as sets
+from wbcd.training import seen, train
+from wbcd.training.join import join
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """70 and 60 cells: a part of the whole lies across their border. Donors 0 to 5 and 4 to 9."""
+    folder = tmp_path_factory.mktemp("two")
+    return toy_set(folder / "a.zarr", 70, seed=1), toy_set(folder / "b.zarr", 60, seed=2, first_donor=4)
+
+
+def named(path: Path, names: list[str]) -> Path:
+    """The set as if a database had named its donors."""
+    group = zarr.open_group(path, mode="r+", zarr_format=3)
+    group.attrs.update({"donor_names": names, "path": "database"})
+    return path
+
+
+def test_every_cell_is_there_once_and_whose_it_was(two: tuple[Path, Path], tmp_path: Path) -> None:
+    digest = join(two, tmp_path / "both.zarr", seed=3)
+    a, b, both = (sets.load(path) for path in (*two, tmp_path / "both.zarr"))
+    assert both.data_hash == digest
+    for name in ("ri_delta", "label", "donor", "morphology", "phase", "amplitude", "purity", "cell_id"):
+        np.testing.assert_array_equal(getattr(both, name), np.concatenate([getattr(a, name), getattr(b, name)]))
+    assert both.card["donors"] == 10
+    assert set(both.donor[both.indices("test_donor")]).isdisjoint(both.donor[both.indices("train")])
+    # Whoever is in both sets is one donor: all of them train, or none.
+    assert seen.donors(both, both.indices(sets.ALL)) == {f"simulated-{n}" for n in range(10)}
+
+
+def test_an_interrupted_one_goes_on(two: tuple[Path, Path], tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        join(two, tmp_path / "both.zarr", on_part=kill)
+    assert sets.missing_parts(tmp_path / "both.zarr") == [1, 2]
+    told: list[tuple[int, int]] = []
+    digest = join(two, tmp_path / "both.zarr", on_part=lambda *done: told.append(done))
+    assert told == [(128, 130), (130, 130)]
+    assert digest == join(two, tmp_path / "again.zarr")
+
+
+def test_named_donors_keep_their_names(tmp_path: Path) -> None:
+    a = named(toy_set(tmp_path / "a.zarr", 40, seed=1, donors=2), ["mueller", "abel"])
+    b = named(toy_set(tmp_path / "b.zarr", 40, seed=2, donors=2), ["abel", "zoe"])
+    join((a, b), tmp_path / "both.zarr")
+    both = sets.load(tmp_path / "both.zarr")
+    assert both.card["donor_names"] == ["abel", "mueller", "zoe"]
+    theirs = [["mueller", "abel"][n] for n in sets.load(a).donor] + [["abel", "zoe"][n] for n in sets.load(b).donor]
+    assert [both.card["donor_names"][n] for n in both.donor] == theirs
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"simulated": False}, "simulated is False"),
+        ({"recipe_id": "another"}, "recipe_id is 'another'"),
+        ({"phantoms": "others"}, "phantoms is 'others'"),
+        ({"classes": ["large", "small"]}, "classes is"),
+        ({"complete": False}, "not complete"),
+        ({"format_version": 1}, "of version 1"),
+        ({"donor_names": ["a", "b"]}, "its donors are named"),
+        ({"path": "fast", "seed": 1}, "again"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    a, b = (toy_set(tmp_path / f"{n}.zarr", 8, seed=n, donors=2) for n in (1, 2))
+    zarr.open_group(b, mode="r+", zarr_format=3).attrs.update(change)
+    if "path" in change:
+        zarr.open_group(a, mode="r+", zarr_format=3).attrs.update({"path": "exact"})
+    with pytest.raises(BadValue, match=says):
+        join((a, b), tmp_path / "both.zarr")
+    assert not (tmp_path / "both.zarr").exists()
+
+
+def test_one_set_alone_or_the_same_twice_is_refused(two: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match="at least 2"):
+        join(two[:1], tmp_path / "both.zarr")
+    with pytest.raises(BadValue, match="again"):
+        join((two[0], two[0]), tmp_path / "both.zarr")
+
+
+def test_a_model_of_a_joined_set_knows_it_again(two: tuple[Path, Path], tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["dataset", "join", *map(str, two), "--out", str(tmp_path / "both.zarr")])
+    assert result.exit_code == 0, result.output
+    bundle = train(tmp_path / "both.zarr", tmp_path / "run", width=3, epochs=1, device="cpu").bundle
+    data = json.loads((bundle / "metadata.json").read_text())["wbcd"]["training"]["data"]
+    assert [part["seed"] for part in data["joined"]] == [1, 2]
+    shown = CliRunner().invoke(cli, ["dataset", "show", str(tmp_path / "both.zarr")])
+    assert "2 joined sets" in shown.output

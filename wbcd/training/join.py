@@ -1,0 +1,134 @@
+"""Several sets made into one: cells of two instruments or sites, or fast simulated ones and some through holograms.
+
+Donors keep who they are: simulated ones their number, measured ones their name, so that a person in two sets is one donor and
+never in training and test both. Splits are drawn anew over all cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wbcd.errors import BadValue
+from wbcd.training import dataset as sets
+from wbcd.training.card import finish
+from wbcd.training.pictures import Pictures
+
+OnPart = Callable[[int, int], None]
+
+SAME = ("format_version", "classes", "input", "simulated", "six", "recipe_id", "phantoms", "donor_sd", "optics")
+"""What the cards must agree in: cells of two recipes or two versions of the phantoms are two kinds of cells."""
+MADE_FROM = ("cells", "donors", "first_donor", "seed", "path", "label_by")
+"""What is kept of each; by it the same simulated cells are known again."""
+TOLD = {"pictures": " and ", "path": "+", "label_by": " and "}
+"""Texts of the cards that may differ, and what stands between them."""
+
+
+def join(paths: Sequence[str | Path], out: str | Path, *, seed: int = 0, on_part: OnPart | None = None) -> str:
+    """Write ``out``, the cells of all of ``paths`` in their order; returns its hash. Run again, it goes on.
+
+    ``seed``: of the splits. ``on_part``: told (cells done, cells). Raises BadValue where a set is incomplete, or of other
+    classes, input, recipe or kind than the first, or shows cells of another one again; or where ``out`` is something else.
+    """
+    given, out = [Path(path) for path in paths], Path(out)
+    cards = [sets.read_attributes(path) for path in given]
+    _check(given, cards)
+    names = sorted({str(name) for card in cards for name in card.get("donor_names") or []})
+    total = sum(int(card["cells"]) for card in cards)
+    sets.create(out, total, _card(cards, names, seed))
+    missing = set(sets.missing_parts(out))
+    pending: list[sets.CellSample] = []
+    for number, sample in _samples(given, cards, names, missing):
+        pending.append(sample)
+        part = number // sets.PART
+        if number + 1 == sets.part_range(part, total).stop:
+            sets.write_part(out, part, pending)
+            pending = []
+            if on_part is not None:
+                on_part(number + 1, total)
+    return finish(out)
+
+
+def _samples(
+    paths: Sequence[Path], cards: Sequence[Mapping[str, Any]], names: Sequence[str], missing: set[int]
+) -> Iterator[tuple[int, sets.CellSample]]:
+    """Number in the joined set and cell, of the parts that are not written; one set in memory at a time."""
+    first = 0
+    for path, card in zip(paths, cards, strict=True):
+        cells = int(card["cells"])
+        wanted = [n for n in range(first, first + cells) if n // sets.PART in missing]
+        if wanted:
+            data = sets.load(path)
+            own = [str(name) for name in card.get("donor_names") or []]
+            for number in wanted:
+                donor = int(data.donor[number - first])
+                yield number, _sample(data, number - first, names.index(own[donor]) if own else donor)
+        first += cells
+
+
+def _sample(data: sets.TrainingSet, index: int, donor: int) -> sets.CellSample:
+    if data.phase is None or data.amplitude is None:
+        raise BadValue(f"{data.path}: has no pictures.", action="Make the set again with this version.")
+    return sets.CellSample(
+        ri_delta=data.ri_delta[index].astype(np.float32),
+        label=int(data.label[index]),
+        donor=donor,
+        six=tuple(float(v) for v in data.morphology[index]),
+        pictures=Pictures(data.phase[index], data.amplitude[index]),
+        purity=math.nan if data.purity is None else float(data.purity[index]),
+        cell_id=-1 if data.cell_id is None else int(data.cell_id[index]),
+    )
+
+
+def _check(paths: Sequence[Path], cards: Sequence[Mapping[str, Any]]) -> None:
+    if len(cards) < 2:
+        raise BadValue(f"{len(cards)} sets are given; at least 2 can be joined.")
+    first = cards[0]
+    for path, card in zip(paths, cards, strict=True):
+        if card.get("complete") is not True:
+            raise BadValue(f"{path}: the set is not complete.", action="Run the command that makes it again; it goes on.")
+        if card.get("format_version") != sets.FORMAT_VERSION:
+            raise BadValue(f"{path}: is of version {card.get('format_version')}; it must be {sets.FORMAT_VERSION}.")
+        for key in SAME:
+            if card.get(key) != first.get(key):
+                raise BadValue(
+                    f"{path}: {key} is {card.get(key)!r}; that of {paths[0]} is {first.get(key)!r}.",
+                    action="Join sets of one kind only.",
+                )
+        if bool(card.get("donor_names")) != bool(first.get("donor_names")):
+            raise BadValue(f"{path}: its donors are {'named' if card.get('donor_names') else 'numbered'}; not so {paths[0]}'s.")
+    seen: dict[object, Path] = {}
+    for path, card in zip(paths, cards, strict=True):
+        # Phantoms follow from seed and donors: through holograms they are the same cells again, in training and in test.
+        numbered = card.get("path") in ("fast", "exact", "ideal")
+        cells: object = (card["seed"], card.get("first_donor", 0)) if numbered else card["data_hash"]
+        if cells in seen:
+            raise BadValue(f"{path}: shows cells of {seen[cells]} again.", action="Make it with another seed.")
+        seen[cells] = path
+
+
+def _card(cards: Sequence[Mapping[str, Any]], names: list[str], seed: int) -> dict[str, Any]:
+    same = {key: cards[0][key] for key in SAME if key in cards[0] and key != "format_version"}
+    told = {key: between.join(dict.fromkeys(str(c[key]) for c in cards if key in c)) for key, between in TOLD.items()}
+    ranges: dict[str, list[float]] = {}
+    for card in cards:
+        for name, (low, high) in card.get("instrument", {}).items():
+            before = ranges.get(name, [low, high])
+            ranges[name] = [min(before[0], low), max(before[1], high)]
+    numbers = {int(card.get("first_donor", 0)) + n for card in cards for n in range(int(card["donors"]))}
+    # A set that does not say what instrument it is of could be of any.
+    known = ranges if all("instrument" in card for card in cards) else {}
+    return {
+        **same,
+        "origin": f"{len(cards)} joined sets",
+        **{key: text for key, text in told.items() if text},
+        "seed": seed,
+        **({"donors": len(names), "donor_names": names} if names else {"donors": len(numbers)}),
+        "instrument": known,
+        "joined": [{key: card[key] for key in MADE_FROM if key in card} for card in cards],
+        "joined_hashes": [card["data_hash"] for card in cards],
+    }
