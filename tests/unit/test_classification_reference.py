@@ -93,7 +93,9 @@ def test_it_knows_most_cells_it_never_saw(reference: Bundle) -> None:
 @pytest.mark.parametrize(
     ("radius", "delta", "within"), [(3.6, 0.03, True), (7.0, 0.03, False), (1.5, 0.03, False), (3.6, 0.06, False)]
 )
-def test_a_cell_outside_the_training_range_is_unclassified(reference: Bundle, radius: float, delta: float, within: bool) -> None:
+def test_a_cell_outside_the_training_range_is_unclassified(
+    reference: Bundle, radius: float, delta: float, within: bool
+) -> None:
     (prediction,) = Classifier(reference, "cpu").predict([ball(radius, delta)])
     assert (OUTSIDE_TRAINING_RANGE in prediction.flags) is not within
     # A ball of a cell's size and density is within the range and still no cell: what becomes of it the distance says.

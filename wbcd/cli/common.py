@@ -126,7 +126,8 @@ Examples:
     "train": """\b
 Examples:
   wbcd train cells.zarr training --epochs 12
-  wbcd train cells.zarr lineages --task two --split-by donor --seed 1""",
+  wbcd train cells.zarr lineages --task two --split-by donor --seed 1
+  wbcd train ours.zarr ours --start reference --epochs 6""",
     "evaluate": """\b
 Examples:
   wbcd evaluate training/bundle cells.zarr --out report

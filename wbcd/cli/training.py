@@ -44,6 +44,14 @@ SPLIT_BY = "cell (the paper's), donor (whole donors), or both: donors held out f
     show_default=True,
     help="bf16 on CUDA only.",
 )
+@click.option(
+    "--start", help="A model whose weights to begin with (a bundle, or `reference`); its box and pitch are taken over."
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="The highest.  [default: the preset's; a tenth of it with --start]",
+)
 @click.option("--tensorboard", is_flag=True, help="Write OUT/tensorboard beside OUT/log.csv.")
 @click.option("--name", default="wbcd", show_default=True, help="Name of the bundle.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
@@ -61,6 +69,8 @@ def train(
     pitch: Triple | None,
     device: str,
     precision: str,
+    start: str | None,
+    learning_rate: float | None,
     tensorboard: bool,
     name: str,
     as_json: bool,
@@ -88,6 +98,8 @@ def train(
             board=tensorboard,
             shape=shape,
             voxel_um=pitch,
+            start=start,
+            learning_rate=learning_rate,
             notes={"command": command_line()},
         )
     if as_json:

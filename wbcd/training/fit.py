@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from wbcd.classification import Classifier, Envelope, FishNet3d, ModelCard, save_bundle
+from wbcd.classification import Bundle, Classifier, Envelope, FishNet3d, ModelCard, load_bundle, save_bundle
 from wbcd.classification.backends import whole_float32
 from wbcd.classification.bundle import write_file
 from wbcd.classification.classifier import choose_device
@@ -88,6 +88,9 @@ silent in most cells had a variance of nearly 0, and a cell in which it spoke a 
 
 WARM_UP = 0.3
 """Share of a cycle in which the learning rate rises; it starts at a 25th and ends at a 10,000th of the highest."""
+
+GENTLY = 0.1
+"""Of the learning rate where the weights are another model's: at the whole rate its first epoch undoes them."""
 
 CHECKPOINT_S = 120.0
 """Within an epoch: a killed training loses no more than this. A checkpoint of the default network is 17 MB."""
@@ -171,6 +174,8 @@ def train(
     board: bool = False,
     shape: Shape3 | None = None,
     voxel_um: Triple | None = None,
+    start: str | Path | None = None,
+    learning_rate: float | None = None,
 ) -> TrainingReport:
     """Train, calibrate, measure, and write ``out_dir/bundle``; a run that was interrupted goes on from its last checkpoint.
 
@@ -178,7 +183,9 @@ def train(
     set's classes) or "two" (lymphoid and myeloid). ``split_by``: a scheme of :mod:`wbcd.training.splits`. ``patience``: epochs
     without progress before stopping, instead of the preset's. ``precision``: "auto" is bf16 autocast on CUDA and fp32 on a
     CPU. ``board``: write TensorBoard events too. ``shape``, ``voxel_um``: a smaller box, a coarser pitch than the set's.
-    Raises BadValue on an unusable argument or a folder of another training.
+    ``start``: a bundle whose weights to begin with; box and pitch are then its own where they are not given, and the learning
+    rate a tenth. ``learning_rate``: the highest, instead of the preset's. Raises BadValue on an unusable argument or a folder
+    of another training.
     """
     began = time.monotonic()
     if task not in TASKS:
@@ -186,11 +193,28 @@ def train(
     if preset not in PRESETS:
         raise BadValue(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}.")
     recipe = _changed(PRESETS[preset], augmentation, patience)
+    beginning = None if start is None else load_bundle(start)
+    if beginning is not None:
+        shape, voxel_um = shape or beginning.input.shape, voxel_um or beginning.input.voxel_um
+        recipe = replace(recipe, learning_rate=recipe.learning_rate * GENTLY)
+    if learning_rate is not None:
+        if not 0 < learning_rate < 1:
+            raise BadValue(f"learning_rate is {learning_rate}; above 0 and below 1.")
+        recipe = replace(recipe, learning_rate=learning_rate)
     data, out = sets.load(Path(dataset_path)), Path(out_dir)
     data = data.at(data.spec(shape, voxel_um))
     data = data.as_lineages() if task == "two" else data
     run = Training(
-        data, out, recipe, epochs=epochs, width=width, seed=seed, device=device, split_by=split_by, precision=precision
+        data,
+        out,
+        recipe,
+        epochs=epochs,
+        width=width,
+        seed=seed,
+        device=device,
+        split_by=split_by,
+        precision=precision,
+        start=beginning,
     )
     run.fit(on_epoch, on_step, board=board)
     model = ModelCard(name=name, classes=data.classes, width=width, views=recipe.views, input=data.input)
@@ -214,7 +238,8 @@ def _flat(preset: Preset) -> dict[str, Any]:
 class Training:
     """One training of one set in memory: network, optimizer, progress and the best weights, kept in the folder ``out``.
 
-    ``share``: of the training cells that are used, taken class by class (learning curves).
+    ``share``: of the training cells that are used, taken class by class (learning curves). ``start``: whose weights to begin
+    with instead of random ones; where the classes are others, its last layer is left out.
     """
 
     def __init__(
@@ -230,6 +255,7 @@ class Training:
         split_by: str = "both",
         precision: str = "auto",
         share: float = 1.0,
+        start: Bundle | None = None,
     ) -> None:
         if epochs < 1 or width < 2 or not 0 < share <= 1:
             raise BadValue(f"epochs is {epochs}, width {width} and share {share}; at least 1 and 2, and above 0 up to 1.")
@@ -244,6 +270,9 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = FishNet3d(len(data.classes), width)
+        self.start = start
+        if start is not None:
+            _begin_with(self.network, start, data.classes)
         # Channels last: a quarter less time a cell on a CPU. torch's stubs do not know the keyword.
         cast(Any, self.network).to(self.device, memory_format=torch.channels_last_3d)
         self.optimizer = _optimizer(self.network, preset, self.device)
@@ -427,8 +456,23 @@ class Training:
             "share": self.share,
             "signed": self.data.signed,
             "input": sets.spec_to_card(self.data.input),
+            **({"start": self.start.model_id} if self.start is not None else {}),
         }
         return {**parts, "digest": hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()}
+
+
+def _begin_with(network: FishNet3d, start: Bundle, classes: tuple[str, ...]) -> None:
+    """Raises BadValue where the widths differ: no weight of one would fit the other."""
+    if start.model.width != network.width:
+        raise BadValue(
+            f"{start.path}: its width is {start.model.width}; the network to train has {network.width}.",
+            action=f"Give --width {start.model.width}, or leave --start out.",
+        )
+    weights = dict(start.network.state_dict())
+    if start.classes != classes:
+        last = list(network.classifier.state_dict())[-1].split(".")[0]
+        weights = {k: v for k, v in weights.items() if not k.startswith(f"classifier.{last}.")}
+    network.load_state_dict(weights, strict=start.classes == classes)
 
 
 def _precision(name: str, device: torch.device) -> str:
@@ -520,6 +564,7 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
     simulated = run.data.simulated
     warnings = warnings_of(run.data.label, run.data.donor, run.data.classes)
     warnings += missing_classes(run.data.label, {run.split_by: run.data.split(run.split_by)}, run.data.classes)
+    warnings += [] if run.start is None else seen.before(run.start, run.data, run.split_by)
     training = {
         **training,
         "epochs": run.epochs,
@@ -527,7 +572,7 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
         "seed": run.seed,
         "train_cells": len(run.cells),
         "validation_cells": len(run.watched),
-        **seen.facts(run.data, run.split_by),
+        **seen.facts(run.data, run.split_by, run.start),
         "parameters": parameter_count(run.network),
         "precision": run.precision,
         "device": run.device.type,

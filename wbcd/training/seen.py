@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wbcd.classification import Bundle
 from wbcd.training import dataset as sets
-from wbcd.training.evaluation import scheme_of
+from wbcd.training.evaluation import HELD_OUT, scheme_of
 
 FITTED = ("train", "validation")
 """Splits that a training looks at."""
@@ -24,14 +24,38 @@ KEPT = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by
 """What a model's card keeps of its set's."""
 
 
-def facts(data: sets.TrainingSet, split_by: str) -> dict[str, Any]:
-    """What the card of a model trained on ``data`` keeps of it, JSON-ready."""
+def facts(data: sets.TrainingSet, split_by: str, start: Bundle | None = None) -> dict[str, Any]:
+    """What the card of a model trained on ``data`` keeps of it, JSON-ready; ``start``: the model that it began with."""
+    known = donors(data, _fitted(data, split_by))
+    begun: dict[str, Any] = {}
+    if start is not None:
+        known |= set(start.model.training.get("donors_seen", ()))
+        begun["start"] = {"model_id": start.model_id, "simulated": start.model.simulated}
+        if "data_hash" in start.model.training:
+            begun["start"]["data_hash"] = start.model.training["data_hash"]
     return {
+        **begun,
         "data_hash": data.data_hash,
         "split_by": split_by,
         "data": {key: data.card[key] for key in KEPT if key in data.card},
-        "donors_seen": sorted(donors(data, _fitted(data, split_by))),
+        "donors_seen": sorted(known),
     }
+
+
+def before(start: Bundle, data: sets.TrainingSet, split_by: str) -> list[str]:
+    """Sentences on what of a set's held-out parts a training's first weights had seen already."""
+    found = []
+    for split in HELD_OUT:
+        if data.has(split, split_by):
+            cells = data.indices(split, split_by)
+            known, shared = cells_of(start, data, cells), donors_of(start, data, cells)
+            what = f"{known} of the {len(cells)} cells" if known else f"{len(shared)} of the {len(donors(data, cells))} donors"
+            if known or shared:
+                found.append(
+                    f"{start.model_id}, with whose weights this training began, has seen {what} of {split!r}: no held-out"
+                    " figure."
+                )
+    return found
 
 
 def donors(data: sets.TrainingSet, cells: NDArray[np.intp]) -> set[str]:

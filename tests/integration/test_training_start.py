@@ -1,0 +1,102 @@
+"""A training that begins with another model's weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers_training import four_set, toy_set
+
+from wbcd.classification import Bundle, load_bundle
+from wbcd.cli import cli
+from wbcd.errors import BadValue
+from wbcd.training import dataset as sets
+from wbcd.training import train
+from wbcd.training.fit import GENTLY, PRESETS, Training
+
+LAST = "classifier.6."
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return four_set(tmp_path_factory.mktemp("set") / "four.zarr")
+
+
+@pytest.fixture(scope="module")
+def first(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("first")
+    return load_bundle(train(store, folder, width=4, epochs=4, device="cpu", name="first", split_by="cell").bundle)
+
+
+def run(data: sets.TrainingSet, out: Path, start: Bundle | None, width: int = 4) -> Training:
+    return Training(data, out, PRESETS["modern"], epochs=1, width=width, device="cpu", start=start)
+
+
+def test_it_begins_where_the_other_ended(store: Path, first: Bundle, tmp_path: Path) -> None:
+    begun = run(sets.load(store), tmp_path / "a", first).network.state_dict()
+    for name, weight in first.network.state_dict().items():
+        assert torch.equal(begun[name], weight), name
+
+
+def test_for_other_classes_the_last_layer_is_a_new_one(store: Path, first: Bundle, tmp_path: Path) -> None:
+    two = sets.load(store).as_lineages()
+    begun, fresh = (run(two, tmp_path / n, start).network.state_dict() for n, start in (("a", first), ("b", None)))
+    for name, weight in first.network.state_dict().items():
+        wanted = fresh[name] if name.startswith(LAST) else weight
+        assert torch.equal(begun[name], wanted), name
+    assert begun[LAST + "weight"].shape[0] == 2
+
+
+def test_another_width_is_refused(store: Path, first: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match="its width is 4"):
+        run(sets.load(store), tmp_path / "a", first, width=5)
+
+
+def test_one_epoch_of_it_is_worth_more_than_one_from_nothing(store: Path, first: Bundle, tmp_path: Path) -> None:
+    loss = {
+        name: train(store, tmp_path / name, width=4, epochs=1, device="cpu", split_by="cell", start=start)
+        .history[0]
+        .validation_loss
+        for name, start in (("begun", first.path), ("fresh", None))
+    }
+    assert loss["begun"] < loss["fresh"] - 0.1
+
+
+def test_a_folder_of_another_beginning_is_refused(store: Path, first: Bundle, tmp_path: Path) -> None:
+    run(sets.load(store), tmp_path / "a", None).fit()
+    with pytest.raises(BadValue, match="start"):
+        run(sets.load(store), tmp_path / "a", first).fit()
+
+
+def test_the_card_names_it_and_what_it_had_seen(store: Path, first: Bundle, tmp_path: Path) -> None:
+    """First split by cell, then with whole donors held out: none of those is unseen."""
+    out = tmp_path / "next"
+    words = ["train", str(store), str(out), "--start", str(first.path), "--width", "4", "--epochs", "1", "--device", "cpu"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    assert "has seen" in result.output
+    training = load_bundle(out / "bundle").model.training
+    assert training["start"] == {
+        "model_id": first.model_id,
+        "simulated": True,
+        "data_hash": first.model.training["data_hash"],
+    }
+    assert training["learning_rate"] == pytest.approx(GENTLY * PRESETS["modern"].learning_rate)
+    assert set(first.model.training["donors_seen"]) <= set(training["donors_seen"])
+    assert any("no held-out figure" in text for text in training["warnings"])
+    assert any("test_donor" in text for text in json.loads((out / "report.json").read_text())["warnings"])
+
+
+def test_cells_of_other_people_are_unseen(first: Bundle, tmp_path: Path) -> None:
+    others = toy_set(tmp_path / "others.zarr", 60, seed=5, first_donor=100)
+    report = train(others, tmp_path / "run", width=4, epochs=1, device="cpu", start=first.path)
+    assert not any("has seen" in text for text in report.warnings)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
+def test_a_learning_rate_out_of_bounds_is_refused(store: Path, tmp_path: Path, rate: float) -> None:
+    with pytest.raises(BadValue, match="learning_rate"):
+        train(store, tmp_path / "a", width=4, epochs=1, device="cpu", learning_rate=rate)
