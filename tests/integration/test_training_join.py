@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,13 @@ import zarr
 from click.testing import CliRunner
 from helpers_training import toy_set
 
+from wbcd.classification import load_bundle
 from wbcd.cli import cli
 from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
 from wbcd.training import seen, train
 from wbcd.training.join import join
+from wbcd.training.oracle import parameters
 
 
 @pytest.fixture(scope="module")
@@ -81,30 +82,95 @@ def test_named_donors_keep_their_names(tmp_path: Path) -> None:
         ({"format_version": 1}, "of version 1"),
         ({"donor_names": ["a", "b"]}, "its donors are named"),
         ({"path": "fast", "seed": 1}, "again"),
+        ({"donor_names": ["a"], "donor": 2}, "names 1 donors"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(tmp_path: Path, change: dict[str, object], says: str) -> None:
     a, b = (toy_set(tmp_path / f"{n}.zarr", 8, seed=n, donors=2) for n in (1, 2))
-    zarr.open_group(b, mode="r+", zarr_format=3).attrs.update(change)
+    zarr.open_group(b, mode="r+", zarr_format=3).attrs.update({k: v for k, v in change.items() if k != "donor"})
+    if "donor" in change:
+        zarr.open_group(a, mode="r+", zarr_format=3).attrs.update({"donor_names": ["a", "b"]})
     if "path" in change:
         zarr.open_group(a, mode="r+", zarr_format=3).attrs.update({"path": "exact"})
     with pytest.raises(BadValue, match=says):
         join((a, b), tmp_path / "both.zarr")
-    assert not (tmp_path / "both.zarr").exists()
+    assert not (tmp_path / "both.zarr").exists() or "donor" in change
+
+
+@pytest.mark.parametrize("key", ["seed", "donors", "data_hash", "recipe_id"])
+def test_a_card_that_lacks_something_is_named(tmp_path: Path, key: str) -> None:
+    a, b = (toy_set(tmp_path / f"{n}.zarr", 8, seed=n, donors=2) for n in (1, 2))
+    for path in (a, b):
+        attributes = zarr.open_group(path, mode="r+", zarr_format=3).attrs
+        kept = {k: v for k, v in attributes.items() if k != key}
+        attributes.clear()
+        attributes.update(kept)
+    with pytest.raises(BadValue, match=f"1.zarr: its card has no {key}"):
+        join((a, b), tmp_path / "both.zarr")
+
+
+def test_cells_of_one_database_in_two_sets_are_found(tmp_path: Path) -> None:
+    """Made twice of the same cells, with other splits: another hash, the same tomograms."""
+    a = named(toy_set(tmp_path / "a.zarr", 20, seed=1, donors=2), ["abel", "zoe"])
+    b = named(toy_set(tmp_path / "b.zarr", 20, seed=1, donors=2), ["abel", "zoe"])
+    group = zarr.open_group(b, mode="r+", zarr_format=3)
+    group.attrs.update({"seed": 7, "complete": False})
+    sets.finish(b)
+    assert sets.load(a).data_hash != sets.load(b).data_hash
+    with pytest.raises(BadValue, match=r"b\.zarr: 20 of its 20 cells are in .*a\.zarr"):
+        join((a, b), tmp_path / "both.zarr")
+
+
+def test_what_a_joined_set_is_made_of_is_remembered(tmp_path: Path) -> None:
+    """As if simulated: a part of it, alone or in another one, is not joined to it again; a new seed 0 is."""
+    paths = [toy_set(tmp_path / f"{n}.zarr", 8, seed=n, donors=2, first_donor=2 * n) for n in (1, 2, 3, 0)]
+    for path in paths:
+        zarr.open_group(path, mode="r+", zarr_format=3).attrs.update({"path": "fast"})
+    a, b, c, zero = paths
+    join((a, b), tmp_path / "ab.zarr")
+    with pytest.raises(BadValue, match="again"):
+        join((tmp_path / "ab.zarr", a), tmp_path / "aba.zarr")
+    join((c, tmp_path / "ab.zarr"), tmp_path / "cab.zarr")
+    card = sets.read_attributes(tmp_path / "cab.zarr")
+    assert [part["seed"] for part in card["joined"]] == [3, 1, 2]
+    assert card["joined_hashes"] == [sets.read_attributes(path)["data_hash"] for path in (c, a, b)]
+    assert card["donors"] == 6
+    assert card["path"] == "joined"
+    join((tmp_path / "ab.zarr", zero), tmp_path / "ab0.zarr")
+    with pytest.raises(BadValue, match="not phantoms"):
+        parameters(sets.load(tmp_path / "ab.zarr"))
+
+
+def test_the_instruments_are_those_that_every_set_states(tmp_path: Path) -> None:
+    a, b = (toy_set(tmp_path / f"{n}.zarr", 8, seed=n, donors=2) for n in (1, 2))
+    for path, stated in ((a, {"objective_na": [1.15, 1.2]}), (b, {"objective_na": [1.2, 1.25], "wavelength_um": [0.5, 0.5]})):
+        zarr.open_group(path, mode="r+", zarr_format=3).attrs.update({"instrument": stated})
+    join((a, b), tmp_path / "both.zarr")
+    assert sets.read_attributes(tmp_path / "both.zarr")["instrument"] == {"objective_na": [1.15, 1.25]}
 
 
 def test_one_set_alone_or_the_same_twice_is_refused(two: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(BadValue, match="at least 2"):
         join(two[:1], tmp_path / "both.zarr")
-    with pytest.raises(BadValue, match="again"):
+    with pytest.raises(BadValue, match="70 of its 70 cells are in"):
         join((two[0], two[0]), tmp_path / "both.zarr")
 
 
-def test_a_model_of_a_joined_set_knows_it_again(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_model_of_a_joined_set_knows_it_again_and_its_parts(two: tuple[Path, Path], tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["dataset", "join", *map(str, two), "--out", str(tmp_path / "both.zarr")])
     assert result.exit_code == 0, result.output
-    bundle = train(tmp_path / "both.zarr", tmp_path / "run", width=3, epochs=1, device="cpu").bundle
-    data = json.loads((bundle / "metadata.json").read_text())["wbcd"]["training"]["data"]
-    assert [part["seed"] for part in data["joined"]] == [1, 2]
+    both, part = sets.load(tmp_path / "both.zarr"), sets.load(two[0])
+    of_both = load_bundle(train(tmp_path / "both.zarr", tmp_path / "run", width=3, epochs=1, device="cpu").bundle)
+    of_part = load_bundle(train(two[0], tmp_path / "part", width=3, epochs=1, device="cpu").bundle)
+    assert seen.same_set(of_both, both)
+    assert not seen.same_set(of_both, part)
+    assert not seen.same_set(of_part, both)
+    cells = both.indices("train")
+    assert seen.cells_of(of_both, both, cells) == len(cells)
+    for bundle, data in ((of_both, part), (of_part, both)):
+        said = seen.warnings(bundle, data, data.indices("test"), "test", "both")
+        assert any("cells in common" in text for text in said), said
+    other = sets.load(toy_set(tmp_path / "other.zarr", 60, seed=9, first_donor=200))
+    assert seen.warnings(of_both, other, other.indices("test"), "test", "both") == []
     shown = CliRunner().invoke(cli, ["dataset", "show", str(tmp_path / "both.zarr")])
     assert "2 joined sets" in shown.output

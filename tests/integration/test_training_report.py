@@ -105,6 +105,17 @@ def test_what_the_daemon_would_not_count_is_said(store: Path, models: list[Path]
     )
 
 
+def test_a_model_that_cannot_tell_unknown_cells_says_so(store: Path, models: list[Path], tmp_path: Path) -> None:
+    bundle = load_bundle(models[0])
+    blind = save_bundle(tmp_path / "blind", bundle.network, replace(bundle.model, envelope=None, conformal=None), None)
+    result = run("evaluate", blind.path, store)
+    assert result.exit_code == 0, result.output
+    assert "cannot tell unknown cells" in result.output
+    nowhere = replace(bundle.model, envelope=Envelope((1e5, 1e6), (-0.5, 0.5)))
+    none = save_bundle(tmp_path / "none", bundle.network, nowhere, bundle.gauge)
+    assert "leaves 100.0% of them unclassified." in run("evaluate", none.path, store).output
+
+
 def test_two_models_are_compared_on_the_same_cells(store: Path, models: list[Path]) -> None:
     result = run("model", "compare", models[0], models[1], store, "--json", "--split", "train")
     assert result.exit_code == 0, result.output

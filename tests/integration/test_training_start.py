@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from helpers_training import four_set, toy_set
 
-from wbcd.classification import Bundle, load_bundle
+from wbcd.classification import Bundle, load_bundle, save_bundle
 from wbcd.cli import cli
 from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
-from wbcd.training import train
+from wbcd.training import seen, train
 from wbcd.training.fit import GENTLY, PRESETS, Training
 
 LAST = "classifier.6."
@@ -72,22 +74,46 @@ def test_a_folder_of_another_beginning_is_refused(store: Path, first: Bundle, tm
 
 
 def test_the_card_names_it_and_what_it_had_seen(store: Path, first: Bundle, tmp_path: Path) -> None:
-    """First split by cell, then with whole donors held out: none of those is unseen."""
+    """First split by cell, then with whole donors held out: of those none is unseen, now or when it is judged later."""
     out = tmp_path / "next"
     words = ["train", str(store), str(out), "--start", str(first.path), "--width", "4", "--epochs", "1", "--device", "cpu"]
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 0, result.output
-    assert "has seen" in result.output
-    training = load_bundle(out / "bundle").model.training
-    assert training["start"] == {
-        "model_id": first.model_id,
-        "simulated": True,
-        "data_hash": first.model.training["data_hash"],
-    }
+    assert "was trained on, or chosen by" in result.output
+    bundle = load_bundle(out / "bundle")
+    training = bundle.model.training
+    assert training["start"]["model_id"] == first.model_id
+    assert training["start"]["data_hash"] == first.model.training["data_hash"]
+    assert training["start"]["split_by"] == "cell"
     assert training["learning_rate"] == pytest.approx(GENTLY * PRESETS["modern"].learning_rate)
     assert set(first.model.training["donors_seen"]) <= set(training["donors_seen"])
-    assert any("no held-out figure" in text for text in training["warnings"])
-    assert any("test_donor" in text for text in json.loads((out / "report.json").read_text())["warnings"])
+    told = json.loads((out / "report.json").read_text())["warnings"]
+    for split in ("validation", "test", "test_donor"):
+        assert any(f"of {split!r}" in text for text in told), split
+    data = sets.load(store)
+    cells = data.indices("test", "both")
+    by_cell = np.isin(cells, np.concatenate([data.indices(s, "cell") for s in ("train", "validation")]))
+    assert 0 < by_cell.sum() < len(cells)
+    assert seen.cells_of(bundle, data, cells) == by_cell.sum()
+    judged = CliRunner().invoke(cli, ["evaluate", str(bundle.path), str(store), "--device", "cpu"])
+    assert f"chosen by, {by_cell.sum()} of the {len(cells)} judged cells" in judged.output
+    # And so does whoever begins with that one.
+    last = load_bundle(train(store, tmp_path / "last", width=4, epochs=1, device="cpu", start=bundle.path).bundle)
+    assert last.model.training["start"]["start"]["model_id"] == first.model_id
+    assert seen.cells_of(last, data, cells) == by_cell.sum()
+
+
+def test_by_the_same_split_nothing_held_out_was_seen(store: Path, first: Bundle, tmp_path: Path) -> None:
+    report = train(store, tmp_path / "a", width=4, epochs=1, device="cpu", start=first.path, split_by="cell")
+    assert [text for text in report.warnings if "with whose weights" in text and "'test'" in text] == []
+
+
+def test_a_box_that_the_set_does_not_hold_names_the_model(store: Path, first: Bundle, tmp_path: Path) -> None:
+    z, y, x = first.input.shape
+    larger = replace(first.model, input=replace(first.input, shape=(z + 2, y, x)))
+    wide = save_bundle(tmp_path / "wide", first.network, larger, first.gauge)
+    with pytest.raises(BadValue, match=r"wide \(--start\).*cannot be made"):
+        train(store, tmp_path / "a", width=4, epochs=1, device="cpu", start=wide.path)
 
 
 def test_cells_of_other_people_are_unseen(first: Bundle, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -35,18 +36,43 @@ GRAPH_WARM_UPS = 3
 """Passes before a CUDA graph is captured: cuDNN chooses its kernels in them, which a capture forbids."""
 
 
+_FLOAT32 = threading.Lock()
+_float32_depth = 0
+_float32_before: Any = None
+
+
 @contextmanager
-def whole_float32() -> Iterator[None]:
+def whole_float32(device: torch.device) -> Iterator[None]:
     """Convolutions on CUDA in float32 as it is written.
 
-    torch's own choice there is TF32, which keeps three digits: an H100 departed from the CPU by 0.003 of a probability.
+    torch's own choice there is TF32, which keeps three digits: an H100 departed from the CPU by 0.003 of a probability. The
+    choice is the process's: the first of several threads makes it, the last puts it back.
     """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    global _float32_before, _float32_depth
+    if device.type != "cuda":
+        yield
+        return
+    # The new name where torch has it: it refuses the old one once anybody has used the new.
+    flags, name, value = _float32_flag()
+    with _FLOAT32:
+        if _float32_depth == 0:
+            _float32_before = getattr(flags, name)
+            setattr(flags, name, value)
+        _float32_depth += 1
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        with _FLOAT32:
+            _float32_depth -= 1
+            if _float32_depth == 0:
+                setattr(flags, name, _float32_before)
+
+
+def _float32_flag() -> tuple[Any, str, Any]:
+    conv = getattr(torch.backends.cudnn, "conv", None)
+    if hasattr(conv, "fp32_precision"):
+        return conv, "fp32_precision", "ieee"
+    return torch.backends.cudnn, "allow_tf32", False
 
 
 class Backend(ABC):
@@ -88,7 +114,7 @@ class EagerBackend(Backend):
         self.network = bundle.network.to(device)
 
     def outputs(self, deltas: Tensor) -> Output:
-        with torch.inference_mode(), whole_float32():
+        with torch.inference_mode(), whole_float32(self.device):
             x = normalise(deltas.to(self.device), self.bundle.input)[:, None]
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
                 found = self.network.both(x)
@@ -134,7 +160,7 @@ class CudaBackend(Backend):
                 self._pass(held)
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):
             result = self._pass(held)
         self._graphs[size] = (graph, held, result)
         return self._graphs[size]
@@ -142,7 +168,7 @@ class CudaBackend(Backend):
     def _pass(self, x: Tensor) -> Output:
         # No cache of cast weights: what a capture puts there belongs to its graph alone.
         cast = torch.autocast("cuda", self.dtype, enabled=self.dtype is not torch.float32, cache_enabled=False)
-        with whole_float32(), cast:
+        with whole_float32(self.device), cast:
             return self.network.both(x)  # type: ignore[no-any-return]
 
 

@@ -187,10 +187,12 @@ def answers_of(
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Probabilities [cells, classes] and the features that unknown cells are told by [cells, f]."""
     step = classifier.batch_size
-    parts = [cells[i : i + step] for i in range(0, len(cells), step)]
-    found = [classifier.outputs(torch.from_numpy(deltas[part].astype(np.float32))) for part in parts]
-    probabilities = np.concatenate([classifier.probabilities_of(one) for one in found])
-    return probabilities, torch.cat([one.early for one in found]).numpy()
+    probabilities, early = [], []
+    for part in (cells[i : i + step] for i in range(0, len(cells), step)):
+        found = classifier.outputs(torch.from_numpy(deltas[part].astype(np.float32)))
+        probabilities.append(classifier.probabilities_of(found))
+        early.append(found.early.numpy())
+    return np.concatenate(probabilities), np.concatenate(early)
 
 
 def judge(

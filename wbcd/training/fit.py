@@ -81,9 +81,9 @@ TASKS = ("four", "two")
 """The classes as the set has them, or their lineages."""
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-NORM_BATCHES = 64
-"""Batches from which the normalisations' means and variances are taken anew before each validation: running averages lag
-behind weights that move fast, so far that the validation loss of a short training says nothing. With 16, a channel that is
+NORM_CELLS = 1024
+"""Cells from which the normalisations' means and variances are taken anew before each validation: running averages lag
+behind weights that move fast, so far that the validation loss of a short training says nothing. With 256, a channel that is
 silent in most cells had a variance of nearly 0, and a cell in which it spoke a loss of hundreds."""
 
 WARM_UP = 0.3
@@ -98,8 +98,11 @@ CHECKPOINT_S = 120.0
 LOOK_S = 0.5
 """Between two looks at an accelerator's sums for the progress line."""
 
-LOOKED_AT = {"cpu": 16, "cuda": 64}
-"""Cells at once where nothing is learnt; an accelerator would wait for the launches of small batches."""
+LOOKED_AT, LOOKED_AT_ON_CUDA = 16, 64
+"""Cells at once where nothing is learnt; an accelerator would wait for the launches of small batches. Of large boxes and wide
+networks it takes fewer, down to a batch of the training, whose gradients fit as well."""
+LOOKED_AT_NUMBERS = 64 * 40 * 64 * 64 * 16
+"""Voxels times width that an accelerator takes at once."""
 
 RESIDENT_SHARE = 0.5
 """Of the accelerator's free memory that the set itself may take; else each batch is copied there."""
@@ -185,7 +188,7 @@ def train(
     CPU. ``board``: write TensorBoard events too. ``shape``, ``voxel_um``: a smaller box, a coarser pitch than the set's.
     ``start``: a bundle whose weights to begin with; box and pitch are then its own where they are not given, and the learning
     rate a tenth. ``learning_rate``: the highest, instead of the preset's. Raises BadValue on an unusable argument or a folder
-    of another training.
+    of another training, UnknownModel and BundleInvalid where ``start`` is no model.
     """
     began = time.monotonic()
     if task not in TASKS:
@@ -195,6 +198,7 @@ def train(
     recipe = _changed(PRESETS[preset], augmentation, patience)
     beginning = None if start is None else load_bundle(start)
     if beginning is not None:
+        _check_start(beginning, width)
         shape, voxel_um = shape or beginning.input.shape, voxel_um or beginning.input.voxel_um
         recipe = replace(recipe, learning_rate=recipe.learning_rate * GENTLY)
     if learning_rate is not None:
@@ -202,7 +206,18 @@ def train(
             raise BadValue(f"learning_rate is {learning_rate}; above 0 and below 1.")
         recipe = replace(recipe, learning_rate=learning_rate)
     data, out = sets.load(Path(dataset_path)), Path(out_dir)
-    data = data.at(data.spec(shape, voxel_um))
+    try:
+        data = data.at(data.spec(shape, voxel_um))
+    except BadValue as error:
+        if beginning is None:
+            raise
+        raise BadValue(f"{beginning.path} (--start): {error}", action="Give --shape and --pitch that the set holds.") from error
+    if beginning is not None and data.input.scale != beginning.input.scale:
+        raise BadValue(
+            f"{beginning.path} (--start): its input.scale is {beginning.input.scale:g}; that of {data.path} is"
+            f" {data.input.scale:g}.",
+            action="Make the set for this model, or leave --start out.",
+        )
     data = data.as_lineages() if task == "two" else data
     run = Training(
         data,
@@ -276,23 +291,30 @@ class Training:
         # Channels last: a quarter less time a cell on a CPU. torch's stubs do not know the keyword.
         cast(Any, self.network).to(self.device, memory_format=torch.channels_last_3d)
         self.optimizer = _optimizer(self.network, preset, self.device)
-        self._full_batch = GraphedUpdate(self._update) if self.device.type == "cuda" else self._update
+        self._graphed: GraphedUpdate | None = None
+        self._looked_at = LOOKED_AT
+        if self.device.type == "cuda":
+            most = LOOKED_AT_NUMBERS // (math.prod(data.input.shape) * width)
+            self._looked_at = max(preset.batch, min(LOOKED_AT_ON_CUDA, most))
         self.best: dict[str, Tensor] = {}
         self.progress = checkpoint.Progress(self._identity(width))
         self._deltas = _resident(torch.from_numpy(data.ri_delta), self.device)
-        self._labels = torch.from_numpy(data.label).to(self.device)
+        self._labels = torch.from_numpy(data.label).to(self._deltas.device)
 
     def fit(self, on_epoch: OnEpoch | None = None, on_step: OnStep | None = None, *, board: bool = False) -> None:
         """All epochs that are still to do; the network is then the best one."""
         found = checkpoint.resume(self.out, self.progress.identity, self.network, self.optimizer)
         if found is not None:
             self.progress, self.best = found
+        # After resuming: a graph keeps the moments and the rates that were there when it was recorded.
+        self._graphed = GraphedUpdate() if self.device.type == "cuda" else None
         with open_board(self.out / "tensorboard" if board else None, self.progress.epoch) as write:
             while self.progress.epoch < self.epochs and not self._exhausted():
                 row = self._epoch(on_step)
                 write(asdict(row))
                 if on_epoch is not None:
                     on_epoch(row)
+        self._graphed = None  # and the memory of its activations
         self.network.load_state_dict(self.best)
         # Not before: an epoch's validation would take four times as long.
         self.network.views = self.preset.views
@@ -310,7 +332,7 @@ class Training:
         self.network.eval()
         parts = []
         for batch in self._asked(cells):
-            with torch.inference_mode(), whole_float32():
+            with torch.inference_mode(), whole_float32(self.device):
                 found = self.network.both(self._input(self._taken(batch)))
             parts.append([part.float().cpu() for part in found])
         return Output(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
@@ -328,16 +350,16 @@ class Training:
 
     def _asked(self, cells: NDArray[np.intp]) -> tuple[Tensor, ...]:
         """Cells to be looked at and not learnt from, in batches."""
-        return _split(torch.from_numpy(cells).to(self.device), LOOKED_AT[self.device.type])
+        return _split(torch.from_numpy(cells).to(self._deltas.device), self._looked_at)
 
     def _taken(self, cells: Tensor) -> Tensor:
-        return self._deltas[cells.to(self._deltas.device)].to(self.device)
+        return self._deltas[cells].to(self.device)
 
     def _epoch(self, on_step: OnStep | None) -> Epoch:
         began = time.monotonic() - self.progress.spent_s
         number = self.progress.epoch
         loss, accuracy = self._pass(number, began, on_step)
-        self._settle_norms(np.concatenate(self._order(number)[:NORM_BATCHES]))
+        self._settle_norms(np.concatenate(self._order(number))[:NORM_CELLS])
         logits, labels = self.logits(self.watched), self.data.label[self.watched]
         watched, right = cross_entropy(logits, labels), float((logits.argmax(1) == labels).mean())
         if watched < self.progress.best_loss:
@@ -368,7 +390,7 @@ class Training:
         # Sums stay on the device: reading them would make an accelerator wait at every step.
         sums = torch.tensor([progress.loss_sum, progress.right], dtype=torch.float64, device=self.device)
         # All at once: an accelerator waits out each copy from the host.
-        drawn = _split(torch.from_numpy(np.concatenate(batches)).to(self.device), [len(b) for b in batches])
+        drawn = _split(torch.from_numpy(np.concatenate(batches)).to(self._deltas.device), [len(b) for b in batches])
         for step in range(progress.step, len(batches)):
             self._set_rate(number * len(batches) + step, self.epochs * len(batches))
             generator = torch.Generator(self.device).manual_seed(_step_seed(self.seed, number, step))
@@ -398,7 +420,7 @@ class Training:
             # None: the plain mean over batches.
             norm.momentum = None
         self.network.train()
-        with torch.no_grad(), whole_float32():
+        with torch.no_grad(), whole_float32(self.device):
             for batch in self._asked(cells):
                 if len(batch) > 1:  # the statistics of a single cell are its own
                     self.network(self._input(self._taken(batch)))
@@ -413,11 +435,13 @@ class Training:
     def _step(self, cells: Tensor, generator: torch.Generator) -> Tensor:
         """One update from cells of the set, moved; [sum of the losses, cells that were right]."""
         moved = augment(self._taken(cells), self.data.input.voxel_um, self.preset.augmentation, generator)
-        update = self._full_batch if len(cells) == self.preset.batch else self._update
-        return update(moved, self._labels[cells])
+        labels = self._labels[cells].to(self.device)
+        if self._graphed is None or len(cells) != self.preset.batch:
+            return self._update(moved, labels)
+        return self._graphed(self._update, moved, labels)
 
     def _update(self, deltas: Tensor, labels: Tensor) -> Tensor:
-        with whole_float32():
+        with whole_float32(self.device):
             return self._updated(deltas, labels)
 
     def _updated(self, deltas: Tensor, labels: Tensor) -> Tensor:
@@ -458,16 +482,22 @@ class Training:
             "input": sets.spec_to_card(self.data.input),
             **({"start": self.start.model_id} if self.start is not None else {}),
         }
-        return {**parts, "digest": hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()}
+        # Named even where there is none: a folder begun with a model is no folder of another preset.
+        digest = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return {"start": None, **parts, "digest": digest}
+
+
+def _check_start(start: Bundle, width: int) -> None:
+    """Raises BadValue where the widths differ: no weight of one would fit the other."""
+    if start.model.width != width:
+        raise BadValue(
+            f"{start.path}: its width is {start.model.width}; the network to train has {width}.",
+            action=f"Give --width {start.model.width}, or leave --start out.",
+        )
 
 
 def _begin_with(network: FishNet3d, start: Bundle, classes: tuple[str, ...]) -> None:
-    """Raises BadValue where the widths differ: no weight of one would fit the other."""
-    if start.model.width != network.width:
-        raise BadValue(
-            f"{start.path}: its width is {start.model.width}; the network to train has {network.width}.",
-            action=f"Give --width {start.model.width}, or leave --start out.",
-        )
+    _check_start(start, network.width)
     weights = dict(start.network.state_dict())
     if start.classes != classes:
         last = list(network.classifier.state_dict())[-1].split(".")[0]

@@ -18,50 +18,58 @@ Update = Callable[[Tensor, Tensor], Tensor]
 
 
 class GraphedUpdate:
-    """``update`` of batches of one shape on one CUDA device.
+    """Runs an update of batches of one shape on one CUDA device: the first times as it is, then as the graph that it became.
 
-    ``update`` takes inputs and labels and returns what is to be known of the update. It must read no tensor on the host, set
-    gradients to None before it makes new ones, and step an optimizer built with ``capturable``. A call's answer is overwritten
-    by the next.
+    The update takes inputs and labels and returns what is to be known of it. It must read no tensor on the host, set gradients
+    to None before it makes new ones, and step an optimizer built with ``capturable``. A call's answer is overwritten by the
+    next. Whatever the update reads besides must stay where it is: after a checkpoint was loaded, make another one.
     """
 
-    def __init__(self, update: Update) -> None:
-        self._update = update
+    def __init__(self) -> None:
         self._to_warm = WARM_UPS
         self._graph: torch.cuda.CUDAGraph | None = None
         self._held: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """As ``update`` answers."""
+    @property
+    def recorded(self) -> bool:
+        """Whether the next call is a replay."""
+        return self._graph is not None
+
+    def __call__(self, update: Update, inputs: Tensor, labels: Tensor) -> Tensor:
+        """As ``update`` answers; always the same one (it is not kept: a method would keep its object alive)."""
         with torch.cuda.device(inputs.device):
-            return self._call(inputs, labels)
+            if self._to_warm:
+                self._to_warm -= 1
+                return _aside(update, inputs, labels)
+            if self._graph is None or self._held is None:
+                # Recording runs nothing: the batch that is recorded is still to be replayed.
+                self._graph, self._held = _recorded(update, inputs, labels)
+            held_inputs, held_labels, answer = self._held
+            held_inputs.copy_(inputs)
+            held_labels.copy_(labels)
+            self._graph.replay()
+            return answer
 
-    def _call(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        if self._to_warm:
-            self._to_warm -= 1
-            return self._aside(inputs, labels)
-        if self._graph is None or self._held is None:
-            # Recording runs nothing: the batch that is recorded is still to be replayed.
-            self._held = self._record(inputs, labels)
-        held_inputs, held_labels, answer = self._held
-        held_inputs.copy_(inputs)
-        held_labels.copy_(labels)
-        assert self._graph is not None  # for the type checker
-        self._graph.replay()
-        return answer
 
-    def _aside(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """On a stream of its own, as recording asks of all that runs before it."""
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            answer = self._update(inputs, labels)
-        torch.cuda.current_stream().wait_stream(side)
-        return answer
+def _aside(update: Update, inputs: Tensor, labels: Tensor) -> Tensor:
+    """On a stream of its own, as recording asks of all that runs before it."""
+    side = _stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        answer = update(inputs, labels)
+    torch.cuda.current_stream().wait_stream(side)
+    return answer
 
-    def _record(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        held_inputs, held_labels = inputs.clone(), labels.clone()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            answer = self._update(held_inputs, held_labels)
-        return held_inputs, held_labels, answer
+
+def _recorded(update: Update, inputs: Tensor, labels: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor]]:
+    held_inputs, held_labels = inputs.clone(), labels.clone()
+    graph = torch.cuda.CUDAGraph()
+    # torch's own stream for this belongs to the device that was the current one when it was first asked for.
+    with torch.cuda.graph(graph, stream=_stream()):
+        answer = update(held_inputs, held_labels)
+    return graph, (held_inputs, held_labels, answer)
+
+
+def _stream() -> torch.cuda.Stream:
+    stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return stream

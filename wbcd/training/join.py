@@ -6,6 +6,7 @@ never in training and test both. Splits are drawn anew over all cells.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +21,15 @@ from wbcd.training.pictures import Pictures
 
 OnPart = Callable[[int, int], None]
 
+JOINED = "joined"
+"""Path of such a set."""
+NEEDED = ("cells", "donors", "seed", "data_hash", "classes", "input", "recipe_id", "pictures")
 SAME = ("format_version", "classes", "input", "simulated", "six", "recipe_id", "phantoms", "donor_sd", "optics")
 """What the cards must agree in: cells of two recipes or two versions of the phantoms are two kinds of cells."""
 MADE_FROM = ("cells", "donors", "first_donor", "seed", "path", "label_by")
 """What is kept of each; by it the same simulated cells are known again."""
-TOLD = {"pictures": " and ", "path": "+", "label_by": " and "}
-"""Texts of the cards that may differ, and what stands between them."""
+TOLD = ("pictures", "label_by")
+"""Texts of the cards that may differ."""
 
 
 def join(paths: Sequence[str | Path], out: str | Path, *, seed: int = 0, on_part: OnPart | None = None) -> str:
@@ -56,18 +60,29 @@ def join(paths: Sequence[str | Path], out: str | Path, *, seed: int = 0, on_part
 def _samples(
     paths: Sequence[Path], cards: Sequence[Mapping[str, Any]], names: Sequence[str], missing: set[int]
 ) -> Iterator[tuple[int, sets.CellSample]]:
-    """Number in the joined set and cell, of the parts that are not written; one set in memory at a time."""
+    """Number in the joined set and cell, of the parts that are not written."""
     first = 0
     for path, card in zip(paths, cards, strict=True):
-        cells = int(card["cells"])
-        wanted = [n for n in range(first, first + cells) if n // sets.PART in missing]
+        wanted = [n for n in range(first, first + int(card["cells"])) if n // sets.PART in missing]
         if wanted:
-            data = sets.load(path)
-            own = [str(name) for name in card.get("donor_names") or []]
-            for number in wanted:
-                donor = int(data.donor[number - first])
-                yield number, _sample(data, number - first, names.index(own[donor]) if own else donor)
-        first += cells
+            yield from _samples_of(path, card, names, first, wanted)
+        first += int(card["cells"])
+
+
+def _samples_of(
+    path: Path, card: Mapping[str, Any], names: Sequence[str], first: int, wanted: Sequence[int]
+) -> Iterator[tuple[int, sets.CellSample]]:
+    # The set is let go when its cells are through: two of them need not fit into memory.
+    data = sets.load(path)
+    own = [str(name) for name in card.get("donor_names") or []]
+    if own and not 0 <= data.donor.min() <= data.donor.max() < len(own):
+        raise BadValue(
+            f"{path}: donor runs from {data.donor.min()} to {data.donor.max()}; the card names {len(own)} donors.",
+            action="Make the set again.",
+        )
+    for number in wanted:
+        donor = int(data.donor[number - first])
+        yield number, _sample(data, number - first, names.index(own[donor]) if own else donor)
 
 
 def _sample(data: sets.TrainingSet, index: int, donor: int) -> sets.CellSample:
@@ -93,6 +108,8 @@ def _check(paths: Sequence[Path], cards: Sequence[Mapping[str, Any]]) -> None:
             raise BadValue(f"{path}: the set is not complete.", action="Run the command that makes it again; it goes on.")
         if card.get("format_version") != sets.FORMAT_VERSION:
             raise BadValue(f"{path}: is of version {card.get('format_version')}; it must be {sets.FORMAT_VERSION}.")
+        if absent := [key for key in NEEDED if key not in card]:
+            raise BadValue(f"{path}: its card has no {absent[0]}.", action="Make the set again with this version.")
         for key in SAME:
             if card.get(key) != first.get(key):
                 raise BadValue(
@@ -101,34 +118,57 @@ def _check(paths: Sequence[Path], cards: Sequence[Mapping[str, Any]]) -> None:
                 )
         if bool(card.get("donor_names")) != bool(first.get("donor_names")):
             raise BadValue(f"{path}: its donors are {'named' if card.get('donor_names') else 'numbered'}; not so {paths[0]}'s.")
+    _check_no_cell_twice(paths, cards)
+
+
+def _check_no_cell_twice(paths: Sequence[Path], cards: Sequence[Mapping[str, Any]]) -> None:
+    """A cell that is there twice would be in training and in test."""
     seen: dict[object, Path] = {}
     for path, card in zip(paths, cards, strict=True):
-        # Phantoms follow from seed and donors: through holograms they are the same cells again, in training and in test.
-        numbered = card.get("path") in ("fast", "exact", "ideal")
-        cells: object = (card["seed"], card.get("first_donor", 0)) if numbered else card["data_hash"]
-        if cells in seen:
-            raise BadValue(f"{path}: shows cells of {seen[cells]} again.", action="Make it with another seed.")
-        seen[cells] = path
+        for part in _parts(card):
+            # Phantoms follow from seed and donors: through holograms they are the same cells again.
+            if part.get("path") in sets.MADE:
+                drawn = (part["seed"], part.get("first_donor", 0))
+                if seen.setdefault(drawn, path) is not path:
+                    raise BadValue(f"{path}: shows cells of {seen[drawn]} again.", action="Make it with another seed.")
+    stored: dict[bytes, Path] = {}
+    for path, card in zip(paths, cards, strict=True):
+        if all(part.get("path") in sets.MADE for part in _parts(card)):
+            continue
+        cells = [hashlib.blake2b(cell.tobytes(), digest_size=16).digest() for cell in sets.load(path).ri_delta]
+        if twice := sum(cell in stored for cell in cells):
+            other = next(stored[cell] for cell in cells if cell in stored)
+            raise BadValue(
+                f"{path}: {twice} of its {len(cells)} cells are in {other} too.", action="Join sets of different cells."
+            )
+        stored.update(dict.fromkeys(cells, path))
+
+
+def _parts(card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a set was joined from, or itself."""
+    return list(card.get("joined") or [card])
 
 
 def _card(cards: Sequence[Mapping[str, Any]], names: list[str], seed: int) -> dict[str, Any]:
     same = {key: cards[0][key] for key in SAME if key in cards[0] and key != "format_version"}
-    told = {key: between.join(dict.fromkeys(str(c[key]) for c in cards if key in c)) for key, between in TOLD.items()}
-    ranges: dict[str, list[float]] = {}
-    for card in cards:
-        for name, (low, high) in card.get("instrument", {}).items():
-            before = ranges.get(name, [low, high])
-            ranges[name] = [min(before[0], low), max(before[1], high)]
-    numbers = {int(card.get("first_donor", 0)) + n for card in cards for n in range(int(card["donors"]))}
-    # A set that does not say what instrument it is of could be of any.
-    known = ranges if all("instrument" in card for card in cards) else {}
+    told = {key: " and ".join(dict.fromkeys(str(c[key]) for c in cards if key in c)) for key in TOLD}
+    parts = [part for card in cards for part in _parts(card)]
+    numbers = {int(part.get("first_donor", 0)) + n for part in parts for n in range(int(part["donors"]))}
     return {
         **same,
-        "origin": f"{len(cards)} joined sets",
+        "origin": f"{len(parts)} joined sets",
+        "path": JOINED,
         **{key: text for key, text in told.items() if text},
         "seed": seed,
         **({"donors": len(names), "donor_names": names} if names else {"donors": len(numbers)}),
-        "instrument": known,
-        "joined": [{key: card[key] for key in MADE_FROM if key in card} for card in cards],
-        "joined_hashes": [card["data_hash"] for card in cards],
+        "instrument": _ranges(cards),
+        "joined": [{key: part[key] for key in MADE_FROM if key in part} for part in parts],
+        "joined_hashes": [h for card in cards for h in card.get("joined_hashes") or [card["data_hash"]]],
     }
+
+
+def _ranges(cards: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Of what every set states: one that does not say could be of any instrument."""
+    stated = [card.get("instrument", {}) for card in cards]
+    common = [name for name in stated[0] if all(name in one for one in stated)]
+    return {name: [min(one[name][0] for one in stated), max(one[name][1] for one in stated)] for name in common}

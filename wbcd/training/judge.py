@@ -200,10 +200,23 @@ def _warnings(
     return found + [text for a in answers for text in seen.warnings(a.bundle, data, cells, split, scheme)]
 
 
-def _counted_facts(answer: _Answer, labels: NDArray[np.int64]) -> dict[str, Any]:
-    """``accuracy``: of the cells that are counted; None where none is."""
+def _counted_facts(answer: _Answer, labels: NDArray[np.int64]) -> dict[str, Any] | None:
+    """``accuracy``: of the cells that are counted, None where none is. None where the model cannot tell unknown cells."""
+    if answer.bundle.gauge is None and answer.bundle.model.envelope is None:
+        return None
     right = (answer.probabilities.argmax(1) == labels)[answer.counted]
     return {"unclassified": float(1 - answer.counted.mean()), "accuracy": float(right.mean()) if right.size else None}
+
+
+def counted_sentence(facts: Mapping[str, Any]) -> str:
+    """What the daemon would not count of the judged cells, by the first model."""
+    model, counted = facts["models"][0]["model_id"], facts["counted"]
+    if counted is None:
+        return f"{model} cannot tell unknown cells: every cell is counted. `wbcd model calibrate` teaches it."
+    rest = "" if counted["accuracy"] is None else f"; of those that it counts {counted['accuracy']:.1%} are right"
+    return (
+        f"As unknown or outside its range of training {model} leaves {counted['unclassified']:.1%} of them unclassified{rest}."
+    )
 
 
 def _risks(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
@@ -356,13 +369,7 @@ def page(facts: Mapping[str, Any]) -> str:
             + (impure if first["corrected"] else ""),
             "",
         ]
-    counted = facts["counted"]
-    if counted["accuracy"] is not None:
-        lines += [
-            f"As unknown or outside its range of training {first['model_id']} leaves {counted['unclassified']:.1%} of them"
-            f" unclassified; of those that it counts {counted['accuracy']:.1%} are right.",
-            "",
-        ]
+    lines += [counted_sentence(facts), ""]
     lines += [
         "| true \\ predicted | " + " | ".join(classes) + " | recall | precision | AUC |",
         "|---|" + "---|" * (len(classes) + 3),

@@ -7,6 +7,7 @@ weights. Simulated donors follow from their number, in whatever set; measured on
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from wbcd.classification import Bundle
 from wbcd.training import dataset as sets
-from wbcd.training.evaluation import HELD_OUT, scheme_of
+from wbcd.training.evaluation import HELD_OUT
 
 FITTED = ("train", "validation")
 """Splits that a training looks at."""
@@ -22,39 +23,45 @@ SIMULATED = ("phantoms", "optics", "donor_sd")
 """What simulated cells follow from, on a set's card."""
 KEPT = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", "joined", *SIMULATED)
 """What a model's card keeps of its set's."""
+LESSON = ("data_hash", "split_by", "data", "joined_hashes", "start")
+"""What it keeps of the training of the model that it began with."""
 
 
 def facts(data: sets.TrainingSet, split_by: str, start: Bundle | None = None) -> dict[str, Any]:
     """What the card of a model trained on ``data`` keeps of it, JSON-ready; ``start``: the model that it began with."""
     known = donors(data, _fitted(data, split_by))
-    begun: dict[str, Any] = {}
-    if start is not None:
-        known |= set(start.model.training.get("donors_seen", ()))
-        begun["start"] = {"model_id": start.model_id, "simulated": start.model.simulated}
-        if "data_hash" in start.model.training:
-            begun["start"]["data_hash"] = start.model.training["data_hash"]
-    return {
-        **begun,
+    found = {
         "data_hash": data.data_hash,
         "split_by": split_by,
         "data": {key: data.card[key] for key in KEPT if key in data.card},
-        "donors_seen": sorted(known),
     }
+    if "joined_hashes" in data.card:
+        found["joined_hashes"] = list(data.card["joined_hashes"])
+    if start is not None:
+        theirs = start.model.training
+        known |= set(theirs.get("donors_seen", ()))
+        kept = {key: theirs[key] for key in LESSON if key in theirs}
+        found["start"] = {"model_id": start.model_id, "simulated": start.model.simulated, **kept}
+    return {**found, "donors_seen": sorted(known)}
 
 
 def before(start: Bundle, data: sets.TrainingSet, split_by: str) -> list[str]:
-    """Sentences on what of a set's held-out parts a training's first weights had seen already."""
+    """Sentences on what of a set's watched and held-out parts a training's first weights had seen already."""
+    begun = f"{start.model_id}, with whose weights this training began,"
     found = []
-    for split in HELD_OUT:
-        if data.has(split, split_by):
-            cells = data.indices(split, split_by)
-            known, shared = cells_of(start, data, cells), donors_of(start, data, cells)
-            what = f"{known} of the {len(cells)} cells" if known else f"{len(shared)} of the {len(donors(data, cells))} donors"
-            if known or shared:
-                found.append(
-                    f"{start.model_id}, with whose weights this training began, has seen {what} of {split!r}: no held-out"
-                    " figure."
-                )
+    if "donors_seen" not in start.model.training:
+        found.append(f"{begun} does not say which donors it has seen: no figure is surely of unseen ones.")
+    for split in ("validation", *HELD_OUT):
+        if not data.has(split, split_by):
+            continue
+        cells = data.indices(split, split_by)
+        if known := cells_of(start, data, cells):
+            found.append(f"{begun} was trained on, or chosen by, {known} of the {len(cells)} cells of {split!r}.")
+        elif split != "validation" and (shared := _shared(start, data, cells, split, split_by)):
+            found.append(
+                f"{begun} has seen {shared} of the {len(donors(data, cells))} donors of {split!r}: this says nothing of unseen"
+                " donors."
+            )
     return found
 
 
@@ -65,26 +72,64 @@ def donors(data: sets.TrainingSet, cells: NDArray[np.intp]) -> set[str]:
 
 
 def same_set(bundle: Bundle, data: sets.TrainingSet) -> bool:
-    """Whether the model was trained on this set: the same content, or the same simulated cells made again elsewhere.
+    """Whether the model was trained on this set: the same content, or the same simulated cells made again elsewhere."""
+    return _is(bundle.model.training, bundle.model.simulated, data)
+
+
+def _is(lesson: Mapping[str, Any], simulated: bool, data: sets.TrainingSet) -> bool:
+    """Whether a card's training is of this set.
 
     Simulated cells follow from their seeds, the last bits of their tomograms from the processor too, and with them the hash.
     What a card of an earlier version does not say is not asked.
     """
-    own, theirs = bundle.model.training.get("data_hash"), bundle.model.training.get("data", {})
+    own, theirs = lesson.get("data_hash"), lesson.get("data", {})
     if own is None or own == data.data_hash:
         return own is not None
-    if not (data.simulated and bundle.model.simulated and "phantoms" in theirs and "seed" in theirs):
+    if not (data.simulated and simulated and "phantoms" in theirs and "seed" in theirs):
         return False
-    # A card leaves the first donor out where that is 0: other people's cells of the same seed must not pass for these.
-    one, other = ({"first_donor": 0, **said} for said in (theirs, data.card))
+    # A card leaves these out where they are 0 and none: other people's cells of the same seed must not pass for these.
+    one, other = ({"first_donor": 0, "joined": None, **said} for said in (theirs, data.card))
     return all(one[key] == other.get(key) for key in KEPT if key in one)
 
 
+def _lessons(bundle: Bundle) -> Iterator[tuple[Mapping[str, Any], bool]]:
+    """The model's training, that of the model it began with, and so on; and whether each was of simulated cells."""
+    lesson, simulated = bundle.model.training, bundle.model.simulated
+    while lesson:
+        yield lesson, simulated
+        lesson = lesson.get("start") or {}
+        simulated = bool(lesson.get("simulated", True))
+
+
 def cells_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> int:
-    """How many of these cells the model was fitted to or chosen by; 0 where it comes from another set."""
-    if not same_set(bundle, data):
-        return 0
-    return int(np.isin(cells, _fitted(data, scheme_of(bundle))).sum())
+    """How many of these cells the model, or one that it began with, was fitted to or chosen by; 0 for another set."""
+    fitted = np.zeros(len(cells), dtype=np.bool_)
+    for lesson, simulated in _lessons(bundle):
+        if _is(lesson, simulated, data):
+            fitted |= np.isin(cells, _fitted(data, str(lesson.get("split_by", "both"))))
+    return int(fitted.sum())
+
+
+def shares_sets(bundle: Bundle, data: sets.TrainingSet) -> bool:
+    """Whether this set and one that the model learnt from are not the same, but one was joined from the other or both hold a
+    third."""
+    here = _parts(data.card, data.data_hash)
+    for lesson, simulated in _lessons(bundle):
+        theirs = _parts({**lesson.get("data", {}), **lesson}, str(lesson.get("data_hash")))
+        if not _is(lesson, simulated, data) and here & theirs:
+            return True
+    return False
+
+
+def _parts(said: Mapping[str, Any], own: str) -> set[Any]:
+    """What a set is made of: hashes, and of simulated cells where they come from."""
+    parts = [said, *(said.get("joined") or [])]
+    made = {
+        (part.get("seed"), part.get("first_donor", 0), part.get("cells"), part.get("path"), str(said.get("phantoms")))
+        for part in parts
+        if part.get("path") in sets.MADE
+    }
+    return {own, *(said.get("joined_hashes") or []), *made}
 
 
 def donors_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> list[str]:
@@ -99,12 +144,14 @@ def warnings(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], sp
         found.append(
             f"{bundle.model_id} was trained on, or chosen by, {known} of the {len(cells)} judged cells: no held-out figure."
         )
-    same = same_set(bundle, data)
-    shared = donors_of(bundle, data, cells)
-    # The split by cell shares its donors by design, and says so.
-    if shared and (not same or split == "test_donor" or scheme == "donor"):
+    elif shares_sets(bundle, data):
         found.append(
-            f"{bundle.model_id} has seen {len(shared)} of the {len(donors(data, cells))} judged donors: this says nothing of"
+            f"{data.path.name} and the set that {bundle.model_id} was trained on hold cells in common: how many of these it has"
+            " seen is not known."
+        )
+    if shared := _shared(bundle, data, cells, split, scheme):
+        found.append(
+            f"{bundle.model_id} has seen {shared} of the {len(donors(data, cells))} judged donors: this says nothing of"
             " unseen donors."
         )
     trained_on = bundle.model.training.get("data", {})
@@ -113,6 +160,13 @@ def warnings(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], sp
         if theirs and ours and theirs != ours:
             found.append(f"{bundle.model_id} was trained on {key} of another version ({theirs}; these are {ours}).")
     return found
+
+
+def _shared(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], split: str, scheme: str) -> int:
+    """How many donors of these cells it has seen; 0 where it shares them by design: a split by cell says so itself."""
+    if same_set(bundle, data) and split != "test_donor" and scheme != "donor":
+        return 0
+    return len(donors_of(bundle, data, cells))
 
 
 def _fitted(data: sets.TrainingSet, scheme: str) -> NDArray[np.intp]:
