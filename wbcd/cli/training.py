@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, command_line, input_options, quiet_console, site_options, to_json
+from wbcd.cli.common import EXAMPLES, FiniteRange, command_line, input_options, quiet_console, site_options, to_json
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -49,7 +49,7 @@ SPLIT_BY = "cell (the paper's), donor (whole donors), or both: donors held out f
 )
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     help="The highest.  [default: the preset's; a tenth of it with --start]",
 )
 @click.option("--tensorboard", is_flag=True, help="Write OUT/tensorboard beside OUT/log.csv.")
