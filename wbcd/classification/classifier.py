@@ -204,10 +204,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise BadValue(
-            f"device ([classification] device, or --device) is {name!r}; it must be auto, cpu, cuda or cuda:N."
-        ) from error
+    except RuntimeError:
+        device = torch.device("meta")  # what torch does not know is as unfit as what it cannot compute on
     if device.type not in ("cpu", "cuda"):
         raise BadValue(f"device ([classification] device, or --device) is {name!r}; it must be auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
