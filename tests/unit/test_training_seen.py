@@ -89,5 +89,7 @@ def test_limits_are_not_written_over_another_model(bundle: Bundle, data: sets.Tr
 def test_limits_may_be_fitted_anew_in_the_same_place(bundle: Bundle, data: sets.TrainingSet, tmp_path: Path) -> None:
     for acceptance in (0.8, 0.7):
         report = calibrate(bundle.path, data.path, tmp_path / "out", acceptance=acceptance, coverage=0.6)
-    assert load_bundle(report.bundle).model.unknown.acceptance == 0.7  # type: ignore[union-attr]
+    unknown = load_bundle(report.bundle).model.unknown
+    assert unknown is not None
+    assert unknown.acceptance == 0.7
     assert load_bundle(report.bundle).model.measured["limits_from"]["data_hash"] == sets.load(data.path).data_hash

@@ -202,11 +202,12 @@ def choose_device(name: str) -> torch.device:
     """ "auto" is CUDA when it answers, else the CPU. Raises BadValue on a name torch does not know or a device not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device: torch.device | None
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")  # what torch does not know is as unfit as what it cannot compute on
-    if device.type not in ("cpu", "cuda"):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise BadValue(f"device ([classification] device, or --device) is {name!r}; it must be auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()

@@ -50,8 +50,8 @@ PART = 64
 
 SIX = ("volume_fl", "surface_area_um2", "sphericity", "dry_mass_pg", "protein_density_g_dl", "mean_ri")
 _COLUMNS = ("label", "donor", "purity", "morphology", "cell_id")
-MADE = ("fast", "exact", "ideal")
-"""Paths of simulated cells, which follow from seed, donors and their number."""
+SIMULATED_PATHS = ("fast", "exact", "ideal")
+"""Optics by which cells are simulated; such cells follow from seed, donors and their number."""
 _MADE = ("complete", "data_hash")
 """Attributes that say how far a set has come, not how it is made."""
 _SHARDED = ("phase", "amplitude", "ri_delta")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,12 @@ def evaluate(
 
 def scheme_of(bundle: Bundle) -> str:
     """The scheme that a bundle was trained by."""
-    found = str(bundle.model.training.get("split_by", "both"))
+    return scheme_in(bundle.model.training)
+
+
+def scheme_in(training: Mapping[str, Any]) -> str:
+    """The scheme that a card's training states."""
+    found = str(training.get("split_by", "both"))
     return found if found in sets.SCHEMES else "both"
 
 

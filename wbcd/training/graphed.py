@@ -71,5 +71,5 @@ def _recorded(update: Update, inputs: Tensor, labels: Tensor) -> tuple[torch.cud
 
 
 def _stream() -> torch.cuda.Stream:
-    stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no stub for it
     return stream

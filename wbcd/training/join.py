@@ -127,13 +127,13 @@ def _check_no_cell_twice(paths: Sequence[Path], cards: Sequence[Mapping[str, Any
     for path, card in zip(paths, cards, strict=True):
         for part in _parts(card):
             # Phantoms follow from seed and donors: through holograms they are the same cells again.
-            if part.get("path") in sets.MADE:
+            if part.get("path") in sets.SIMULATED_PATHS:
                 drawn = (part["seed"], part.get("first_donor", 0))
                 if seen.setdefault(drawn, path) is not path:
                     raise BadValue(f"{path}: shows cells of {seen[drawn]} again.", action="Make it with another seed.")
     stored: dict[bytes, Path] = {}
     for path, card in zip(paths, cards, strict=True):
-        if all(part.get("path") in sets.MADE for part in _parts(card)):
+        if all(part.get("path") in sets.SIMULATED_PATHS for part in _parts(card)):
             continue
         cells = [hashlib.blake2b(cell.tobytes(), digest_size=16).digest() for cell in sets.load(path).ri_delta]
         if twice := sum(cell in stored for cell in cells):

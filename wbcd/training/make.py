@@ -58,7 +58,7 @@ DONOR_SD = {"volume": DONOR_VOLUME, "density": DONOR_DENSITY, "granularity": DON
 FOCUS_SD_UM, PLACE_UM = 0.3, 0.2
 """How far off the middle a cell comes to lie in its window: along z (what refocusing leaves), and at most across."""
 
-OPTICS = sets.MADE
+OPTICS = sets.SIMULATED_PATHS
 OpticsPath: TypeAlias = Literal["fast", "exact", "ideal"]
 
 

@@ -38,7 +38,7 @@ def by_parameters(data: sets.TrainingSet, splits: Sequence[str]) -> dict[str, di
 def parameters(data: sets.TrainingSet) -> NDArray[np.float32]:
     """What was drawn for each cell [n, parameters]: the phantoms follow from the card's seed. Raises BadValue."""
     card = data.card
-    if not data.simulated or card.get("path") not in sets.MADE:
+    if not data.simulated or card.get("path") not in sets.SIMULATED_PATHS:
         raise BadValue(
             f"{data.path}: its cells are not phantoms; nobody knows their true parameters.",
             action="Give a set that `wbcd dataset make` made.",

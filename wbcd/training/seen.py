@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wbcd.classification import Bundle
 from wbcd.training import dataset as sets
-from wbcd.training.evaluation import HELD_OUT
+from wbcd.training.evaluation import HELD_OUT, scheme_in
 
 FITTED = ("train", "validation")
 """Splits that a training looks at."""
@@ -106,7 +106,7 @@ def cells_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) ->
     fitted = np.zeros(len(cells), dtype=np.bool_)
     for lesson, simulated in _lessons(bundle):
         if _is(lesson, simulated, data):
-            fitted |= np.isin(cells, _fitted(data, str(lesson.get("split_by", "both"))))
+            fitted |= np.isin(cells, _fitted(data, scheme_in(lesson)))
     return int(fitted.sum())
 
 
@@ -127,7 +127,7 @@ def _parts(said: Mapping[str, Any], own: str) -> set[Any]:
     made = {
         (part.get("seed"), part.get("first_donor", 0), part.get("cells"), part.get("path"), str(said.get("phantoms")))
         for part in parts
-        if part.get("path") in sets.MADE
+        if part.get("path") in sets.SIMULATED_PATHS
     }
     return {own, *(said.get("joined_hashes") or []), *made}
 
