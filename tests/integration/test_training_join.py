@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from helpers_training import toy_set
+from helpers_training import swapped_source, toy_set
 
 from wbcd.classification import load_bundle
 from wbcd.cli import cli
 from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
 from wbcd.training import seen, train
+from wbcd.training.evaluation import evaluate
 from wbcd.training.join import join
+from wbcd.training.judge import judge_models
 from wbcd.training.oracle import parameters
+from wbcd.training.unknown import calibrate
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +177,53 @@ def test_a_model_of_a_joined_set_knows_it_again_and_its_parts(two: tuple[Path, P
     assert seen.warnings(of_both, other, other.indices("test"), "test", "both") == []
     shown = CliRunner().invoke(cli, ["dataset", "show", str(tmp_path / "both.zarr")])
     assert "2 joined sets" in shown.output
+
+
+def test_the_parts_of_a_joined_set_are_judged_apart(two: tuple[Path, Path], tmp_path: Path) -> None:
+    """One figure over both would hide that a model fails on one of two instruments."""
+    a = toy_set(tmp_path / "a.zarr", 70, seed=1)
+    b = toy_set(tmp_path / "b.zarr", 70, seed=2, first_donor=10, source=swapped_source)
+    for path, how in ((a, "fast"), (b, "exact")):
+        zarr.open_group(path, mode="r+", zarr_format=3).attrs.update({"path": how})
+    join((a, b), tmp_path / "both.zarr", seed=3)
+    both = sets.load(tmp_path / "both.zarr")
+    assert [(name, cells) for name, cells in both.origins()] == [
+        ("1: simulated (fast), seed 1", range(70)),
+        ("2: simulated (exact), seed 2", range(70, 140)),
+    ]
+    assert sets.load(two[0]).origins() == []
+    made = train(a, tmp_path / "run", width=3, epochs=4, device="cpu").bundle
+    facts = judge_models([made], tmp_path / "both.zarr", split="all", out=tmp_path / "report").facts
+    first, second = facts["parts"]
+    assert (first["n"], second["n"]) == (70, 70)
+    of_a, of_b = (evaluate(made, path, "all", device="cpu") for path in (a, b))
+    assert first["accuracy"] == pytest.approx(of_a.accuracy)
+    assert second["accuracy"] == pytest.approx(of_b.accuracy)
+    assert first["accuracy"] > second["accuracy"] + 0.2
+    told = CliRunner().invoke(cli, ["evaluate", str(made), str(tmp_path / "both.zarr"), "--split", "all"])
+    assert "part 2: simulated (exact), seed 2" in told.output
+    assert "| 1: simulated (fast), seed 1 | 70 |" in (tmp_path / "report" / "report.md").read_text()
+    assert judge_models([made], a, split="all").facts["parts"] == []
+
+
+def test_a_calibrated_models_card_tells_the_parts_apart(two: tuple[Path, Path], tmp_path: Path) -> None:
+    join(two, tmp_path / "both.zarr", seed=3)
+    made = train(tmp_path / "both.zarr", tmp_path / "run", width=3, epochs=1, device="cpu").bundle
+    calibrate(made, tmp_path / "both.zarr", tmp_path / "calibrated", acceptance=0.5, coverage=0.5, device="cpu")
+    measured = load_bundle(tmp_path / "calibrated").model.measured
+    for split in ("test", "test_donor"):
+        row = measured[split]
+        assert sum(part["n"] for part in row["parts"]) == row["n"]
+        right = sum(part["accuracy"] * part["n"] for part in row["parts"])
+        assert right == pytest.approx(row["accuracy"] * row["n"])
+        assert all(0 <= part["unclassified"] <= 1 for part in row["parts"])
+
+
+def test_counts_that_are_not_the_cells_are_refused(two: tuple[Path, Path], tmp_path: Path) -> None:
+    join(two, tmp_path / "both.zarr")
+    group = zarr.open_group(tmp_path / "both.zarr", mode="r+", zarr_format=3)
+    joined = [dict(part) for part in group.attrs["joined"]]
+    joined[0]["cells"] = 71
+    group.attrs["joined"] = joined
+    with pytest.raises(BadValue, match="holds 130 cells; the sets it was joined from have 131"):
+        sets.load(tmp_path / "both.zarr").origins()

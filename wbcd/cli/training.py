@@ -134,7 +134,7 @@ def evaluate(
 ) -> None:
     """Measure BUNDLE (a folder, or `reference`) on the held-out cells of TRAINING_SET."""
     from wbcd.classification.bundle import resolve
-    from wbcd.training.judge import counted_sentence, judge_models
+    from wbcd.training.judge import counted_sentence, judge_models, part_sentence
 
     models = [resolve(name) for name in (bundle, *also)]
     judged = judge_models(models, training_set, split=split, split_by=split_by, device=device, out=out)
@@ -151,6 +151,8 @@ def evaluate(
     if first.corrected is not None:
         click.echo(first.corrected.sentence())
     click.echo(counted_sentence(judged.facts))
+    for row in judged.facts["parts"]:
+        click.echo(part_sentence(row))
     for warning in judged.facts["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     if out is not None:

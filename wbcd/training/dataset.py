@@ -139,6 +139,24 @@ class TrainingSet:
             )
         return found
 
+    def origins(self) -> list[tuple[str, range]]:
+        """What a joined set was joined from and which of its cells each is, in their order; of any other set nothing.
+
+        Raises BadValue where the card's counts are not those of the cells.
+        """
+        found: list[tuple[str, range]] = []
+        for part in self.card.get("joined") or ():
+            first = found[-1][1].stop if found else 0
+            how = part.get("path", "")
+            made = f"simulated ({how}), seed {part['seed']}" if how in SIMULATED_PATHS else f"path {how or 'not stated'}"
+            found.append((f"{len(found) + 1}: {made}", range(first, first + int(part["cells"]))))
+        if found and found[-1][1].stop != len(self.label):
+            raise BadValue(
+                f"{self.path}: holds {len(self.label)} cells; the sets it was joined from have {found[-1][1].stop}.",
+                action="Join them again.",
+            )
+        return found
+
     def has(self, split: str, scheme: str = "both") -> bool:
         """Whether a split holds any cell."""
         return bool((self.split(scheme) == SPLITS.index(split)).any())

@@ -12,14 +12,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wbcd.classification import Bundle, Classifier, load_bundle
+from wbcd.classification import Bundle, Classifier, ModelCard, load_bundle
+from wbcd.classification.unknown import Gauge
 from wbcd.training import dataset as sets
 from wbcd.training.calibration import expected_calibration_error
 from wbcd.training.curves import aucs, brier, risk_coverage
 from wbcd.training.purity import Corrected, corrected, mean_purity
 from wbcd.training.statistics import wilson
 
-__all__ = ["Evaluation", "donor_limits", "evaluate", "judge", "over_donors", "probabilities_of", "summed", "wilson"]
+__all__ = [
+    "Evaluation",
+    "donor_limits",
+    "evaluate",
+    "judge",
+    "over_donors",
+    "part_rows",
+    "probabilities_of",
+    "summed",
+    "wilson",
+]
 
 MIN_DONORS = 5
 """Fewer say too little of how donors differ: limits over them would be far too narrow."""
@@ -171,6 +182,44 @@ def judge_cells(
         purity=None if data.purity is None else data.purity[cells],
         scheme=scheme,
     )
+
+
+def counted_of(
+    gauge: Gauge | None, model: ModelCard, data: sets.TrainingSet, cells: NDArray[np.intp], early: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Cells within a model's distance and range of training: the others are "unclassified" in the daemon's counts.
+
+    Instruments are not asked: a set of cells does not keep each one's.
+    """
+    counted = np.ones(len(cells), dtype=np.bool_)
+    if gauge is not None:
+        counted &= gauge.distance(early) <= gauge.threshold
+    if (envelope := model.envelope) is not None:
+        volume, contrast = sets.volume_and_contrast(data.morphology[cells])
+        counted &= [envelope.holds(float(v), float(c)) for v, c in zip(volume, contrast, strict=True)]
+    return counted
+
+
+def part_rows(
+    data: sets.TrainingSet, cells: NDArray[np.intp], right: NDArray[np.bool_], counted: NDArray[np.bool_] | None
+) -> list[dict[str, Any]]:
+    """A joined set's parts apart: what holds for cells of one instrument need not hold for another's.
+
+    ``right``: [models, n]; ``counted`` [n]: by the first model, None where it counts all. Accuracy is the models' mean, its
+    limits Wilson's. A part without any of ``cells`` has no row; a set that was not joined has none at all.
+    """
+    rows = []
+    for name, numbers in data.origins():
+        here = (cells >= numbers.start) & (cells < numbers.stop)
+        if not (n := int(here.sum())):
+            continue
+        shares = right[:, here].mean(axis=1)
+        low, high = wilson(float(shares.mean()) * n, n)
+        row = {"part": name, "n": n, "accuracy": float(shares.mean()), "ci_low": low, "ci_high": high}
+        if counted is not None:
+            row["unclassified"] = float(1 - counted[here].mean())
+        rows.append(row)
+    return rows
 
 
 def summed(probabilities: NDArray[np.floating], classes: tuple[str, ...]) -> NDArray[np.float64]:

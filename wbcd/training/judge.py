@@ -28,9 +28,11 @@ from wbcd.training.calibration import expected_calibration_error
 from wbcd.training.evaluation import (
     Evaluation,
     answers_of,
+    counted_of,
     judge,
     judge_cells,
     over_donors,
+    part_rows,
     probabilities_of,
     scheme_of,
     summed,
@@ -144,21 +146,7 @@ def _answer(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], par
     raw = softmax(bundle.model.temperature * np.log(probabilities.clip(1e-300)), axis=1)
     split, scheme = part
     judged = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme)
-    return _Answer(bundle, probabilities, raw, _counted(bundle, data, cells, early), judged)
-
-
-def _counted(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], early: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Cells within the model's distance and range of training: the others are "unclassified" in the daemon's counts.
-
-    Instruments are not asked: a set of cells does not keep each one's.
-    """
-    counted = np.ones(len(cells), dtype=np.bool_)
-    if bundle.gauge is not None:
-        counted &= bundle.gauge.distance(early) <= bundle.gauge.threshold
-    if (envelope := bundle.model.envelope) is not None:
-        volume, contrast = sets.volume_and_contrast(data.morphology[cells])
-        counted &= [envelope.holds(float(v), float(c)) for v, c in zip(volume, contrast, strict=True)]
-    return counted
+    return _Answer(bundle, probabilities, raw, counted_of(bundle.gauge, bundle.model, data, cells, early), judged)
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -183,6 +171,7 @@ def _facts(
             "ece_after": expected_calibration_error(first.probabilities, labels),
         },
         "counted": _counted_facts(first, labels),
+        "parts": _part_rows(answers, data, cells),
         "risk_at_coverage": _risks(first.probabilities, labels),
         "per_donor": _donor_rows(first.probabilities, labels, donors, data),
     }
@@ -202,10 +191,19 @@ def _warnings(
 
 def _counted_facts(answer: _Answer, labels: NDArray[np.int64]) -> dict[str, Any] | None:
     """``accuracy``: of the cells that are counted, None where none is. None where the model cannot tell unknown cells."""
-    if answer.bundle.gauge is None and answer.bundle.model.envelope is None:
+    if not _tells_unknown(answer.bundle):
         return None
     right = (answer.probabilities.argmax(1) == labels)[answer.counted]
     return {"unclassified": float(1 - answer.counted.mean()), "accuracy": float(right.mean()) if right.size else None}
+
+
+def _tells_unknown(bundle: Bundle) -> bool:
+    return bundle.gauge is not None or bundle.model.envelope is not None
+
+
+def _part_rows(answers: Sequence[_Answer], data: sets.TrainingSet, cells: NDArray[np.intp]) -> list[dict[str, Any]]:
+    right = np.stack([a.probabilities.argmax(1) == data.label[cells] for a in answers])
+    return part_rows(data, cells, right, answers[0].counted if _tells_unknown(answers[0].bundle) else None)
 
 
 def counted_sentence(facts: Mapping[str, Any]) -> str:
@@ -370,6 +368,9 @@ def page(facts: Mapping[str, Any]) -> str:
             "",
         ]
     lines += [counted_sentence(facts), ""]
+    if facts["parts"]:
+        lines += ["| part of the set | cells | accuracy | 95 % limits | unclassified |", "|---|---|---|---|---|"]
+        lines += [_part_line(row) for row in facts["parts"]] + [""]
     lines += [
         "| true \\ predicted | " + " | ".join(classes) + " | recall | precision | AUC |",
         "|---|" + "---|" * (len(classes) + 3),
@@ -397,6 +398,18 @@ def page(facts: Mapping[str, Any]) -> str:
     ]
     lines += ["", "![the most confident mistakes](failures.png)"]
     return "\n".join(lines) + "\n"
+
+
+def part_sentence(row: Mapping[str, Any]) -> str:
+    """A part's row, for a terminal."""
+    left = "" if "unclassified" not in row else f", {row['unclassified']:.1%} unclassified"
+    return f"part {row['part']}: {row['accuracy']:.1%} of {row['n']} ({_between(row)}){left}"
+
+
+def _part_line(row: Mapping[str, Any]) -> str:
+    """A part's row of the report's table."""
+    left = "" if "unclassified" not in row else f"{row['unclassified']:.1%}"
+    return f"| {row['part']} | {row['n']} | {row['accuracy']:.1%} | {_between(row)} | {left} |"
 
 
 def _between(row: Mapping[str, Any]) -> str:
