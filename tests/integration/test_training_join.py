@@ -227,3 +227,36 @@ def test_counts_that_are_not_the_cells_are_refused(two: tuple[Path, Path], tmp_p
     group.attrs["joined"] = joined
     with pytest.raises(BadValue, match="holds 130 cells; the sets it was joined from have 131"):
         sets.load(tmp_path / "both.zarr").origins()
+
+
+def test_kept_splits_carry_a_training_on(two: tuple[Path, Path], tmp_path: Path) -> None:
+    """What a model of the first set has not seen stays unseen when it is trained on with the second's cells too."""
+    both = tmp_path / "both.zarr"
+    asked = ["dataset", "join", *map(str, two), "--out", str(both), "--keep-splits", "--seed", "5"]
+    result = CliRunner().invoke(cli, asked)
+    assert result.exit_code == 0, result.output
+    a, joined = sets.load(two[0]), sets.load(both)
+    for scheme in sets.SCHEMES:
+        np.testing.assert_array_equal(joined.split(scheme)[:70], a.split(scheme))
+    held = set(a.donor[a.indices("test_donor")].tolist())
+    assert held
+    assert held <= set(joined.donor[joined.indices("test_donor")].tolist())
+    assert held.isdisjoint(joined.donor[joined.split("both") != sets.SPLITS.index("test_donor")].tolist())
+    first = train(two[0], tmp_path / "first", width=3, epochs=1, device="cpu").bundle
+    second = load_bundle(train(both, tmp_path / "second", width=3, epochs=1, device="cpu", start=first).bundle)
+    begun = [text for text in second.model.training["warnings"] if "with whose weights" in text]
+    assert [text.split("cells of ")[-1] for text in begun] == ["'validation'."], "it was chosen by those, and that is all"
+    for data, split in ((joined, "test"), (joined, "test_donor"), (a, "test"), (a, "test_donor")):
+        cells = data.indices(split)
+        assert seen.cells_of(second, data, cells) == 0
+        assert seen.warnings(second, data, cells, split, "both") == []
+    for data in (joined, a):
+        cells = data.indices("train")
+        assert seen.cells_of(second, data, cells) == len(cells)
+    of_b = sets.load(two[1])
+    assert any("cells in common" in t for t in seen.warnings(second, of_b, of_b.indices("test"), "test", "both"))
+    drawn_anew = tmp_path / "anew.zarr"
+    join(two, drawn_anew, seed=5)
+    anew = sets.load(drawn_anew)
+    cells = anew.indices("test")
+    assert any("cells in common" in t for t in seen.warnings(second, anew, cells, "test", "both"))

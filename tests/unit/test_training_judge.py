@@ -14,7 +14,7 @@ from wbcd.training import curves
 from wbcd.training.dataset import LINEAGES
 from wbcd.training.evaluation import judge, summed
 from wbcd.training.purity import corrected, mean_purity
-from wbcd.training.splits import SPLITS, confounding, donor_says, make_splits, warnings_of
+from wbcd.training.splits import SCHEMES, SPLITS, confounding, continue_splits, donor_says, make_splits, warnings_of
 from wbcd.training.statistics import compare, mcnemar_exact, mean_and_sd, paired_limits
 
 RNG = np.random.default_rng(20261122)
@@ -180,6 +180,30 @@ def test_the_three_schemes_hold_what_they_promise() -> None:
     seen = set(donor[splits["both"] != held].tolist())
     assert not seen & set(donor[splits["both"] == held].tolist())
     assert SPLITS[held] == "test_donor"
+
+
+@pytest.mark.parametrize("known", [1, 3, 7, 12])
+def test_splits_carried_on_move_nobody(known: int) -> None:
+    """Of 12 donors ``known`` are in the first cells too."""
+    rng = np.random.default_rng(known)
+    label, donor = np.tile(np.arange(4), 150), np.concatenate([rng.integers(0, known, 200), rng.integers(0, 12, 400)])
+    kept = make_splits(label[:200], donor[:200], 1)
+    found = continue_splits(label, donor, 2, kept)
+    for scheme in SCHEMES:
+        np.testing.assert_array_equal(found[scheme][:200], kept[scheme])
+        assert set(np.unique(found[scheme])) <= {0, 1, 2, 3}
+    out = SPLITS.index("test_donor")
+    held = set(donor[found["both"] == out].tolist())
+    assert held.isdisjoint(donor[found["both"] != out].tolist())
+    assert not (held - set(donor[:200][kept["both"] == out].tolist())) & set(range(known))
+    if known <= 7:
+        assert held - set(range(known)), "of the new donors some are held out too"
+    for one in np.unique(donor):
+        assert len(np.unique(found["donor"][donor == one])) == 1
+    new = np.arange(600) >= 200
+    free = new & (found["both"] != out)
+    assert 0.65 < (found["both"][free] == 0).mean() < 0.75
+    assert 0.65 < (found["cell"][new] == 0).mean() < 0.75
 
 
 def test_no_class_loses_its_last_donor() -> None:

@@ -303,13 +303,16 @@ def _warn(path: Path) -> None:
 @click.argument("training_sets", metavar="SETS...", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The set to make (Zarr).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the splits.")
-def join(training_sets: tuple[Path, ...], out: Path, seed: int) -> None:
+@click.option(
+    "--keep-splits", is_flag=True, help="Leave the first set's cells, and its donors, in the splits that they are in."
+)
+def join(training_sets: tuple[Path, ...], out: Path, seed: int, keep_splits: bool) -> None:
     """Make one training set of several of the same kind; a donor in two of them is one donor. It goes on where it stopped."""
     from wbcd.training.join import join as join_sets
     from wbcd.training.live import dataset_progress
 
     with dataset_progress(None, quiet_console(stderr=True), "joining") as on_part:
-        digest = join_sets(training_sets, out, seed=seed, on_part=on_part)
+        digest = join_sets(training_sets, out, seed=seed, keep_splits=keep_splits, on_part=on_part)
     click.echo(f"{out}: {len(training_sets)} sets, data hash {digest}")
     _warn(out)
 

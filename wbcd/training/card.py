@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wbcd.classification.bundle import write_file
 from wbcd.training import dataset as sets
@@ -21,9 +22,9 @@ def card_paths(path: Path) -> tuple[Path, Path]:
     return path.with_name(f"{stem}.card.json"), path.with_name(f"{stem}.card.md")
 
 
-def finish(path: Path) -> str:
-    """Complete a set and write its card beside it; returns its hash. Raises BadValue while parts miss."""
-    digest = sets.finish(path)
+def finish(path: Path, kept: Mapping[str, NDArray[np.int8]] | None = None) -> str:
+    """:func:`wbcd.training.dataset.finish`, and the card beside the set."""
+    digest = sets.finish(path, kept)
     write_card(path, sets.read_attributes(path), sets.load(path))
     return digest
 

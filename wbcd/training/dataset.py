@@ -39,7 +39,7 @@ from wbcd.errors import BadValue, BundleInvalid
 from wbcd.recipe import Recipe
 from wbcd.records import Morphology, Shape3, Triple
 from wbcd.training.pictures import Pictures
-from wbcd.training.splits import ALL, SCHEMES, SPLITS, make_splits, split_of
+from wbcd.training.splits import ALL, SCHEMES, SPLITS, continue_splits, make_splits, split_of
 
 __all__ = ["ALL", "SCHEMES", "SIX", "SPLITS", "CellSample", "TrainingSet", "load", "split_of"]
 
@@ -303,17 +303,28 @@ def write_part(path: Path, part: int, samples: Sequence[CellSample]) -> None:
     group["part_done"][part] = 1
 
 
-def finish(path: Path) -> str:
-    """Store the splits and mark a set complete; returns its hash. Raises BadValue while parts miss."""
+def finish(path: Path, kept: Mapping[str, NDArray[np.int8]] | None = None) -> str:
+    """Store the splits and mark a set complete; returns its hash. Raises BadValue while parts miss.
+
+    ``kept``: splits that its first cells have already, by scheme.
+    """
     if missing := missing_parts(path):
         raise BadValue(f"{path}: {len(missing)} parts are not written, the first is {missing[0]}.", action="Run it again.")
     group = _open(path, "r+")
     label, donor = (np.asarray(group[name][:]).astype(np.int64) for name in ("label", "donor"))
-    for scheme, part in make_splits(label, donor, int(group.attrs["seed"])).items():
+    seed = int(group.attrs["seed"])
+    splits = make_splits(label, donor, seed) if kept is None else continue_splits(label, donor, seed, kept)
+    for scheme, part in splits.items():
         group[f"split_{scheme}"][:] = part
     digest = _digest(_arrays(group, FORMAT_VERSION))
     group.attrs.update({"complete": True, "data_hash": digest})
     return digest
+
+
+def splits_of(path: Path) -> dict[str, NDArray[np.int8]]:
+    """The splits of a complete set, by scheme, without its volumes."""
+    group = _open(path, "r")
+    return {scheme: np.asarray(group[f"split_{scheme}"][:]) for scheme in SCHEMES}
 
 
 def load(path: Path) -> TrainingSet:

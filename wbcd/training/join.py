@@ -1,7 +1,7 @@
 """Several sets made into one: cells of two instruments or sites, or fast simulated ones and some through holograms.
 
 Donors keep who they are: simulated ones their number, measured ones their name, so that a person in two sets is one donor and
-never in training and test both. Splits are drawn anew over all cells.
+never in training and test both. Splits are drawn anew over all cells, or those of the first set are kept and carried on.
 """
 
 from __future__ import annotations
@@ -28,22 +28,35 @@ SAME = ("format_version", "classes", "input", "simulated", "six", "recipe_id", "
 """What the cards must agree in: cells of two recipes or two versions of the phantoms are two kinds of cells."""
 MADE_FROM = ("cells", "donors", "first_donor", "seed", "path", "label_by")
 """What is kept of each; by it the same simulated cells are known again."""
+IDENTITY = ("data_hash", *MADE_FROM, "recipe_id", "phantoms", "donor_sd", "optics", "joined", "splits_of")
+"""What a set is known again by."""
 TOLD = ("pictures", "label_by")
 """Texts of the cards that may differ."""
 
 
-def join(paths: Sequence[str | Path], out: str | Path, *, seed: int = 0, on_part: OnPart | None = None) -> str:
+def join(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    seed: int = 0,
+    keep_splits: bool = False,
+    on_part: OnPart | None = None,
+) -> str:
     """Write ``out``, the cells of all of ``paths`` in their order; returns its hash. Run again, it goes on.
 
-    ``seed``: of the splits. ``on_part``: told (cells done, cells). Raises BadValue where a set is incomplete, or of other
-    classes, input, recipe or kind than the first, or shows cells of another one again; or where ``out`` is something else.
+    ``seed``: of the splits. ``keep_splits``: the first set's cells stay in the splits that it gave them, and whoever it holds
+    out stays held out, so that a model of the first may be trained on. ``on_part``: told (cells done, cells).
+
+    Raises BadValue where a set is incomplete, or of other classes, input, recipe or kind than the first, or shows cells of
+    another one again; or where ``out`` is something else.
     """
     given, out = [Path(path) for path in paths], Path(out)
     cards = [sets.read_attributes(path) for path in given]
     _check(given, cards)
     names = sorted({str(name) for card in cards for name in card.get("donor_names") or []})
     total = sum(int(card["cells"]) for card in cards)
-    sets.create(out, total, _card(cards, names, seed))
+    kept = {"splits_of": {key: cards[0][key] for key in IDENTITY if key in cards[0]}} if keep_splits else {}
+    sets.create(out, total, {**_card(cards, names, seed), **kept})
     missing = set(sets.missing_parts(out))
     pending: list[sets.CellSample] = []
     for number, sample in _samples(given, cards, names, missing):
@@ -54,7 +67,7 @@ def join(paths: Sequence[str | Path], out: str | Path, *, seed: int = 0, on_part
             pending = []
             if on_part is not None:
                 on_part(number + 1, total)
-    return finish(out)
+    return finish(out, sets.splits_of(given[0]) if keep_splits else None)
 
 
 def _samples(

@@ -21,7 +21,7 @@ FITTED = ("train", "validation")
 """Splits that a training looks at."""
 SIMULATED = ("phantoms", "optics", "donor_sd")
 """What simulated cells follow from, on a set's card."""
-KEPT = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", "joined", *SIMULATED)
+KEPT = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", "joined", "splits_of", *SIMULATED)
 """What a model's card keeps of its set's."""
 LESSON = ("data_hash", "split_by", "data", "joined_hashes", "start")
 """What it keeps of the training of the model that it began with."""
@@ -82,14 +82,22 @@ def _is(lesson: Mapping[str, Any], simulated: bool, data: sets.TrainingSet) -> b
     Simulated cells follow from their seeds, the last bits of their tomograms from the processor too, and with them the hash.
     What a card of an earlier version does not say is not asked.
     """
+    return _same(lesson, simulated, data.card, data.simulated)
+
+
+def _same(lesson: Mapping[str, Any], simulated: bool, card: Mapping[str, Any], also: bool) -> bool:
+    """:func:`_is`, of a set of which only what it is known by is at hand; ``also``: whether its cells are simulated."""
     own, theirs = lesson.get("data_hash"), lesson.get("data", {})
-    if own is None or own == data.data_hash:
+    if own is None or own == card.get("data_hash"):
         return own is not None
-    if not (data.simulated and simulated and "phantoms" in theirs and "seed" in theirs):
+    if not (also and simulated and "phantoms" in theirs and "seed" in theirs):
+        return False
+    # Of the set whose splits are kept too the hash may be another: that there is one is what counts.
+    if ("splits_of" in theirs) != ("splits_of" in card):
         return False
     # A card leaves these out where they are 0 and none: other people's cells of the same seed must not pass for these.
-    one, other = ({"first_donor": 0, "joined": None, **said} for said in (theirs, data.card))
-    return all(one[key] == other.get(key) for key in KEPT if key in one)
+    one, other = ({"first_donor": 0, "joined": None, **said} for said in (theirs, card))
+    return all(one[key] == other.get(key) for key in KEPT if key in one and key != "splits_of")
 
 
 def _lessons(bundle: Bundle) -> Iterator[tuple[Mapping[str, Any], bool]]:
@@ -105,9 +113,24 @@ def cells_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) ->
     """How many of these cells the model, or one that it began with, was fitted to or chosen by; 0 for another set."""
     fitted = np.zeros(len(cells), dtype=np.bool_)
     for lesson, simulated in _lessons(bundle):
-        if _is(lesson, simulated, data):
-            fitted |= np.isin(cells, _fitted(data, scheme_in(lesson)))
+        if (known := _in_common(lesson, simulated, data)) is not None:
+            fitted |= np.isin(cells, _fitted(data, scheme_in(lesson))) & (cells < known)
     return int(fitted.sum())
+
+
+def _in_common(lesson: Mapping[str, Any], simulated: bool, data: sets.TrainingSet) -> int | None:
+    """How many of the first cells of ``data`` the lesson was of, in the same splits; None where that cannot be told.
+
+    All where it was of this set; those before the joined ones where one set carries on the other's splits.
+    """
+    count = len(data.label)
+    if _is(lesson, simulated, data):
+        return count
+    kept = data.card.get("splits_of")
+    if kept is not None and _same(lesson, simulated, kept, data.simulated):
+        return int(kept["cells"])
+    theirs = lesson.get("data", {}).get("splits_of")
+    return count if theirs is not None and _is({**theirs, "data": theirs}, simulated, data) else None
 
 
 def shares_sets(bundle: Bundle, data: sets.TrainingSet) -> bool:
@@ -116,7 +139,7 @@ def shares_sets(bundle: Bundle, data: sets.TrainingSet) -> bool:
     here = _parts(data.card, data.data_hash)
     for lesson, simulated in _lessons(bundle):
         theirs = _parts({**lesson.get("data", {}), **lesson}, str(lesson.get("data_hash")))
-        if not _is(lesson, simulated, data) and here & theirs:
+        if _in_common(lesson, simulated, data) is None and here & theirs:
             return True
     return False
 
@@ -164,7 +187,8 @@ def warnings(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], sp
 
 def _shared(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], split: str, scheme: str) -> int:
     """How many donors of these cells it has seen; 0 where it shares them by design: a split by cell says so itself."""
-    if same_set(bundle, data) and split != "test_donor" and scheme != "donor":
+    by_design = split != "test_donor" and scheme != "donor"
+    if by_design and any(_in_common(lesson, simulated, data) is not None for lesson, simulated in _lessons(bundle)):
         return 0
     return len(donors_of(bundle, data, cells))
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 Labels = NDArray[np.integer[Any]]
 
 SPLITS = ("train", "validation", "test", "test_donor")
+TEST_DONOR = SPLITS.index("test_donor")
 ALL = "all"
 """Every cell: for a model that was trained on another set."""
 SCHEMES = ("both", "cell", "donor")
@@ -40,6 +41,30 @@ def make_splits(label: Labels, donor: Labels, seed: int) -> dict[str, NDArray[np
     }
 
 
+def continue_splits(
+    label: Labels, donor: Labels, seed: int, kept: Mapping[str, NDArray[np.int8]]
+) -> dict[str, NDArray[np.int8]]:
+    """Splits of cells the first of whom have some already: these stay, and so does a donor that they hold out or train on.
+
+    ``kept``: each scheme's of the first cells. Donors whom they do not know are dealt as :func:`make_splits` does.
+    """
+    first = len(kept["both"])
+    out = {s: np.concatenate([kept[s], np.full(len(label) - first, -1, dtype=np.int8)]) for s in SCHEMES}
+    unknown = ~np.isin(donor, donor[:first])
+    if unknown.any():
+        dealt = make_splits(label[unknown], donor[unknown], seed)
+        out["donor"][unknown] = dealt["donor"]
+        out["both"][unknown] = np.where(dealt["both"] == TEST_DONOR, TEST_DONOR, -1)
+    for one in np.unique(donor[:first]):
+        here = donor == one
+        theirs = {s: kept[s][here[:first]] for s in ("both", "donor")}
+        out["donor"][here] = theirs["donor"][0]
+        if (theirs["both"] == TEST_DONOR).any():
+            out["both"][here] = TEST_DONOR
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7,)))
+    return {"both": _shuffled(label, out["both"], rng), "cell": _shuffled(label, out["cell"], rng), "donor": out["donor"]}
+
+
 def split_of(label: Labels, donor: Labels, seed: int) -> NDArray[np.int8]:
     """The scheme "both": index into :data:`SPLITS` for each cell.
 
@@ -53,7 +78,7 @@ def split_of(label: Labels, donor: Labels, seed: int) -> NDArray[np.int8]:
     if len(donors) >= MIN_DONORS_TO_HOLD_OUT:
         wanted = max(1, round(HELD_OUT_DONORS * len(donors)))
         held = _dispensable(rng.permutation(donors), label, donor, wanted)
-        out[np.isin(donor, held)] = SPLITS.index("test_donor")
+        out[np.isin(donor, held)] = TEST_DONOR
     return _shuffled(label, out, rng)
 
 
