@@ -77,6 +77,7 @@ def train(
 ) -> None:
     """Train a classifier on TRAINING_SET and write OUT/bundle; an interrupted training goes on where it stopped."""
     from wbcd.training.fit import train as fit
+    from wbcd.training.judge import part_sentence
     from wbcd.training.live import training_progress
 
     with training_progress(epochs, quiet_console(stderr=True)) as (on_epoch, on_step):
@@ -109,6 +110,8 @@ def train(
     click.echo(f"{report.model_id} in {report.bundle}")
     for evaluation in report.evaluations.values():
         click.echo(evaluation.sentence())
+        for row in evaluation.parts:
+            click.echo(part_sentence(row))
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
 

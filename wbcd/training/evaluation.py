@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class Evaluation:
 
     ``auc``: each class against the rest; ``aurc``: mean share wrong over all coverages; ``corrected``: accuracy behind impure
     labels, None where they are pure. ``by_donor``: whole donors were held out, whose cells are not independent; then
-    ``donor_ci_*`` are the limits of :func:`donor_limits`, None where it has none. ``per_donor_n``: cells of each.
+    ``donor_ci_*`` are the limits of :func:`donor_limits`, None where it has none. ``per_donor_n``: cells of each. ``parts``:
+    :func:`part_rows` of a joined set.
     """
 
     split: str
@@ -73,6 +74,7 @@ class Evaluation:
     donor_ci_low: float | None = None
     donor_ci_high: float | None = None
     per_donor_n: dict[str, int] = field(default_factory=dict)
+    parts: tuple[dict[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready; a class without cells has the recall None."""
@@ -86,6 +88,7 @@ class Evaluation:
         keys = ["n", "accuracy", "ci_low", "ci_high", "balanced_accuracy", "expected_calibration_error"]
         keys += ["donors", "donor_ci_low", "donor_ci_high"] if self.by_donor else []
         row: dict[str, Any] = {key: getattr(self, key) for key in keys}
+        row |= {"parts": list(self.parts)} if self.parts else {}
         recall = {k: v for k, v in self.recall.items() if math.isfinite(v)}
         return {**row, "recall": recall, "confusion_true_by_predicted": [list(r) for r in self.confusion]}
 
@@ -169,9 +172,10 @@ def judge_cells(
     model_id: str,
     *,
     scheme: str = "both",
+    counted: NDArray[np.bool_] | None = None,
 ) -> Evaluation:
-    """:func:`judge` of some cells of a set."""
-    return judge(
+    """:func:`judge` of some cells of a set, and of its parts; ``counted``: as in :func:`part_rows`."""
+    judged = judge(
         probabilities,
         data.label[cells],
         data.donor[cells],
@@ -182,6 +186,8 @@ def judge_cells(
         purity=None if data.purity is None else data.purity[cells],
         scheme=scheme,
     )
+    right = probabilities.argmax(axis=1) == data.label[cells]
+    return replace(judged, parts=tuple(part_rows(data, cells, right[None], counted)))
 
 
 def counted_of(

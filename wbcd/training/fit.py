@@ -48,7 +48,7 @@ from wbcd.training import checkpoint, seen
 from wbcd.training import dataset as sets
 from wbcd.training.augmentation import PAPER, Augmentation, augment
 from wbcd.training.calibration import cross_entropy, fit_temperature
-from wbcd.training.evaluation import Evaluation, judge_cells, probabilities_of
+from wbcd.training.evaluation import HELD_OUT, Evaluation, answers_of, counted_of, judge_cells
 from wbcd.training.graphed import GraphedUpdate
 from wbcd.training.splits import missing_classes, warnings_of
 from wbcd.training.tensorboard import open_board
@@ -619,7 +619,7 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
         )
         model = replace(model, training={**training, "warnings": warnings})
     bundle = save_bundle(run.out / "bundle", run.network, model, gauge)
-    evaluations = _measure(Classifier(bundle, str(run.device)), run.data, run.split_by, bundle.model_id)
+    evaluations = _measure(bundle, run)
     facts = {split: e.card_row() for split, e in evaluations.items()}
     # The measured figures are no part of the digest: the model id stays what was measured.
     bundle = save_bundle(run.out / "bundle", run.network, replace(model, measured=facts), gauge)
@@ -661,11 +661,13 @@ def _epoch_of(row: Mapping[str, float]) -> Epoch:
     return Epoch(int(row["epoch"]), int(row["epochs"]), **numbers)
 
 
-def _measure(classifier: Classifier, data: sets.TrainingSet, split_by: str, model_id: str) -> dict[str, Evaluation]:
+def _measure(bundle: Bundle, run: Training) -> dict[str, Evaluation]:
+    classifier, data, scheme = Classifier(bundle, str(run.device)), run.data, run.split_by
     out: dict[str, Evaluation] = {}
-    for split in ("test", "test_donor"):
-        if data.has(split, split_by):
-            cells = data.indices(split, split_by)
-            probabilities = probabilities_of(classifier, data.ri_delta, cells)
-            out[split] = judge_cells(probabilities, data, cells, split, model_id, scheme=split_by)
+    for split in HELD_OUT:
+        if data.has(split, scheme):
+            cells = data.indices(split, scheme)
+            probabilities, early = answers_of(classifier, data.ri_delta, cells)
+            counted = counted_of(bundle.gauge, bundle.model, data, cells, early)
+            out[split] = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme, counted=counted)
     return out

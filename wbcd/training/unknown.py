@@ -30,7 +30,7 @@ from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
 from wbcd.training import seen
 from wbcd.training.calibration import fit_temperature
-from wbcd.training.evaluation import HELD_OUT, counted_of, judge_cells, part_rows, scheme_of
+from wbcd.training.evaluation import HELD_OUT, counted_of, judge_cells, scheme_of
 
 BATCH = 16
 ACCEPTANCE = 0.99
@@ -124,11 +124,9 @@ def calibrate(
             figures[split] = _figures(model, gauge, found, data.label[cells])
             # Another temperature: what the card said of calibration holds no longer.
             probabilities = tempered(found.logits, model.temperature)
-            measured[split] = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme).card_row()
-            right = (probabilities.argmax(axis=1) == data.label[cells])[None]
             counted = counted_of(gauge, model, data, cells, found.early.numpy())
-            if rows := part_rows(data, cells, right, counted):
-                measured[split]["parts"] = rows
+            judged = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme, counted=counted)
+            measured[split] = judged.card_row()
     measured["knowing"] = {split: asdict(row) for split, row in figures.items()}
     measured["limits_from"] = {
         "cells": len(watched),
