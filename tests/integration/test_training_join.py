@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
 from wbcd.training import seen, train
 from wbcd.training.evaluation import evaluate
+from wbcd.training.fit import PRESETS, Training
 from wbcd.training.join import join
 from wbcd.training.judge import judge_models
 from wbcd.training.oracle import parameters
+from wbcd.training.splits import continue_splits, missing_classes
 from wbcd.training.unknown import calibrate
 
 
@@ -229,34 +232,106 @@ def test_counts_that_are_not_the_cells_are_refused(two: tuple[Path, Path], tmp_p
         sets.load(tmp_path / "both.zarr").origins()
 
 
-def test_kept_splits_carry_a_training_on(two: tuple[Path, Path], tmp_path: Path) -> None:
-    """What a model of the first set has not seen stays unseen when it is trained on with the second's cells too."""
-    both = tmp_path / "both.zarr"
-    asked = ["dataset", "join", *map(str, two), "--out", str(both), "--keep-splits", "--seed", "5"]
-    result = CliRunner().invoke(cli, asked)
-    assert result.exit_code == 0, result.output
-    a, joined = sets.load(two[0]), sets.load(both)
-    for scheme in sets.SCHEMES:
-        np.testing.assert_array_equal(joined.split(scheme)[:70], a.split(scheme))
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A, B and C; AB carries on A's splits, ABC those of AB; "anew" are A and B with other splits. A holds out donor 3."""
+    folder = tmp_path_factory.mktemp("chain")
+    made = {"a": toy_set(folder / "a.zarr", 70, seed=1), "b": toy_set(folder / "b.zarr", 60, seed=2, first_donor=2)}
+    made["c"] = toy_set(folder / "c.zarr", 40, seed=4, first_donor=3)
+    for name in "abc":
+        zarr.open_group(made[name], mode="r+", zarr_format=3).attrs.update({"path": "fast", "phantoms": "p"})
+    for name, parts in (("ab", "a b"), ("abc", "ab c")):
+        made[name] = folder / f"{name}.zarr"
+        asked = ["dataset", "join", *(str(made[part]) for part in parts.split()), "--out", str(made[name]), "--keep-splits"]
+        result = CliRunner().invoke(cli, asked)
+        assert result.exit_code == 0, result.output
+    made["anew"] = folder / "anew.zarr"
+    join((made["a"], made["b"]), made["anew"], seed=5)
+    return made
+
+
+def test_kept_splits_move_no_cell_and_no_donor(chain: dict[str, Path]) -> None:
+    a, ab, abc = (sets.load(chain[name]) for name in ("a", "ab", "abc"))
     held = set(a.donor[a.indices("test_donor")].tolist())
-    assert held
-    assert held <= set(joined.donor[joined.indices("test_donor")].tolist())
-    assert held.isdisjoint(joined.donor[joined.split("both") != sets.SPLITS.index("test_donor")].tolist())
-    first = train(two[0], tmp_path / "first", width=3, epochs=1, device="cpu").bundle
-    second = load_bundle(train(both, tmp_path / "second", width=3, epochs=1, device="cpu", start=first).bundle)
-    begun = [text for text in second.model.training["warnings"] if "with whose weights" in text]
+    assert held == {3}
+    for old, new in ((a, ab), (ab, abc)):
+        for scheme in sets.SCHEMES:
+            np.testing.assert_array_equal(new.split(scheme)[: len(old.label)], old.split(scheme))
+        out = set(new.donor[new.indices("test_donor")].tolist())
+        assert held <= out
+        assert out.isdisjoint(new.donor[new.split("both") != sets.SPLITS.index("test_donor")].tolist())
+        held = out
+    assert len(held) == 2, "of the new ones one more"
+
+
+def test_kept_splits_carry_a_training_on(chain: dict[str, Path], tmp_path: Path) -> None:
+    """What a model of the first set has not seen stays unseen when it is trained on with further cells, however often."""
+    given = {name: sets.load(chain[name]) for name in ("a", "ab", "abc", "b", "anew")}
+    models, start = {}, None
+    for name in ("a", "ab", "abc"):
+        start = train(chain[name], tmp_path / name, width=3, epochs=1, device="cpu", start=start).bundle
+        models[name] = load_bundle(start)
+    for learnt, bundle in models.items():
+        for name in ("a", "ab", "abc"):
+            data = given[name]
+            for split in ("test", "test_donor"):
+                cells = data.indices(split)
+                assert seen.cells_of(bundle, data, cells) == 0, (learnt, name)
+                assert seen.warnings(bundle, data, cells, split, "both") == [], (learnt, name)
+            known = min(len(given[learnt].label), len(data.label))
+            cells = data.indices("train")
+            assert seen.cells_of(bundle, data, cells) == int((cells < known).sum()), (learnt, name)
+    begun = [text for text in models["abc"].model.training["warnings"] if "with whose weights" in text]
     assert [text.split("cells of ")[-1] for text in begun] == ["'validation'."], "it was chosen by those, and that is all"
-    for data, split in ((joined, "test"), (joined, "test_donor"), (a, "test"), (a, "test_donor")):
-        cells = data.indices(split)
-        assert seen.cells_of(second, data, cells) == 0
-        assert seen.warnings(second, data, cells, split, "both") == []
-    for data in (joined, a):
-        cells = data.indices("train")
-        assert seen.cells_of(second, data, cells) == len(cells)
-    of_b = sets.load(two[1])
-    assert any("cells in common" in t for t in seen.warnings(second, of_b, of_b.indices("test"), "test", "both"))
-    drawn_anew = tmp_path / "anew.zarr"
-    join(two, drawn_anew, seed=5)
-    anew = sets.load(drawn_anew)
-    cells = anew.indices("test")
-    assert any("cells in common" in t for t in seen.warnings(second, anew, cells, "test", "both"))
+    for name in ("b", "anew"):
+        data = given[name]
+        cells = data.indices("test")
+        assert any("cells in common" in t for t in seen.warnings(models["abc"], data, cells, "test", "both")), name
+    assert any("how many of 'test' is not known" in t for t in seen.before(models["ab"], given["anew"], "both"))
+
+
+def test_other_splits_of_the_same_cells_are_another_set(chain: dict[str, Path], tmp_path: Path) -> None:
+    """Simulated sets are known again by what they follow from; splits that are kept follow from the set that they are of."""
+    for name, first in (("x", "ab"), ("y", "anew")):
+        join((chain[first], chain["c"]), tmp_path / f"{name}.zarr", keep_splits=True)
+    x, y, made_elsewhere = sets.load(tmp_path / "x.zarr"), sets.load(tmp_path / "y.zarr"), sets.load(tmp_path / "x.zarr")
+    of_x = load_bundle(train(tmp_path / "x.zarr", tmp_path / "run", width=3, epochs=1, device="cpu").bundle)
+    made_elsewhere.card["data_hash"] = "f" * 40  # type: ignore[index]
+    assert seen.same_set(of_x, made_elsewhere)
+    assert not seen.same_set(of_x, y)
+    cells = y.indices("test")
+    assert any("cells in common" in t for t in seen.warnings(of_x, y, cells, "test", "both"))
+    assert seen.warnings(of_x, x, x.indices("test"), "test", "both") == []
+
+
+def test_another_choice_of_splits_does_not_go_on_with_a_set(chain: dict[str, Path]) -> None:
+    with pytest.raises(BadValue, match=r"ab\.zarr: was begun with --keep-splits"):
+        join((chain["a"], chain["b"]), chain["ab"])
+    with pytest.raises(BadValue, match=r"anew\.zarr: was begun without --keep-splits"):
+        join((chain["a"], chain["b"]), chain["anew"], seed=5, keep_splits=True)
+
+
+def test_a_class_of_held_out_donors_alone_is_told_and_not_trained(tmp_path: Path) -> None:
+    a = toy_set(tmp_path / "a.zarr", 60, seed=1, donors=5)
+    group = zarr.open_group(a, mode="r+", zarr_format=3)
+    kept = sets.splits_of(a)
+    label, donor = (np.asarray(group[name][:]).astype(int) for name in ("label", "donor"))
+    held = donor[kept["both"] == sets.SPLITS.index("test_donor")][0]
+    alone = np.concatenate([np.where(donor == held, label, 0), [1, 1]])
+    found = continue_splits(alone, np.concatenate([donor, [held, held]]), 0, kept)
+    assert set(found["both"][alone == 1].tolist()) == {sets.SPLITS.index("test_donor")}
+    told = missing_classes(alone, {"both": found["both"]}, ("small", "large"))
+    assert told[0].startswith("large: no cell in training (by both)")
+    data = replace(sets.load(a), label=alone[:60], splits={**kept, "both": found["both"][:60]})
+    with pytest.raises(BadValue, match=r"no cell of large is in training \(by both\)"):
+        Training(data, tmp_path / "run", PRESETS["modern"], epochs=1, width=3, seed=0, device="cpu")
+
+
+def test_a_trainings_card_tells_the_parts_apart(two: tuple[Path, Path], tmp_path: Path) -> None:
+    join(two, tmp_path / "both.zarr", seed=3)
+    bundle = load_bundle(train(tmp_path / "both.zarr", tmp_path / "run", width=3, epochs=1, device="cpu").bundle)
+    for split in ("test", "test_donor"):
+        row = bundle.model.measured[split]
+        assert [part["part"][:2] for part in row["parts"]] == ["1:", "2:"]
+        assert sum(part["n"] for part in row["parts"]) == row["n"]
+        assert all(0 <= part["unclassified"] < 0.2 for part in row["parts"])

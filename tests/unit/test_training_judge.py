@@ -196,10 +196,11 @@ def test_splits_carried_on_move_nobody(known: int) -> None:
     held = set(donor[found["both"] == out].tolist())
     assert held.isdisjoint(donor[found["both"] != out].tolist())
     assert not (held - set(donor[:200][kept["both"] == out].tolist())) & set(range(known))
-    if known <= 7:
-        assert held - set(range(known)), "of the new donors some are held out too"
+    assert len(held) == 2, "a fifth of all twelve"
     for one in np.unique(donor):
         assert len(np.unique(found["donor"][donor == one])) == 1
+    by_donor = {i: set(donor[found["donor"] == i].tolist()) for i in range(3)}
+    assert (len(by_donor[1]), len(by_donor[2])) == (1, 2)
     new = np.arange(600) >= 200
     free = new & (found["both"] != out)
     assert 0.65 < (found["both"][free] == 0).mean() < 0.75

@@ -105,9 +105,10 @@ def test_two_donors_a_class_leave_training_whole_and_no_part_empty() -> None:
         assert [text for text in told if text.startswith(f"{', '.join(lacking)}: in training, but no cell in test (by donor)")]
 
 
-def test_an_empty_part_and_a_class_outside_training_lack_nothing() -> None:
+def test_an_empty_part_lacks_nothing_and_a_class_outside_training_is_named_once() -> None:
     label = np.array([0, 0, 1, 2])
     part = np.array([SPLITS.index(name) for name in ("train", "test", "test", "test_donor")], np.int8)
     told = missing_classes(label, {"both": part, "cell": np.zeros(4, np.int8)}, FOUR)
-    assert len(told) == 1
-    assert told[0].startswith("b_lymphocyte: in training, but no cell in test_donor (by both)")
+    assert len(told) == 2
+    assert told[0].startswith("t_lymphocyte, monocyte: no cell in training (by both)")
+    assert told[1].startswith("b_lymphocyte: in training, but no cell in test_donor (by both)")

@@ -281,6 +281,11 @@ class Training:
         self.cells, self.watched = self._cells("train"), data.indices("validation", split_by)
         if len(self.cells) < 2:
             raise BadValue(f"{data.path}: {len(self.cells)} cells to train on; at least 2.", action="Make a larger set.")
+        if lost := np.setdiff1d(data.label, data.label[self.cells]).tolist():
+            raise BadValue(
+                f"{data.path}: no cell of {', '.join(data.classes[k] for k in lost)} is in training (by {split_by}).",
+                action="Give cells of further donors, or another --split-by.",
+            )
         out.mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -16,6 +16,7 @@ import numpy as np
 
 from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
+from wbcd.training import seen
 from wbcd.training.card import finish
 from wbcd.training.pictures import Pictures
 
@@ -28,8 +29,6 @@ SAME = ("format_version", "classes", "input", "simulated", "six", "recipe_id", "
 """What the cards must agree in: cells of two recipes or two versions of the phantoms are two kinds of cells."""
 MADE_FROM = ("cells", "donors", "first_donor", "seed", "path", "label_by")
 """What is kept of each; by it the same simulated cells are known again."""
-IDENTITY = ("data_hash", *MADE_FROM, "recipe_id", "phantoms", "donor_sd", "optics", "joined", "splits_of")
-"""What a set is known again by."""
 TOLD = ("pictures", "label_by")
 """Texts of the cards that may differ."""
 
@@ -55,7 +54,10 @@ def join(
     _check(given, cards)
     names = sorted({str(name) for card in cards for name in card.get("donor_names") or []})
     total = sum(int(card["cells"]) for card in cards)
-    kept = {"splits_of": {key: cards[0][key] for key in IDENTITY if key in cards[0]}} if keep_splits else {}
+    if out.exists() and ("splits_of" in sets.read_attributes(out)) != keep_splits:
+        begun = "without" if keep_splits else "with"
+        raise BadValue(f"{out}: was begun {begun} --keep-splits.", action="Give the same options to go on, or another folder.")
+    kept = {"splits_of": {key: cards[0][key] for key in ("data_hash", *seen.KEPT) if key in cards[0]}} if keep_splits else {}
     sets.create(out, total, {**_card(cards, names, seed), **kept})
     missing = set(sets.missing_parts(out))
     pending: list[sets.CellSample] = []
@@ -136,14 +138,14 @@ def _check(paths: Sequence[Path], cards: Sequence[Mapping[str, Any]]) -> None:
 
 def _check_no_cell_twice(paths: Sequence[Path], cards: Sequence[Mapping[str, Any]]) -> None:
     """A cell that is there twice would be in training and in test."""
-    seen: dict[object, Path] = {}
+    drawn_by: dict[object, Path] = {}
     for path, card in zip(paths, cards, strict=True):
         for part in _parts(card):
             # Phantoms follow from seed and donors: through holograms they are the same cells again.
             if part.get("path") in sets.SIMULATED_PATHS:
                 drawn = (part["seed"], part.get("first_donor", 0))
-                if seen.setdefault(drawn, path) is not path:
-                    raise BadValue(f"{path}: shows cells of {seen[drawn]} again.", action="Make it with another seed.")
+                if drawn_by.setdefault(drawn, path) is not path:
+                    raise BadValue(f"{path}: shows cells of {drawn_by[drawn]} again.", action="Make it with another seed.")
     stored: dict[bytes, Path] = {}
     for path, card in zip(paths, cards, strict=True):
         if all(part.get("path") in sets.SIMULATED_PATHS for part in _parts(card)):

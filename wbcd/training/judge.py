@@ -145,8 +145,10 @@ def _answer(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], par
     # softmax(z / T) gives z up to a constant, which no softmax sees.
     raw = softmax(bundle.model.temperature * np.log(probabilities.clip(1e-300)), axis=1)
     split, scheme = part
-    judged = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme)
-    return _Answer(bundle, probabilities, raw, counted_of(bundle.gauge, bundle.model, data, cells, early), judged)
+    counted = counted_of(bundle.gauge, bundle.model, data, cells, early)
+    said = counted if _tells_unknown(bundle) else None
+    judged = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme, counted=said)
+    return _Answer(bundle, probabilities, raw, counted, judged)
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -369,7 +371,9 @@ def page(facts: Mapping[str, Any]) -> str:
         ]
     lines += [counted_sentence(facts), ""]
     if facts["parts"]:
-        lines += ["| part of the set | cells | accuracy | 95 % limits | unclassified |", "|---|---|---|---|---|"]
+        of = " (mean of the models)" if len(models) > 1 else ""
+        by = f" (by {first['model_id']})" if len(models) > 1 else ""
+        lines += [f"| part of the set | cells | accuracy{of} | 95 % limits | unclassified{by} |", "|---|---|---|---|---|"]
         lines += [_part_line(row) for row in facts["parts"]] + [""]
     lines += [
         "| true \\ predicted | " + " | ".join(classes) + " | recall | precision | AUC |",

@@ -62,6 +62,8 @@ def before(start: Bundle, data: sets.TrainingSet, split_by: str) -> list[str]:
                 f"{begun} has seen {shared} of the {len(donors(data, cells))} donors of {split!r}: this says nothing of unseen"
                 " donors."
             )
+        if not known and split != "validation" and shares_sets(start, data):
+            found.append(f"{begun} was trained on a set with cells of this one: how many of {split!r} is not known.")
     return found
 
 
@@ -92,8 +94,10 @@ def _same(lesson: Mapping[str, Any], simulated: bool, card: Mapping[str, Any], a
         return own is not None
     if not (also and simulated and "phantoms" in theirs and "seed" in theirs):
         return False
-    # Of the set whose splits are kept too the hash may be another: that there is one is what counts.
+    # Joined from the same cells, but with other splits.
     if ("splits_of" in theirs) != ("splits_of" in card):
+        return False
+    if "splits_of" in theirs and not _same(_of_card(theirs["splits_of"]), simulated, card["splits_of"], also):
         return False
     # A card leaves these out where they are 0 and none: other people's cells of the same seed must not pass for these.
     one, other = ({"first_donor": 0, "joined": None, **said} for said in (theirs, card))
@@ -123,14 +127,22 @@ def _in_common(lesson: Mapping[str, Any], simulated: bool, data: sets.TrainingSe
 
     All where it was of this set; those before the joined ones where one set carries on the other's splits.
     """
-    count = len(data.label)
-    if _is(lesson, simulated, data):
-        return count
-    kept = data.card.get("splits_of")
-    if kept is not None and _same(lesson, simulated, kept, data.simulated):
-        return int(kept["cells"])
-    theirs = lesson.get("data", {}).get("splits_of")
-    return count if theirs is not None and _is({**theirs, "data": theirs}, simulated, data) else None
+    learnt = [lesson, *map(_of_card, _kept(lesson.get("data", {})))]
+    for card in ({**data.card, "cells": len(data.label)}, *_kept(data.card)):
+        if any(_same(one, simulated, card, data.simulated) for one in learnt):
+            return int(card["cells"])
+    return None
+
+
+def _kept(card: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The set whose splits a joined one carries on, the one whose splits that carries on, and so on."""
+    while card := card.get("splits_of") or {}:
+        yield card
+
+
+def _of_card(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As if a training had been of the set."""
+    return {**card, "data": card}
 
 
 def shares_sets(bundle: Bundle, data: sets.TrainingSet) -> bool:

@@ -11,7 +11,7 @@ Three schemes, all stored with a set:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,23 +46,27 @@ def continue_splits(
 ) -> dict[str, NDArray[np.int8]]:
     """Splits of cells the first of whom have some already: these stay, and so does a donor that they hold out or train on.
 
-    ``kept``: each scheme's of the first cells. Donors whom they do not know are dealt as :func:`make_splits` does.
+    ``kept``: each scheme's of the first cells. Of donors whom they do not know as many are held out as all donors together
+    ask for, as far as no class loses its last.
     """
     first = len(kept["both"])
-    out = {s: np.concatenate([kept[s], np.full(len(label) - first, -1, dtype=np.int8)]) for s in SCHEMES}
-    unknown = ~np.isin(donor, donor[:first])
-    if unknown.any():
-        dealt = make_splits(label[unknown], donor[unknown], seed)
-        out["donor"][unknown] = dealt["donor"]
-        out["both"][unknown] = np.where(dealt["both"] == TEST_DONOR, TEST_DONOR, -1)
-    for one in np.unique(donor[:first]):
-        here = donor == one
-        theirs = {s: kept[s][here[:first]] for s in ("both", "donor")}
-        out["donor"][here] = theirs["donor"][0]
-        if (theirs["both"] == TEST_DONOR).any():
-            out["both"][here] = TEST_DONOR
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7,)))
-    return {"both": _shuffled(label, out["both"], rng), "cell": _shuffled(label, out["cell"], rng), "donor": out["donor"]}
+    known = np.unique(donor[:first])
+    new = rng.permutation(np.setdiff1d(donor, known))
+    both, cell = (np.concatenate([kept[s], np.full(len(label) - first, -1, dtype=np.int8)]) for s in ("both", "cell"))
+    held = np.unique(donor[:first][kept["both"] == TEST_DONOR])
+    donors = len(known) + len(new)
+    if donors >= MIN_DONORS_TO_HOLD_OUT:
+        free = ~np.isin(donor, held)
+        wanted = max(0, max(1, round(HELD_OUT_DONORS * donors)) - len(held))
+        held = np.union1d(held, _dispensable(new, label[free], donor[free], wanted))
+    both[np.isin(donor, held)] = TEST_DONOR
+    theirs = dict(zip(donor[:first].tolist(), kept["donor"].tolist(), strict=True))
+    return {
+        "both": _shuffled(label, both, rng),
+        "cell": _shuffled(label, cell, rng),
+        "donor": _by_donor(label, donor, rng, theirs),
+    }
 
 
 def split_of(label: Labels, donor: Labels, seed: int) -> NDArray[np.int8]:
@@ -97,35 +101,42 @@ def _shuffled(label: Labels, out: NDArray[np.int8], rng: np.random.Generator) ->
     return out
 
 
-def _by_donor(label: Labels, donor: Labels, rng: np.random.Generator) -> NDArray[np.int8]:
+def _by_donor(
+    label: Labels, donor: Labels, rng: np.random.Generator, dealt: Mapping[int, int] | None = None
+) -> NDArray[np.int8]:
     """Donors 7:1:2 (at least one each to validation and test where there are three); all train where there are fewer.
 
-    Both parts get a donor of each class that has three, if need be by taking more donors than that.
+    Both parts get a donor of each class that has three, if need be by taking more donors than that. ``dealt``: where some
+    donors are already; they stay, and the others fill what misses.
     """
-    out = np.zeros(len(label), dtype=np.int8)
+    out, dealt = np.zeros(len(label), dtype=np.int8), dealt or {}
     donors = rng.permutation(np.unique(donor)).tolist()
-    if len(donors) < 3:
-        return out
-    gives: dict[int, set[int]] = {one: set() for one in donors}
-    for one, kind in np.unique(np.stack([donor, label], axis=1), axis=0).tolist():
-        gives[one].add(kind)
-    test = _covering(gives, max(1, round(0.2 * len(donors))), keep=2)
-    left = {one: kinds for one, kinds in gives.items() if one not in test}
-    watch = _covering(left, max(1, round(0.1 * len(donors))), keep=1)
+    watch, test = ([one for one in donors if dealt.get(one) == SPLITS.index(name)] for name in ("validation", "test"))
+    if len(donors) >= 3:
+        gives: dict[int, set[int]] = {one: set() for one in donors if one not in {*watch, *test}}
+        for one, kind in np.unique(np.stack([donor, label], axis=1), axis=0).tolist():
+            if one in gives:
+                gives[one].add(kind)
+        fixed = dealt.keys()
+        test += _covering(gives, max(1, round(0.2 * len(donors))) - len(test), keep=2, fixed=fixed)
+        left = {one: kinds for one, kinds in gives.items() if one not in test}
+        watch += _covering(left, max(1, round(0.1 * len(donors))) - len(watch), keep=1, fixed=fixed)
     out[np.isin(donor, watch)] = SPLITS.index("validation")
     out[np.isin(donor, test)] = SPLITS.index("test")
     return out
 
 
-def _covering(gives: Mapping[int, set[int]], wanted: int, *, keep: int) -> list[int]:
+def _covering(gives: Mapping[int, set[int]], wanted: int, *, keep: int, fixed: Collection[int] = ()) -> list[int]:
     """``wanted`` donors, first those that give the most classes not taken yet, else in the order given.
 
     No class loses its last donor; of donors that add as much, those are preferred whose classes keep ``keep`` others. Of
-    these more than ``wanted`` are taken where that adds a class.
+    these more than ``wanted`` are taken where that adds a class. None where none is wanted; none of ``fixed`` ever.
     """
     left = Counter(kind for kinds in gives.values() for kind in kinds)
-    free, missing = dict(gives), set(left)
+    free, missing = {one: kinds for one, kinds in gives.items() if one not in fixed}, set(left)
     taken: list[int] = []
+    if wanted <= 0:
+        return taken
 
     def worth(one: int) -> tuple[int, bool]:
         return len(free[one] & missing), all(left[kind] > keep for kind in free[one])
@@ -221,6 +232,8 @@ def missing_classes(label: Labels, splits: Mapping[str, NDArray[np.int8]], class
     found: list[str] = []
     for scheme, part in splits.items():
         trained = np.unique(label[part == SPLITS.index("train")])
+        if lost := [classes[k] for k in np.setdiff1d(label, trained)]:
+            found.append(f"{', '.join(lost)}: no cell in training (by {scheme}): no network can learn that class.")
         for i, name in enumerate(SPLITS[1:], start=1):
             lacking = np.setdiff1d(trained, label[part == i])
             if (part == i).any() and len(lacking):
