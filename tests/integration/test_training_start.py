@@ -85,6 +85,8 @@ def test_the_card_names_it_and_what_it_had_seen(store: Path, first: Bundle, tmp_
     assert training["start"]["model_id"] == first.model_id
     assert training["start"]["data_hash"] == first.model.training["data_hash"]
     assert training["start"]["split_by"] == "cell"
+    assert training["start"]["seed"] == first.model.training["seed"]
+    assert training["start"]["training_seconds"] == first.model.training["training_seconds"] > 0
     assert training["learning_rate"] == pytest.approx(GENTLY * PRESETS["modern"].learning_rate)
     assert set(first.model.training["donors_seen"]) <= set(training["donors_seen"])
     told = json.loads((out / "report.json").read_text())["warnings"]

@@ -57,6 +57,17 @@ def test_their_cards_say_how_they_were_made_and_how_they_did_on_unseen_donors(re
         assert shipped.model.measured["test"]["accuracy"] >= least
 
 
+def test_the_four_class_model_bears_cells_through_holograms(reference: Bundle) -> None:
+    """What the daemon sees; figures of fast optics alone say nothing of it (decision 0055)."""
+    for split in ("test", "test_donor"):
+        fast, exact = reference.model.measured[split]["parts"]
+        assert "(fast)" in fast["part"]
+        assert "(exact)" in exact["part"]
+        assert exact["n"] >= 300
+        assert min(fast["accuracy"], exact["accuracy"]) >= 0.90
+        assert max(fast["unclassified"], exact["unclassified"]) <= 0.05
+
+
 def test_they_know_their_limits(reference: Bundle, two: Bundle) -> None:
     for shipped in (reference, two):
         assert shipped.gauge is not None

@@ -24,7 +24,9 @@ SIMULATED = ("phantoms", "optics", "donor_sd")
 KEPT = ("cells", "donors", "first_donor", "seed", "path", "recipe_id", "label_by", "joined", "splits_of", *SIMULATED)
 """What a model's card keeps of its set's."""
 LESSON = ("data_hash", "split_by", "data", "joined_hashes", "start")
-"""What it keeps of the training of the model that it began with."""
+"""What it keeps of the training of the model that it began with, to know what that had seen."""
+HOW = ("command", "epochs", "seed", "learning_rate", "precision", "device", "device_name", "training_seconds", "note")
+"""What it keeps of it besides, to make it again."""
 
 
 def facts(data: sets.TrainingSet, split_by: str, start: Bundle | None = None) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def facts(data: sets.TrainingSet, split_by: str, start: Bundle | None = None) ->
     if start is not None:
         theirs = start.model.training
         known |= set(theirs.get("donors_seen", ()))
-        kept = {key: theirs[key] for key in LESSON if key in theirs}
+        kept = {key: theirs[key] for key in (*LESSON, *HOW) if key in theirs}
         found["start"] = {"model_id": start.model_id, "simulated": start.model.simulated, **kept}
     return {**found, "donors_seen": sorted(known)}
 
