@@ -11,7 +11,6 @@ from helpers_classification import CLASSES, SPEC, toy_cell
 from wbcd.records import Cell
 from wbcd.training import dataset as sets
 from wbcd.training import make_dataset
-from wbcd.training.make import Source
 
 TOY_CELLS = 144
 
@@ -36,20 +35,7 @@ def dying_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | 
     return toy_source(kind, donor, draw)
 
 
-def swapped_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | None:
-    """A cell of the other class: whoever tells the classes apart is wrong here."""
-    return toy_source(CLASSES[1 - CLASSES.index(kind)], donor, draw)
-
-
-def toy_set(
-    path: Path,
-    cells: int = TOY_CELLS,
-    workers: int = 1,
-    seed: int = 0,
-    donors: int = 6,
-    first_donor: int = 0,
-    source: Source = toy_source,
-) -> Path:
+def toy_set(path: Path, cells: int = TOY_CELLS, workers: int = 1, seed: int = 0, donors: int = 6, first_donor: int = 0) -> Path:
     """A complete toy set."""
     make_dataset(
         path,
@@ -59,7 +45,7 @@ def toy_set(
         workers=workers,
         spec=SPEC,
         classes=CLASSES,
-        source=source,
+        source=toy_source,
         first_donor=first_donor,
     )
     return path
