@@ -20,17 +20,7 @@ from wbcd.training.curves import aucs, brier, risk_coverage
 from wbcd.training.purity import Corrected, corrected, mean_purity
 from wbcd.training.statistics import wilson
 
-__all__ = [
-    "Evaluation",
-    "donor_limits",
-    "evaluate",
-    "judge",
-    "over_donors",
-    "part_rows",
-    "probabilities_of",
-    "summed",
-    "wilson",
-]
+__all__ = ["Evaluation", "donor_limits", "evaluate", "judge", "over_donors", "probabilities_of", "summed", "wilson"]
 
 MIN_DONORS = 5
 """Fewer say too little of how donors differ: limits over them would be far too narrow."""

@@ -55,12 +55,12 @@ class Judged:
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """One model's answers on the judged cells: ``raw`` without temperature scaling; ``counted``: those that the daemon would
-    count."""
+    count, None where the model cannot tell unknown cells."""
 
     bundle: Bundle
     probabilities: NDArray[np.float64]
     raw: NDArray[np.float64]
-    counted: NDArray[np.bool_]
+    counted: NDArray[np.bool_] | None
     evaluation: Evaluation
 
 
@@ -145,9 +145,9 @@ def _answer(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], par
     # softmax(z / T) gives z up to a constant, which no softmax sees.
     raw = softmax(bundle.model.temperature * np.log(probabilities.clip(1e-300)), axis=1)
     split, scheme = part
-    counted = counted_of(bundle.gauge, bundle.model, data, cells, early)
-    said = counted if _tells_unknown(bundle) else None
-    judged = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme, counted=said)
+    tells = bundle.gauge is not None or bundle.model.envelope is not None
+    counted = counted_of(bundle.gauge, bundle.model, data, cells, early) if tells else None
+    judged = judge_cells(probabilities, data, cells, split, bundle.model_id, scheme=scheme, counted=counted)
     return _Answer(bundle, probabilities, raw, counted, judged)
 
 
@@ -193,19 +193,15 @@ def _warnings(
 
 def _counted_facts(answer: _Answer, labels: NDArray[np.int64]) -> dict[str, Any] | None:
     """``accuracy``: of the cells that are counted, None where none is. None where the model cannot tell unknown cells."""
-    if not _tells_unknown(answer.bundle):
+    if answer.counted is None:
         return None
     right = (answer.probabilities.argmax(1) == labels)[answer.counted]
     return {"unclassified": float(1 - answer.counted.mean()), "accuracy": float(right.mean()) if right.size else None}
 
 
-def _tells_unknown(bundle: Bundle) -> bool:
-    return bundle.gauge is not None or bundle.model.envelope is not None
-
-
 def _part_rows(answers: Sequence[_Answer], data: sets.TrainingSet, cells: NDArray[np.intp]) -> list[dict[str, Any]]:
     right = np.stack([a.probabilities.argmax(1) == data.label[cells] for a in answers])
-    return part_rows(data, cells, right, answers[0].counted if _tells_unknown(answers[0].bundle) else None)
+    return part_rows(data, cells, right, answers[0].counted)
 
 
 def counted_sentence(facts: Mapping[str, Any]) -> str:

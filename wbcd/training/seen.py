@@ -77,20 +77,15 @@ def donors(data: sets.TrainingSet, cells: NDArray[np.intp]) -> set[str]:
 
 def same_set(bundle: Bundle, data: sets.TrainingSet) -> bool:
     """Whether the model was trained on this set: the same content, or the same simulated cells made again elsewhere."""
-    return _is(bundle.model.training, bundle.model.simulated, data)
+    return _same(bundle.model.training, bundle.model.simulated, data.card, data.simulated)
 
 
-def _is(lesson: Mapping[str, Any], simulated: bool, data: sets.TrainingSet) -> bool:
-    """Whether a card's training is of this set.
+def _same(lesson: Mapping[str, Any], simulated: bool, card: Mapping[str, Any], also: bool) -> bool:
+    """Whether a card's training, of ``simulated`` cells or not, is of the set of ``card``; ``also``: whether its are.
 
     Simulated cells follow from their seeds, the last bits of their tomograms from the processor too, and with them the hash.
     What a card of an earlier version does not say is not asked.
     """
-    return _same(lesson, simulated, data.card, data.simulated)
-
-
-def _same(lesson: Mapping[str, Any], simulated: bool, card: Mapping[str, Any], also: bool) -> bool:
-    """:func:`_is`, of a set of which only what it is known by is at hand; ``also``: whether its cells are simulated."""
     own, theirs = lesson.get("data_hash"), lesson.get("data", {})
     if own is None or own == card.get("data_hash"):
         return own is not None
