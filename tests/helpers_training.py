@@ -87,11 +87,11 @@ def simulated_set(folder: Path, cells: int, *, donors: int, seed: int) -> sets.T
 
 def blind_source(kind: str, donor: int, draw: np.random.SeedSequence) -> object:
     """A cell as it is simulated for its label, but for the phantom: that is one of any class."""
-    from wbcd.training import make
+    from wbcd.training import simulated
 
-    honest = make.sample_phantom
-    make.sample_phantom = lambda _, rng: honest(FOUR[int(rng.integers(4))], rng)
+    honest = simulated.sample_phantom
+    simulated.sample_phantom = lambda _, rng: honest(FOUR[int(rng.integers(4))], rng)
     try:
-        return make.simulate_cell(kind, donor, draw)
+        return simulated.simulate_cell(kind, donor, draw)
     finally:
-        make.sample_phantom = honest
+        simulated.sample_phantom = honest

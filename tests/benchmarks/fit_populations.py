@@ -21,7 +21,7 @@ from wbcd.morphology import measure
 from wbcd.recipe import Recipe
 from wbcd.simulation import cells
 from wbcd.simulation.cells import CLASSES, POPULATIONS, Population, sample_phantom
-from wbcd.training.make import DONOR_DENSITY, DONOR_VOLUME, MEDIUM_SD, Seen, of_donor, simulate_cell
+from wbcd.training.simulated import DONOR_DENSITY, DONOR_VOLUME, MEDIUM_SD, Seen, of_donor, simulate_cell
 
 NAMES = ("volume_fl", "surface_um2", "sphericity", "dry_mass_pg", "density_g_dl")
 DONORS = 20

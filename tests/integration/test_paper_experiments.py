@@ -25,12 +25,12 @@ from wbcd.training import make_dataset
 from wbcd.training.augmentation import PAPER, Augmentation
 from wbcd.training.baselines import NAMES
 from wbcd.training.fit import Training
-from wbcd.training.make import phantom_of
 from wbcd.training.oracle import parameters
 from wbcd.training.paper import FIGURES, QUICK, Size, run_experiments
 from wbcd.training.paper.experiments import TOGETHER
 from wbcd.training.paper.images import KINDS, picture_set
 from wbcd.training.paper.published import POPULATION
+from wbcd.training.simulated import phantom_of
 from wbcd.training.statistics import wilson
 
 

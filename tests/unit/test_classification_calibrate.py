@@ -21,7 +21,7 @@ from wbcd.errors import BadValue
 from wbcd.simulation.unknown import KINDS
 from wbcd.training import dataset as sets
 from wbcd.training.judge import judge_models
-from wbcd.training.strangers import meet_strangers
+from wbcd.training.strangers import _alike, meet_strangers
 from wbcd.training.unknown import calibrate
 
 
@@ -130,6 +130,24 @@ def test_strangers_are_held_against_the_known_cells(bundle: Bundle, cells: Path,
     assert bead.far == bead.unclassified == 1
     table = wbcd("strangers", tmp_path / "out", cells, "--cells", 1).output.splitlines()
     assert [row.split()[0] for row in table[2:]] == list(KINDS)
+
+
+def test_strangers_are_held_against_cells_that_came_their_way(
+    bundle: Bundle, cells: Path, others: Path, tmp_path: Path
+) -> None:
+    out = calibrate(bundle.path, cells, tmp_path / "out", held_out_path=others).bundle
+    known, debris = meet_strangers(out, cells, cells=1, kinds=["debris"], path="exact", device="cpu")
+    assert debris.cells == 1
+    data = sets.load(cells)
+    held_out = data.indices("test_donor")
+    half = int(np.median(held_out))
+    parts = [{"path": "fast", "seed": 0, "cells": half}, {"path": "exact", "seed": 1, "cells": len(data.label) - half}]
+    joined = replace(data, card={**data.card, "joined": parts})
+    assert _alike(joined, held_out, "fast").tolist() == [i for i in held_out if i < half]
+    assert _alike(joined, held_out, "exact").tolist() == [i for i in held_out if i >= half]
+    with pytest.raises(BadValue, match="came by fast, the strangers by exact"):
+        _alike(replace(data, card={**data.card, "path": "fast"}), held_out, "exact")
+    assert known.cells == len(held_out)
 
 
 def test_too_few_validation_cells_promise_nothing(bundle: Bundle, cells: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wbcd.classification import Classifier, load_bundle
-from wbcd.classification.medium import medium_ri
+from wbcd.classification.medium import medium_ri, noise_ri
 from wbcd.classification.preparation import delta_ri
 from wbcd.morphology import find_cells
 from wbcd.recipe import Recipe
@@ -45,6 +46,33 @@ def test_clamped_noise_leaves_the_stated_medium() -> None:
     # What a non-negative inversion gives: nothing lies below the medium, and half of it lies on it.
     cell = noisy(toy_cell(), 5e-4, 0.0)
     assert medium_ri(replace(cell, ri=np.maximum(cell.ri, np.float32(1.337)))) == pytest.approx(1.337, abs=1e-6)
+
+
+@settings(max_examples=25)
+@given(sd=st.floats(1e-4, 4e-3), offset=st.floats(-0.003, 0.003), seed=st.integers(0, 10))
+def test_noise_is_its_standard_deviation(sd: float, offset: float, seed: int) -> None:
+    assert noise_ri(noisy(toy_cell(), sd, offset, seed), 1.337 + offset) == pytest.approx(sd, rel=0.1)
+
+
+@pytest.mark.parametrize("sd", [2e-4, 2e-3])
+def test_clamped_noise_is_seen(sd: float) -> None:
+    """Three quarters of the background lie exactly on the medium, as after our own inversion: half the median says nothing."""
+    cell = noisy(toy_cell(), sd, 0.0)
+    shown = np.maximum(cell.ri - np.float32(0.6745 * sd), np.float32(1.337))
+    # The rms of a unit normal above z = 0.6745, lessened by it: ((1 + z^2) Q(z) - z phi(z))^(1/2).
+    assert noise_ri(replace(cell, ri=shown), 1.337) == pytest.approx(0.387 * sd, rel=0.15)
+
+
+def test_padding_takes_nothing_off_the_noise() -> None:
+    cell = noisy(toy_cell(), 1e-3, 0.0)
+    padded = cell.ri.copy()
+    padded[:, :9] = 1.337
+    assert noise_ri(replace(cell, ri=padded), 1.337) == pytest.approx(1e-3, rel=0.1)
+
+
+def test_without_background_nothing_is_known_of_the_noise() -> None:
+    cell = toy_cell()
+    assert math.isnan(noise_ri(replace(cell, mask=np.ones_like(cell.mask)), 1.337))
 
 
 def test_a_neighbour_and_its_halo_do_not_move_it() -> None:

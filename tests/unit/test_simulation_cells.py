@@ -24,7 +24,7 @@ from wbcd.simulation.cells import (
     sample_phantom,
 )
 from wbcd.simulation.fast import optics_digest
-from wbcd.training.make import DONOR_SD
+from wbcd.training.simulated import DONOR_SD
 
 FROZEN = "4e0e9a96d474bf86a5de0c62f6c811d7"
 FROZEN_OPTICS = "425262d954021842de410d33b5e3c934"

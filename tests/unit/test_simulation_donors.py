@@ -11,7 +11,15 @@ from wbcd.morphology import find_cells
 from wbcd.recipe import Recipe
 from wbcd.simulation.cells import RI_INCREMENT_ML_G, Phantom, sample_phantom
 from wbcd.simulation.fast import half_resolution
-from wbcd.training.make import DONOR_DENSITY, DONOR_GRANULARITY, DONOR_VOLUME, MEDIUM_SD, of_donor, phantom_of, simulate_cell
+from wbcd.training.simulated import (
+    DONOR_DENSITY,
+    DONOR_GRANULARITY,
+    DONOR_VOLUME,
+    MEDIUM_SD,
+    of_donor,
+    phantom_of,
+    simulate_cell,
+)
 
 
 def test_donors_differ_by_the_stated_spreads() -> None:

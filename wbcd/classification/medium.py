@@ -28,6 +28,9 @@ BIN_RI, REFINE_RI = 2e-4, 1e-3
 """Bin of the histogram, and least half-width of the window whose median refines its mode."""
 QUARTILE, REFINEMENTS = 0.6745, 4
 """Median of |x| of a unit normal; how often the window is centred anew on its own median."""
+KEPT, KEPT_RMS = 0.99, 0.9616
+"""Share of the background that tells its noise (a neighbour's rim is not noise), and the rms of that share of a unit normal:
+(1 - 2 z phi(z) / 0.99)^(1/2), z = 2.576."""
 EXACT_RI = 1e-6
 """A voxel this near to the stated medium was never measured (padding, a removed neighbour) or was clamped to it."""
 
@@ -41,7 +44,7 @@ def medium_ri(cell: Cell) -> float:
     """
     departure = _background(cell)
     exact = np.abs(departure) <= EXACT_RI
-    if departure.size < MIN_VOXELS or 2 * int(exact.sum()) >= departure.size:
+    if departure.size < MIN_VOXELS or _clamped(exact):
         return cell.medium_ri
     measured = departure[~exact]
     near = measured[np.abs(measured) <= SEARCH_RI]
@@ -49,9 +52,23 @@ def medium_ri(cell: Cell) -> float:
 
 
 def noise_ri(cell: Cell, medium: float) -> float:
-    """Robust standard deviation (from the median distance) of the background about ``medium``; NaN without background."""
-    departure = _background(cell) - (medium - cell.medium_ri)
-    return float(np.median(np.abs(departure))) / QUARTILE if departure.size >= MIN_VOXELS else math.nan
+    """Root mean square of the background about ``medium``, its outermost hundredth left out; NaN without background.
+
+    Not from the median distance: an inversion that clamps at the medium leaves most voxels exactly there, and the median of
+    their distance is 0 whatever the noise. Of noise that is not clamped it is the standard deviation.
+    """
+    departure = _background(cell)
+    exact = np.abs(departure) <= EXACT_RI
+    departure = (departure if _clamped(exact) else departure[~exact]) - (medium - cell.medium_ri)
+    if departure.size < MIN_VOXELS:
+        return math.nan
+    kept = np.sort(np.abs(departure))[: math.ceil(KEPT * departure.size)]
+    return float(np.sqrt(np.mean(kept**2))) / KEPT_RMS
+
+
+def _clamped(exact: NDArray[np.bool_]) -> bool:
+    """Whether voxels at exactly the stated medium are an inversion's, that clamped them there, and not padding."""
+    return 2 * int(exact.sum()) >= exact.size
 
 
 def _background(cell: Cell) -> NDArray[np.float64]:

@@ -99,8 +99,13 @@ Examples:
 Example:
   wbcd model bench training/bundle --data cells.zarr --batch 1 --batch 8""",
     "model strangers": """\b
-Example:
-  wbcd model strangers training/calibrated cells.zarr --cells 20""",
+Examples:
+  wbcd model strangers training/calibrated cells.zarr --cells 20
+  wbcd model strangers training/calibrated cells.zarr --cells 20 --path exact""",
+    "model instruments": """\b
+Examples:
+  wbcd model instruments training/calibrated
+  wbcd model instruments training/calibrated --cells 40 --path exact""",
     "model export": """\b
 Example:
   wbcd model export training/bundle ours.zip --format bioimageio""",

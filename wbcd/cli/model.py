@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from wbcd.cli.common import EXAMPLES, to_json
-from wbcd.cli.modeltools import bench, calibrate, export, import_, strangers
+from wbcd.cli.modeltools import bench, calibrate, export, import_, instruments, strangers
 from wbcd.cli.training import compare
 
 
@@ -48,7 +48,7 @@ def show(name_or_path: str, as_json: bool) -> None:
     click.echo(card.read_text(encoding="utf-8") if card.is_file() else to_json(bundle.card))
 
 
-for tool in (calibrate, strangers, bench, export, import_):
+for tool in (calibrate, strangers, instruments, bench, export, import_):
     model.add_command(tool)
 
 

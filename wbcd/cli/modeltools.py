@@ -1,4 +1,4 @@
-"""`wbcd model calibrate | bench | strangers | export | import`: what is done to a bundle besides training it."""
+"""`wbcd model calibrate | bench | strangers | instruments | export | import`: what is done to a bundle besides training it."""
 
 from __future__ import annotations
 
@@ -158,14 +158,24 @@ def _cells(bundle: Bundle, training_set: Path | None, count: int) -> Cells:
     return Cells(torch.from_numpy(data.ri_delta[chosen].astype(np.float32)), data.label[chosen])
 
 
+_path = click.option(
+    "--path",
+    type=click.Choice(["fast", "exact"]),
+    default="fast",
+    show_default=True,
+    help="Fast optics, or holograms and the whole reconstruction, as the daemon sees cells.",
+)
+
+
 @click.command(epilog=EXAMPLES["model strangers"])
 @click.argument("bundle")
 @click.argument("training_set", type=click.Path(exists=True, path_type=Path))
 @click.option("--cells", type=click.IntRange(1), default=60, show_default=True, help="Objects of each kind.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@_path
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
-def strangers(bundle: str, training_set: Path, cells: int, seed: int, device: str, as_json: bool) -> None:
+def strangers(bundle: str, training_set: Path, cells: int, seed: int, path: Any, device: str, as_json: bool) -> None:
     """Show BUNDLE simulated objects of no class beside the held-out cells of TRAINING_SET: does it know that it does not?"""
     from wbcd.cli.common import quiet_console
     from wbcd.training.strangers import meet_strangers
@@ -176,6 +186,7 @@ def strangers(bundle: str, training_set: Path, cells: int, seed: int, device: st
             training_set,
             cells=cells,
             seed=seed,
+            path=path,
             device=device,
             on_kind=lambda kind: status.update(f"simulating: {kind}"),
         )
@@ -189,6 +200,44 @@ def strangers(bundle: str, training_set: Path, cells: int, seed: int, device: st
         area = "-" if row.auroc is None else f"{row.auroc:.3f}"
         out = "-" if row.unclassified is None else f"{row.unclassified:.1%}"
         click.echo(f"{row.kind:>14} {row.cells:6d} {area:>7} {row.far:21.1%} {out:>13} {row.sure:16.2f}")
+
+
+@click.command(epilog=EXAMPLES["model instruments"])
+@click.argument("bundle")
+@click.option("--cells", type=click.IntRange(1), default=100, show_default=True, help="Seen by every instrument.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@_path
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
+def instruments(bundle: str, cells: int, seed: int, path: Any, workers: int, device: str, as_json: bool) -> None:
+    """Show BUNDLE the same simulated cells by an instrument at each end of the ranges that its card accepts: is it right?"""
+    from wbcd.cli.common import quiet_console
+    from wbcd.training.instruments import meet_instruments
+
+    with quiet_console(stderr=True).status("") as status:
+        rows = meet_instruments(
+            bundle,
+            cells=cells,
+            seed=seed,
+            path=path,
+            workers=workers,
+            device=device,
+            on_row=lambda name: status.update(f"simulating: {name}"),
+        )
+    if as_json:
+        click.echo(to_json(rows))
+        return
+    click.echo(
+        f"{'simulated':>20} {'cells':>6} {'missed':>7} {'right':>7} {'counted':>8} {'right of these':>15}"
+        f" {'lost':>5} {'won':>4} {'noise':>8}"
+    )
+    for row in rows:
+        among = f"{row.right_of_counted / row.counted:.1%}" if row.counted else "-"
+        click.echo(
+            f"{row.name:>20} {row.cells:6d} {row.missed:7d} {row.right / row.cells:7.1%} {row.counted / row.cells:8.1%}"
+            f" {among:>15} {row.lost:5d} {row.won:4d} {row.noise_ri:8.1e}"
+        )
 
 
 @click.command(epilog=EXAMPLES["model export"])

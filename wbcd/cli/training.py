@@ -12,7 +12,7 @@ from wbcd.cli.common import EXAMPLES, FiniteRange, command_line, input_options, 
 if TYPE_CHECKING:
     from wbcd.config import Config
     from wbcd.records import Shape3, Triple
-    from wbcd.training.make import OpticsPath
+    from wbcd.training.simulated import OpticsPath
 
 SPLITS = ["train", "validation", "test", "test_donor", "all"]
 SCHEMES = ["both", "cell", "donor"]

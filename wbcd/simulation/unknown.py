@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 
 from wbcd.errors import BadValue
 from wbcd.records import Shape3, Tomogram, Triple
+from wbcd.simulation import cells
 from wbcd.simulation.cells import RI_INCREMENT_ML_G, sample_phantom
 from wbcd.simulation.fast import RYTOV_DILUTION, RYTOV_WIDENING, FastOptics
+from wbcd.simulation.microscope import RENDER_UM, Specimen
 
 KINDS = ("neutrophil", "eosinophil", "erythroblast", "red_cell", "debris", "bead", "doublet")
 
@@ -38,6 +40,9 @@ DISC_UM = (0.81, 7.83, -4.39)
 """Evans and Fung 1972: thickness (1 - x^2)^(1/2) (c0 + c1 x^2 + c2 x^4) of a disc at x = distance over its radius."""
 DISC_DIAMETER_UM = 7.82
 """That of the disc to which the thickness belongs; a larger or smaller one is scaled as a whole."""
+
+OUTLINE_REACH = 1.6
+"""Within this many radii lies the whole of an uneven, stretched outline."""
 
 Array = NDArray[np.float32]
 
@@ -99,10 +104,21 @@ def tomogram_of(kind: str, rng: np.random.Generator, fast: FastOptics) -> Tomogr
     return fast.tomogram(ri.astype(np.float32), rng)
 
 
+def specimen_of(kind: str, rng: np.random.Generator, medium_ri: float, centre_um: Triple) -> Specimen:
+    """One object of ``kind`` (of :data:`KINDS`) for the simulated microscope, its middle at ``centre_um`` (z, y, x)."""
+    if kind == "doublet":
+        phantom = sample_phantom("doublet", rng, medium_ri=medium_ri)
+        return Specimen(cells.render(phantom, RENDER_UM, cells.canonical_shape(phantom, RENDER_UM)), RENDER_UM, centre_um)
+    stranger = draw(kind, rng)
+    nz, ny, nx = (2 * math.ceil(OUTLINE_REACH * stranger.radius_um / d) for d in RENDER_UM)
+    ri = np.float32(medium_ri) + render(stranger, RENDER_UM, (nz, ny, nx))
+    return Specimen(ri.astype(np.float32), RENDER_UM, centre_um)
+
+
 def render(stranger: Stranger, voxel_um: Triple, shape: Shape3) -> Array:
     """n - n_m float32 [z, y, x], edges smooth over one voxel; the centre lies on voxel n // 2. Its mean is ``delta_ri``."""
     delta = np.zeros(shape, np.float32)
-    reach = [min(n // 2, math.ceil((1.6 * stranger.radius_um) / d)) for n, d in zip(shape, voxel_um, strict=True)]
+    reach = [min(n // 2, math.ceil((OUTLINE_REACH * stranger.radius_um) / d)) for n, d in zip(shape, voxel_um, strict=True)]
     box = tuple(slice(n // 2 - r, n // 2 + r) for n, r in zip(shape, reach, strict=True))
     z, y, x = np.meshgrid(
         *(np.arange(-r, r, dtype=np.float32) * np.float32(d) for r, d in zip(reach, voxel_um, strict=True)), indexing="ij"

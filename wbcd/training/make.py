@@ -1,14 +1,12 @@
 """Making a training set with the simulated microscope: phantom -> optics -> tomogram -> cell -> store, over processes.
 
 Every cell follows from (seed, its index) alone, whatever the number of workers and however often the run was killed; each
-worker writes its own part and marks it done. A donor has its own means: cells of one donor are a little larger or denser
-than those of another, so that a donor-wise split measures something.
+worker writes its own part and marks it done.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import multiprocessing
 import os
 import threading
@@ -17,58 +15,30 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from wbcd.classification import InputSpec
 from wbcd.classification.preparation import delta_ri
 from wbcd.errors import BadValue, StageFailed
-from wbcd.morphology import find_cells, measure
+from wbcd.morphology import measure
 from wbcd.recipe import Recipe
-from wbcd.reconstruction import reconstruct, retrieve_fields
-from wbcd.records import Cell, Tomogram
-from wbcd.simulation.cells import (
-    CLASSES,
-    RI_INCREMENT_ML_G,
-    Phantom,
-    canonical_shape,
-    phantoms_digest,
-    render,
-    sample_phantom,
-)
-from wbcd.simulation.fast import half_resolution, optics_digest
-from wbcd.simulation.microscope import RENDER_UM, Microscope, Specimen
+from wbcd.records import Cell
+from wbcd.simulation.cells import CLASSES, phantoms_digest
+from wbcd.simulation.fast import optics_digest
 from wbcd.simulation.optics import INSTRUMENT
 from wbcd.training import dataset as sets
 from wbcd.training.card import finish
 from wbcd.training.pictures import of_field, projected
+from wbcd.training.simulated import DONOR_SD, OpticsPath, Seen, draw_of, simulate_cell
 
 ATTEMPTS = 8
 """Draws for one cell before the run gives up: a phantom now and then reaches the border or falls below the threshold."""
 
-DONOR_VOLUME, DONOR_DENSITY, DONOR_GRANULARITY = 0.05, 0.01, 0.12
-"""Standard deviations, relative, of a donor's means about the population's: volume, density, strength of the texture."""
-MEDIUM_SD = 5e-4
-"""Of the RI of the medium, from one donor's preparation to the next; the instrument is told the usual one."""
-DONOR_SD = {"volume": DONOR_VOLUME, "density": DONOR_DENSITY, "granularity": DONOR_GRANULARITY, "medium_ri": MEDIUM_SD}
-FOCUS_SD_UM, PLACE_UM = 0.3, 0.2
-"""How far off the middle a cell comes to lie in its window: along z (what refocusing leaves), and at most across."""
-
 OPTICS = sets.SIMULATED_PATHS
-OpticsPath: TypeAlias = Literal["fast", "exact", "ideal"]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A cell and the complex phase [y, x] of its normally lit frame, whose middle pixel is the origin of the cell's centre."""
-
-    cell: Cell
-    psi: NDArray[np.complex64]
-    pixel_um: tuple[float, float]
 
 
 Source: TypeAlias = Callable[[str, int, np.random.SeedSequence], "Cell | Seen | None"]
@@ -128,85 +98,17 @@ def make_dataset(
 
 def make_part(job: _Job, part: int) -> int:
     """Make and write one part, in whatever process; returns its number."""
-    sets.write_part(job.path, part, [_sample(job, index) for index in sets.part_range(part, job.cells)])
+    indices = sets.part_range(part, job.cells)
+    # A donor is one session of the microscope: its cells in a row find its reference demodulated and its operator made.
+    made = {index: _sample(job, index) for index in sorted(indices, key=lambda index: _assignment(job)[index][1])}
+    sets.write_part(job.path, part, [made[index] for index in indices])
     return part
-
-
-def simulate_cell(kind: str, donor: int, draw: np.random.SeedSequence, *, path: OpticsPath = "fast") -> Cell | Seen | None:
-    """One simulated cell through the optics, found again in its tomogram; None when none, or a cut one, is found."""
-    rng = np.random.default_rng(draw)
-    phantom = of_donor(sample_phantom(kind, rng), donor)
-    if path == "exact":
-        return _whole_cell(_through_holograms(phantom, donor, rng))
-    optics = half_resolution(session=donor)
-    y, x = (float(v) for v in rng.uniform(-PLACE_UM, PLACE_UM, 2))
-    place = (float(rng.normal(0, FOCUS_SD_UM)), y, x)
-    if path == "ideal":
-        return _whole_cell(optics.ideal(phantom, offset_um=place))
-    tomogram, psi = optics.phantom_and_phase(phantom, rng, offset_um=place)
-    cell = _whole_cell(tomogram)
-    if cell is None:
-        return None
-    return Seen(cell, psi, (optics.voxel_um[1], optics.voxel_um[2]))
-
-
-def _whole_cell(tomogram: Tomogram | None) -> Cell | None:
-    found = [] if tomogram is None else find_cells(tomogram, Recipe())
-    whole = [cell for cell in found if not cell.touches_border]
-    return max(whole, key=lambda cell: int(cell.mask.sum()), default=None)
-
-
-def phantom_of(kind: str, donor: int, seed: int, index: int, attempt: int = 0, first_donor: int = 0) -> Phantom:
-    """The phantom behind cell ``index`` of a set made with ``seed`` and ``first_donor``; ``attempt`` counts those in which no
-    cell was found."""
-    return of_donor(sample_phantom(kind, np.random.default_rng(_draw(seed, index, attempt, first_donor))), donor)
-
-
-def _draw(seed: int, index: int, attempt: int, first_donor: int) -> np.random.SeedSequence:
-    # Other people have other cells, though the seed be the same.
-    return np.random.SeedSequence(seed, spawn_key=(0, index, attempt, *([first_donor] if first_donor else [])))
-
-
-def of_donor(phantom: Phantom, donor: int) -> Phantom:
-    """The phantom as this donor's body makes it and as it shows in this donor's medium.
-
-    Volume, density and texture are scaled by the donor's own factors. The instrument takes the usual medium for granted,
-    so a medium of higher RI takes its difference off every contrast: n - n_m = alpha C - delta.
-    """
-    rng = np.random.default_rng(np.random.SeedSequence(donor, spawn_key=(3,)))
-    volume, density, granularity, medium = rng.standard_normal(4)
-    shown = phantom.density_g_dl * math.exp(DONOR_DENSITY * density) - 100 * MEDIUM_SD * medium / RI_INCREMENT_ML_G
-    return replace(
-        phantom,
-        volume_fl=phantom.volume_fl * math.exp(DONOR_VOLUME * volume),
-        density_g_dl=shown,
-        granularity=phantom.granularity * math.exp(DONOR_GRANULARITY * granularity),
-    )
-
-
-def _through_holograms(phantom: Phantom, donor: int, rng: np.random.Generator) -> Tomogram | None:
-    """The phantom as holograms and the whole reconstruction show it; each donor is one session of the microscope."""
-    recipe = Recipe()
-    stack = _microscope(donor).acquire([_specimen(phantom, rng)], rng)
-    return next(iter(reconstruct(retrieve_fields(stack, recipe), recipe)), None)
-
-
-def _specimen(phantom: Phantom, rng: np.random.Generator) -> Specimen:
-    """Off the middle and out of focus by as much as the simulated microscope's own files are."""
-    z = float(np.clip(rng.normal(0, 0.8), -2, 2))
-    y, x = (float(v) for v in rng.uniform(-2.5, 2.5, 2))
-    return Specimen(render(phantom, RENDER_UM, canonical_shape(phantom, RENDER_UM)), RENDER_UM, (z, y, x))
-
-
-@functools.lru_cache(maxsize=1)
-def _microscope(session: int) -> Microscope:
-    return Microscope(session)
 
 
 def _sample(job: _Job, index: int) -> sets.CellSample:
     label, donor = _assignment(job)[index]
     for attempt in range(ATTEMPTS):
-        found = job.source(job.classes[label], donor, _draw(job.seed, index, attempt, job.first_donor))
+        found = job.source(job.classes[label], donor, draw_of(job.seed, index, attempt, job.first_donor))
         if found is not None:
             return _made(job, index, label, donor, found)
     raise StageFailed(

@@ -20,7 +20,8 @@ from wbcd.simulation.cells import parameters_of, phantoms_digest
 from wbcd.training import dataset as sets
 from wbcd.training.baselines import classical
 from wbcd.training.evaluation import Evaluation
-from wbcd.training.make import ATTEMPTS, DONOR_SD, phantom_of
+from wbcd.training.make import ATTEMPTS
+from wbcd.training.simulated import DONOR_SD, phantom_of
 
 CLASSIFIERS = ("svm", "lda", "tree")
 FAR = 0.3

@@ -24,10 +24,12 @@ from wbcd.morphology import find_cells
 from wbcd.recipe import Recipe
 from wbcd.records import Cell, Tomogram
 from wbcd.simulation.fast import half_resolution
-from wbcd.simulation.unknown import KINDS, tomogram_of
+from wbcd.simulation.optics import INSTRUMENT
+from wbcd.simulation.unknown import KINDS, specimen_of, tomogram_of
 from wbcd.training import curves
 from wbcd.training import dataset as sets
 from wbcd.training.evaluation import scheme_of
+from wbcd.training.simulated import OpticsPath, place_of, through_holograms
 
 SESSIONS = 1_000_000
 """Strangers are seen in sessions of the microscope from this number on: no set's donors are numbered so high."""
@@ -60,11 +62,14 @@ def meet_strangers(
     cells: int = 60,
     seed: int = 0,
     kinds: Sequence[str] = KINDS,
+    path: OpticsPath = "fast",
     device: str = "auto",
     on_kind: OnKind | None = None,
 ) -> list[Row]:
     """The known cells' row first ("test_donor" where donors were held out, else "test"), then one a kind, ``cells`` of each.
 
+    ``path``: "fast", or "exact" through simulated holograms and the whole reconstruction; of a joined set the known cells are
+    those that came the same way, where it says which did.
     Raises BadValue for a model without a gauge, an unknown kind or no cells, BundleInvalid for a set of another input.
     """
     loaded = load_bundle(bundle)
@@ -75,7 +80,7 @@ def meet_strangers(
     data = sets.check_matches(sets.load(Path(dataset_path)), loaded.classes, loaded.input, loaded.path)
     classifier = Classifier(loaded, device)
     scheme = scheme_of(loaded)
-    held_out = data.indices("test_donor" if data.has("test_donor", scheme) else "test", scheme)
+    held_out = _alike(data, data.indices("test_donor" if data.has("test_donor", scheme) else "test", scheme), path)
     deltas = torch.from_numpy(data.ri_delta[held_out].astype(np.float32))
     found = classifier.outputs(deltas)
     near = loaded.gauge.distance(found.early.numpy())
@@ -84,7 +89,8 @@ def meet_strangers(
     for number, kind in enumerate(kinds):
         if on_kind is not None:
             on_kind(kind)
-        drawn = [_stranger(kind, np.random.SeedSequence(seed, spawn_key=(number, index)), index) for index in range(cells)]
+        draws = (np.random.SeedSequence(seed, spawn_key=(number, index)) for index in range(cells))
+        drawn = [_stranger(kind, draw, index, path) for index, draw in enumerate(draws)]
         rows.append(_row(kind, loaded.gauge, classifier, drawn, near))
     return rows
 
@@ -103,19 +109,47 @@ def _row(kind: str, gauge: Gauge, classifier: Classifier, drawn: Sequence[Cell],
     )
 
 
-def _stranger(kind: str, draw: np.random.SeedSequence, index: int) -> Cell:
+def _alike(data: sets.TrainingSet, cells: NDArray[np.intp], path: OpticsPath) -> NDArray[np.intp]:
+    """Those of ``cells`` that came the strangers' way: another would be told by its sharpness and background alone.
+
+    Of cells that no simulation made, all. Raises BadValue where none came that way.
+    """
+    joined = data.card.get("joined") or ()
+    ways = [part.get("path") for part in joined] or [data.card.get("path")]
+    ranges = [numbers for _, numbers in data.origins()] or [range(len(data.label))]
+    keep = np.zeros(len(data.label), dtype=bool)
+    for way, numbers in zip(ways, ranges, strict=True):
+        keep[numbers.start : numbers.stop] = way == path or way not in sets.SIMULATED_PATHS
+    found = cells[keep[cells]]
+    if not len(found):
+        raise BadValue(
+            f"{data.path}: its held-out cells came by {', '.join(sorted({str(w) for w in ways}))}, the strangers by {path}.",
+            action=f"Give a set that was made with --path {path}, or a joined one that holds such cells.",
+        )
+    return found
+
+
+def _stranger(kind: str, draw: np.random.SeedSequence, index: int, path: OpticsPath) -> Cell:
     """The largest object that is found in the tomogram of one of ``kind``."""
-    rng, optics = np.random.default_rng(draw), half_resolution(session=SESSIONS + index)
-    if kind == "doublet":
-        optics = replace(optics, shape=(optics.shape[0], *PAIR))
+    rng = np.random.default_rng(draw)
     for _ in range(ATTEMPTS):
-        found = _largest(tomogram_of(kind, rng, optics), cut=kind == "doublet")
+        found = _largest(_tomogram(kind, rng, SESSIONS + index, path), cut=kind == "doublet")
         if found is not None:
             return found
     raise BadValue(f"{ATTEMPTS} simulated objects of kind {kind} and none was found in its tomogram.", action="Report this.")
 
 
-def _largest(tomogram: Tomogram, *, cut: bool) -> Cell | None:
+def _tomogram(kind: str, rng: np.random.Generator, session: int, path: OpticsPath) -> Tomogram | None:
+    if path == "exact":
+        return through_holograms(specimen_of(kind, rng, INSTRUMENT.medium_ri, place_of(rng)), session, rng)
+    optics = half_resolution(session=session)
+    if kind == "doublet":
+        optics = replace(optics, shape=(optics.shape[0], *PAIR))
+    return tomogram_of(kind, rng, optics)
+
+
+def _largest(tomogram: Tomogram | None, *, cut: bool) -> Cell | None:
     """``cut``: also what reaches the border of the window that a cell is cut out by, as most pairs do."""
-    whole = [cell for cell in find_cells(tomogram, Recipe()) if cut or not cell.touches_border]
+    found = [] if tomogram is None else find_cells(tomogram, Recipe())
+    whole = [cell for cell in found if cut or not cell.touches_border]
     return max(whole, key=lambda cell: int(cell.mask.sum()), default=None)

@@ -1,0 +1,158 @@
+"""Does a model bear the instruments that its card accepts? The same simulated cells, seen by one at each end of each range.
+
+    for row in meet_instruments("reference", cells=100): print(row.name, row.right, row.lost)
+
+No score of a network detects another aperture, so the card's ranges are a promise; this asks whether it is kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from wbcd.classification import UNCLASSIFIED, Bundle, Classifier, load_bundle
+from wbcd.classification.medium import noise_ri
+from wbcd.errors import BadValue
+from wbcd.records import Cell
+from wbcd.simulation.cells import CLASSES
+from wbcd.training.dataset import LINEAGE
+from wbcd.training.make import prepare_worker
+from wbcd.training.simulated import USUAL, OpticsPath, Seen, Setup, draw_of, simulate_cell
+
+FIRST_DONOR, DONORS = 3_000, 20
+"""People of no training set: these are numbered from 0, those for limits from 1,000."""
+USUAL_NAME = "usual instrument"
+
+OnRow = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One instrument. ``right``: labels that are the cell's, counted or not; ``counted``: cells with a label that counts, and
+    ``right_of_counted`` of these; ``lost`` and ``won``: cells labelled rightly only by the usual instrument, only by this one;
+    ``missed``: cells that were not found in their tomogram, or cut. ``noise_ri``: the background's, median over the cells."""
+
+    name: str
+    cells: int
+    missed: int
+    right: int
+    counted: int
+    right_of_counted: int
+    lost: int
+    won: int
+    noise_ri: float
+
+
+def meet_instruments(
+    bundle: str | Path,
+    *,
+    cells: int = 100,
+    seed: int = 0,
+    path: OpticsPath = "fast",
+    workers: int = 2,
+    device: str = "auto",
+    on_row: OnRow | None = None,
+) -> list[Row]:
+    """The usual instrument's row first, then one for each end of each of the card's ranges; classes in equal numbers.
+
+    An end that is no instrument (a pitch or a noise of 0) is left out, and a noise below the usual one's. Raises BadValue for a
+    model of other classes than the simulated ones, or whose card accepts no range.
+    """
+    loaded = load_bundle(bundle)
+    truth = _truth(loaded)
+    if loaded.model.instrument is None:
+        raise BadValue(
+            f"{loaded.path}: its card accepts no range of instruments.", action="Give the ranges to `wbcd model calibrate`."
+        )
+    if cells < 1 or workers < 1:
+        raise BadValue(f"cells and workers are {cells} and {workers}; each at least 1.")
+    classifier = Classifier(loaded, device)
+    usual: list[bool] | None = None
+    rows: list[Row] = []
+
+    def seen(name: str, setup: Setup) -> None:
+        nonlocal usual
+        if on_row is not None:
+            on_row(name)
+        row, right = _row(name, classifier, truth, list(_cells(cells, seed, path, setup, workers)), usual)
+        usual = usual or right
+        rows.append(row)
+
+    seen(USUAL_NAME, USUAL)
+    for name, setup in _ends(loaded, rows[0].noise_ri):
+        seen(name, setup)
+    return rows
+
+
+def _truth(bundle: Bundle) -> list[str]:
+    """The name that the model has for each of the simulated classes."""
+    if set(CLASSES) <= set(bundle.classes):
+        return list(CLASSES)
+    if {LINEAGE[c] for c in CLASSES} <= set(bundle.classes):
+        return [LINEAGE[c] for c in CLASSES]
+    raise BadValue(f"{bundle.path}: it knows {', '.join(bundle.classes)}; cells are simulated of {', '.join(CLASSES)}.")
+
+
+def _ends(bundle: Bundle, usual_noise: float) -> Iterator[tuple[str, Setup]]:
+    ranges = bundle.model.instrument
+    for name in ("objective_na", "wavelength_um", "pitch_um"):
+        for end in getattr(ranges, name) or ():
+            if end > 0:
+                yield f"{name} {end:g}", replace(USUAL, **{name: end})
+    if ranges is not None and ranges.noise_ri is not None and ranges.noise_ri[1] > usual_noise > 0:
+        # Shot noise goes with the root of the light.
+        yield f"noise_ri {ranges.noise_ri[1]:g}", replace(USUAL, light=(usual_noise / ranges.noise_ri[1]) ** 2)
+
+
+def _row(
+    name: str, classifier: Classifier, truth: Sequence[str], drawn: Sequence[Cell | None], usual: list[bool] | None
+) -> tuple[Row, list[bool]]:
+    """The row, and of each cell whether its label is right."""
+    found = [cell for cell in drawn if cell is not None]
+    predictions = iter(classifier.predict(found))
+    right, counted, both = [], 0, 0
+    for index, cell in enumerate(drawn):
+        prediction = None if cell is None else next(predictions)
+        is_right = prediction is not None and prediction.label == truth[index % len(truth)]
+        counts = prediction is not None and UNCLASSIFIED not in prediction.flags
+        right.append(is_right)
+        counted += counts
+        both += counts and is_right
+    against = right if usual is None else usual
+    noise = [noise_ri(cell, cell.medium_ri) for cell in found]
+    return Row(
+        name,
+        cells=len(drawn),
+        missed=len(drawn) - len(found),
+        right=sum(right),
+        counted=counted,
+        right_of_counted=both,
+        lost=sum(a and not b for a, b in zip(against, right, strict=True)),
+        won=sum(b and not a for a, b in zip(against, right, strict=True)),
+        noise_ri=float(np.nanmedian(noise)) if np.isfinite(noise).any() else math.nan,
+    ), right
+
+
+def _cells(count: int, seed: int, path: OpticsPath, setup: Setup, workers: int) -> Iterator[Cell | None]:
+    """Cell ``index`` is of class ``index % 4``: the same phantom of the same donor whatever the setup."""
+    make = functools.partial(_cell, seed=seed, path=path, setup=setup)
+    if workers == 1:
+        yield from map(make, range(count))
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
+        yield from pool.map(make, range(count))
+
+
+def _cell(index: int, *, seed: int, path: OpticsPath, setup: Setup) -> Cell | None:
+    donor = FIRST_DONOR + (index // len(CLASSES)) % DONORS
+    found = simulate_cell(CLASSES[index % len(CLASSES)], donor, draw_of(seed, index, 0, FIRST_DONOR), path=path, setup=setup)
+    return found.cell if isinstance(found, Seen) else found
