@@ -27,7 +27,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ends_of_the_ranges_are_met_with_the_same_cells(model: Path) -> None:
     done = CliRunner().invoke(
-        cli, ["model", "instruments", str(model), "--cells", "8", "--workers", "1", "--json"], catch_exceptions=False
+        cli,
+        [
+            "model",
+            "instruments",
+            str(model),
+            "--cells",
+            "8",
+            "--workers",
+            "1",
+            "--range",
+            "noise_ri",
+            "--range",
+            "objective_na",
+            "--json",
+        ],
+        catch_exceptions=False,
     )
     assert done.exit_code == 0, done.output
     usual, low, high, noisy = json.loads(done.stdout)
@@ -64,5 +79,7 @@ def test_models_that_cannot_be_asked_are_refused(tmp_path: Path) -> None:
     bare = save_bundle(tmp_path / "bare", shipped.network, replace(shipped.model, instrument=None))
     with pytest.raises(BadValue, match="accepts no range"):
         meet_instruments(bare.path)
+    with pytest.raises(BadValue, match="no range 'colour'"):
+        meet_instruments("reference", ranges=["colour"])
     with pytest.raises(BadValue, match="at least 1"):
         meet_instruments("reference", cells=0)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wbcd.classification.bench import Cells, Row
 
 BACKEND_NAMES = ("auto", "eager", "cuda", "onnxruntime", "openvino")
+RANGES = ("objective_na", "wavelength_um", "pitch_um", "noise_ri")
 Range = tuple[float, float] | None
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -207,10 +208,20 @@ def strangers(bundle: str, training_set: Path, cells: int, seed: int, path: Any,
 @click.option("--cells", type=click.IntRange(1), default=100, show_default=True, help="Seen by every instrument.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @_path
+@click.option(
+    "--range",
+    "ranges",
+    type=click.Choice(RANGES),
+    multiple=True,
+    default=RANGES,
+    help="Only this one; may be repeated.  [default: all]",
+)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
-def instruments(bundle: str, cells: int, seed: int, path: Any, workers: int, device: str, as_json: bool) -> None:
+def instruments(
+    bundle: str, cells: int, seed: int, path: Any, ranges: tuple[str, ...], workers: int, device: str, as_json: bool
+) -> None:
     """Show BUNDLE the same simulated cells by an instrument at each end of the ranges that its card accepts: is it right?"""
     from wbcd.cli.common import quiet_console
     from wbcd.training.instruments import meet_instruments
@@ -221,6 +232,7 @@ def instruments(bundle: str, cells: int, seed: int, path: Any, workers: int, dev
             cells=cells,
             seed=seed,
             path=path,
+            ranges=ranges,
             workers=workers,
             device=device,
             on_row=lambda name: status.update(f"simulating: {name}"),

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from wbcd.classification import UNCLASSIFIED, Bundle, Classifier, load_bundle
+from wbcd.classification.bundle import INSTRUMENT_LIMITS
 from wbcd.classification.medium import noise_ri
 from wbcd.errors import BadValue
 from wbcd.records import Cell
@@ -29,6 +30,8 @@ from wbcd.training.simulated import USUAL, OpticsPath, Seen, Setup, draw_of, sim
 FIRST_DONOR, DONORS = 3_000, 20
 """People of no training set: these are numbered from 0, those for limits from 1,000."""
 USUAL_NAME = "usual instrument"
+
+RANGES = tuple(INSTRUMENT_LIMITS)
 
 OnRow = Callable[[str], None]
 
@@ -56,6 +59,7 @@ def meet_instruments(
     cells: int = 100,
     seed: int = 0,
     path: OpticsPath = "fast",
+    ranges: Sequence[str] = RANGES,
     workers: int = 2,
     device: str = "auto",
     on_row: OnRow | None = None,
@@ -71,6 +75,8 @@ def meet_instruments(
         raise BadValue(
             f"{loaded.path}: its card accepts no range of instruments.", action="Give the ranges to `wbcd model calibrate`."
         )
+    if unknown := [name for name in ranges if name not in RANGES]:
+        raise BadValue(f"there is no range {unknown[0]!r}; there are {', '.join(RANGES)}.")
     if cells < 1 or workers < 1:
         raise BadValue(f"cells and workers are {cells} and {workers}; each at least 1.")
     classifier = Classifier(loaded, device)
@@ -86,7 +92,7 @@ def meet_instruments(
         rows.append(row)
 
     seen(USUAL_NAME, USUAL)
-    for name, setup in _ends(loaded, rows[0].noise_ri):
+    for name, setup in _ends(loaded, ranges, rows[0].noise_ri):
         seen(name, setup)
     return rows
 
@@ -100,15 +106,14 @@ def _truth(bundle: Bundle) -> list[str]:
     raise BadValue(f"{bundle.path}: it knows {', '.join(bundle.classes)}; cells are simulated of {', '.join(CLASSES)}.")
 
 
-def _ends(bundle: Bundle, usual_noise: float) -> Iterator[tuple[str, Setup]]:
-    ranges = bundle.model.instrument
-    for name in ("objective_na", "wavelength_um", "pitch_um"):
-        for end in getattr(ranges, name) or ():
-            if end > 0:
+def _ends(bundle: Bundle, ranges: Sequence[str], usual_noise: float) -> Iterator[tuple[str, Setup]]:
+    for name in RANGES:
+        for end in getattr(bundle.model.instrument, name) or () if name in ranges else ():
+            if name != "noise_ri" and end > 0:
                 yield f"{name} {end:g}", replace(USUAL, **{name: end})
-    if ranges is not None and ranges.noise_ri is not None and ranges.noise_ri[1] > usual_noise > 0:
-        # Shot noise goes with the root of the light.
-        yield f"noise_ri {ranges.noise_ri[1]:g}", replace(USUAL, light=(usual_noise / ranges.noise_ri[1]) ** 2)
+            elif name == "noise_ri" and end > usual_noise > 0:
+                # Shot noise goes with the root of the light.
+                yield f"{name} {end:g}", replace(USUAL, light=(usual_noise / end) ** 2)
 
 
 def _row(
