@@ -8,9 +8,10 @@ No score of a network detects another aperture, so the card's ranges are a promi
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from wbcd.classification import UNCLASSIFIED, Bundle, Classifier, load_bundle
 from wbcd.classification.bundle import INSTRUMENT_LIMITS
-from wbcd.classification.medium import noise_ri
+from wbcd.classification.medium import medium_ri, noise_ri
 from wbcd.errors import BadValue
 from wbcd.records import Cell
 from wbcd.simulation.cells import CLASSES
@@ -32,6 +33,9 @@ FIRST_DONOR, DONORS = 3_000, 20
 USUAL_NAME = "usual instrument"
 
 RANGES = tuple(INSTRUMENT_LIMITS)
+
+BATCH = 16
+"""Cells in memory at once."""
 
 OnRow = Callable[[str], None]
 
@@ -80,20 +84,16 @@ def meet_instruments(
     if cells < 1 or workers < 1:
         raise BadValue(f"cells and workers are {cells} and {workers}; each at least 1.")
     classifier = Classifier(loaded, device)
-    usual: list[bool] | None = None
-    rows: list[Row] = []
 
-    def seen(name: str, setup: Setup) -> None:
-        nonlocal usual
+    def answers(name: str, setup: Setup) -> list[_Answer]:
         if on_row is not None:
             on_row(name)
-        row, right = _row(name, classifier, truth, list(_cells(cells, seed, path, setup, workers)), usual)
-        usual = usual or right
-        rows.append(row)
+        return list(_answers(classifier, truth, _cells(cells, seed, path, setup, workers)))
 
-    seen(USUAL_NAME, USUAL)
+    usual = answers(USUAL_NAME, USUAL)
+    rows = [_row(USUAL_NAME, usual, usual)]
     for name, setup in _ends(loaded, ranges, rows[0].noise_ri):
-        seen(name, setup)
+        rows.append(_row(name, answers(name, setup), usual))
     return rows
 
 
@@ -116,33 +116,46 @@ def _ends(bundle: Bundle, ranges: Sequence[str], usual_noise: float) -> Iterator
                 yield f"{name} {end:g}", replace(USUAL, light=(usual_noise / end) ** 2)
 
 
-def _row(
-    name: str, classifier: Classifier, truth: Sequence[str], drawn: Sequence[Cell | None], usual: list[bool] | None
-) -> tuple[Row, list[bool]]:
-    """The row, and of each cell whether its label is right."""
-    found = [cell for cell in drawn if cell is not None]
-    predictions = iter(classifier.predict(found))
-    right, counted, both = [], 0, 0
-    for index, cell in enumerate(drawn):
-        prediction = None if cell is None else next(predictions)
-        is_right = prediction is not None and prediction.label == truth[index % len(truth)]
-        counts = prediction is not None and UNCLASSIFIED not in prediction.flags
-        right.append(is_right)
-        counted += counts
-        both += counts and is_right
-    against = right if usual is None else usual
-    noise = [noise_ri(cell, cell.medium_ri) for cell in found]
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Of one cell: whether its label is right, whether it is counted, its background's noise; of one that was missed, none."""
+
+    right: bool = False
+    counted: bool = False
+    missed: bool = True
+    noise_ri: float = math.nan
+
+
+def _answers(classifier: Classifier, truth: Sequence[str], drawn: Iterable[Cell | None]) -> Iterator[_Answer]:
+    """A batch at a time: a hundred tomograms are gigabytes."""
+    cells = iter(drawn)
+    number = 0
+    while batch := list(itertools.islice(cells, BATCH)):
+        predictions = iter(classifier.predict([cell for cell in batch if cell is not None]))
+        for cell in batch:
+            if cell is None:
+                yield _Answer()
+            else:
+                prediction = next(predictions)
+                right = prediction.label == truth[number % len(truth)]
+                counted = UNCLASSIFIED not in prediction.flags
+                yield _Answer(right, counted, missed=False, noise_ri=noise_ri(cell, medium_ri(cell)))
+            number += 1
+
+
+def _row(name: str, answers: Sequence[_Answer], usual: Sequence[_Answer]) -> Row:
+    noise = [a.noise_ri for a in answers if not math.isnan(a.noise_ri)]
     return Row(
         name,
-        cells=len(drawn),
-        missed=len(drawn) - len(found),
-        right=sum(right),
-        counted=counted,
-        right_of_counted=both,
-        lost=sum(a and not b for a, b in zip(against, right, strict=True)),
-        won=sum(b and not a for a, b in zip(against, right, strict=True)),
-        noise_ri=float(np.nanmedian(noise)) if np.isfinite(noise).any() else math.nan,
-    ), right
+        cells=len(answers),
+        missed=sum(a.missed for a in answers),
+        right=sum(a.right for a in answers),
+        counted=sum(a.counted for a in answers),
+        right_of_counted=sum(a.right and a.counted for a in answers),
+        lost=sum(u.right and not a.right for u, a in zip(usual, answers, strict=True)),
+        won=sum(a.right and not u.right for u, a in zip(usual, answers, strict=True)),
+        noise_ri=float(np.median(noise)) if noise else math.nan,
+    )
 
 
 def _cells(count: int, seed: int, path: OpticsPath, setup: Setup, workers: int) -> Iterator[Cell | None]:
