@@ -20,8 +20,9 @@ from wbcd.cli import cli
 from wbcd.errors import BadValue
 from wbcd.simulation.unknown import KINDS
 from wbcd.training import dataset as sets
+from wbcd.training import seen
 from wbcd.training.judge import judge_models
-from wbcd.training.strangers import _alike, meet_strangers
+from wbcd.training.strangers import _alike, _unseen, meet_strangers
 from wbcd.training.unknown import calibrate
 
 
@@ -148,6 +149,15 @@ def test_strangers_are_held_against_cells_that_came_their_way(
     with pytest.raises(BadValue, match="came by fast, the strangers by exact"):
         _alike(replace(data, card={**data.card, "path": "fast"}), held_out, "exact")
     assert known.cells == len(held_out)
+
+
+def test_of_people_the_model_never_met_all_cells_are_known_ones(bundle: Bundle, cells: Path, others: Path) -> None:
+    own, other = sets.load(cells), sets.load(others)
+    fitted = np.concatenate([own.indices(split) for split in ("train", "validation")])
+    met = replace(bundle, model=replace(bundle.model, training={"donors_seen": sorted(seen.donors(own, fitted))}))
+    assert len(_unseen(met, other)) == len(other.label)
+    assert set(_unseen(met, own)) == set(own.indices("test_donor"))
+    assert set(_unseen(bundle, other)) == set(other.indices("test_donor"))
 
 
 def test_too_few_validation_cells_promise_nothing(bundle: Bundle, cells: Path, tmp_path: Path) -> None:

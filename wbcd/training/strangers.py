@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wbcd.classification import UNCLASSIFIED, Classifier, load_bundle
+from wbcd.classification import UNCLASSIFIED, Bundle, Classifier, load_bundle
 from wbcd.classification.backends import tempered
 from wbcd.classification.unknown import Gauge
 from wbcd.errors import BadValue
@@ -26,7 +26,7 @@ from wbcd.records import Cell, Tomogram
 from wbcd.simulation.fast import half_resolution
 from wbcd.simulation.optics import INSTRUMENT
 from wbcd.simulation.unknown import KINDS, specimen_of, tomogram_of
-from wbcd.training import curves
+from wbcd.training import curves, seen
 from wbcd.training import dataset as sets
 from wbcd.training.evaluation import scheme_of
 from wbcd.training.simulated import OpticsPath, place_of, through_holograms
@@ -66,7 +66,7 @@ def meet_strangers(
     device: str = "auto",
     on_kind: OnKind | None = None,
 ) -> list[Row]:
-    """The known cells' row first ("test_donor" where donors were held out, else "test"), then one a kind, ``cells`` of each.
+    """The known cells' row first (those of :func:`_unseen`), then one a kind, ``cells`` of each.
 
     ``path``: "fast", or "exact" through simulated holograms and the whole reconstruction; of a joined set the known cells are
     those that came the same way, where it says which did.
@@ -79,8 +79,7 @@ def meet_strangers(
         raise BadValue(f"cells is {cells} and kinds {', '.join(kinds)}; at least 1, and of {', '.join(KINDS)}.")
     data = sets.check_matches(sets.load(Path(dataset_path)), loaded.classes, loaded.input, loaded.path)
     classifier = Classifier(loaded, device)
-    scheme = scheme_of(loaded)
-    held_out = _alike(data, data.indices("test_donor" if data.has("test_donor", scheme) else "test", scheme), path)
+    held_out = _alike(data, _unseen(loaded, data), path)
     deltas = torch.from_numpy(data.ri_delta[held_out].astype(np.float32))
     found = classifier.outputs(deltas)
     near = loaded.gauge.distance(found.early.numpy())
@@ -107,6 +106,15 @@ def _row(kind: str, gauge: Gauge, classifier: Classifier, drawn: Sequence[Cell],
         auroc=curves.area(*curves.roc(np.concatenate([near, distance]), strange)),
         unclassified=float(np.mean([UNCLASSIFIED in p.flags for p in predictions])),
     )
+
+
+def _unseen(bundle: Bundle, data: sets.TrainingSet) -> NDArray[np.intp]:
+    """All cells of a set none of whose donors the model has seen; of any other the held-out donors, else the held-out cells."""
+    every = data.indices(sets.ALL)
+    if "donors_seen" in bundle.model.training and not seen.donors_of(bundle, data, every):
+        return every
+    scheme = scheme_of(bundle)
+    return data.indices("test_donor" if data.has("test_donor", scheme) else "test", scheme)
 
 
 def _alike(data: sets.TrainingSet, cells: NDArray[np.intp], path: OpticsPath) -> NDArray[np.intp]:
