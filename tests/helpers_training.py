@@ -60,6 +60,11 @@ def endless_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell 
     return toy_source(kind, donor, draw)
 
 
+def any_ball(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | None:
+    """A ball, whatever its class is called."""
+    return toy_source("small", donor, draw)
+
+
 FOUR = ("b_lymphocyte", "t_lymphocyte", "monocyte", "myelocyte")
 
 

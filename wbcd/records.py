@@ -11,6 +11,7 @@ denser object has a positive phase delay.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,6 +23,10 @@ from wbcd.errors import WbcdError
 if TYPE_CHECKING:  # `wbcd status` and `wbcd --help` must answer without importing numpy
     import numpy as np
     from numpy.typing import NDArray
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a class or a model may be called: it stands in flags, file names and metrics."""
+NAME_RULE = "letters, digits, dot, dash and underscore, at most 64, the first a letter or a digit"
 
 Triple: TypeAlias = tuple[float, float, float]
 Shape3: TypeAlias = tuple[int, int, int]

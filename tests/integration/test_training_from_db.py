@@ -253,7 +253,7 @@ def test_label_review_and_from_db_on_the_command_line(tmp_path: Path) -> None:
     assert made.exit_code == 0, made.output
     assert "95.0%" in made.output
     slip = run("label", "--sample", "mono-1", "--as", "monocite", *db)
-    assert "warning: no sample was 'monocite' before; if 'monocyte' is meant" in slip.output
+    assert "warning: nothing was 'monocite' before; if 'monocyte' is meant" in slip.output
     assert "warning" not in run("label", "--sample", "mono-1", "--as", "monocyte", "--purity", "0.95", "--by", "me", *db).output
     assert run("label", "--sample", "absent", "--as", "monocyte", *db).exit_code == 69
     listed = json.loads(run("label", "--json", *db).output)
@@ -272,3 +272,9 @@ def test_label_review_and_from_db_on_the_command_line(tmp_path: Path) -> None:
     assert card["purity"] == pytest.approx({"monocyte": 0.95, "myelocyte": 1.0})
     assert json.loads((tmp_path / "ours.card.json").read_text())["data_hash"] == card["data_hash"]
     assert "**simulated** cells" in (tmp_path / "ours.card.md").read_text()
+    assert "if 'myelocyte' is meant, review it again" in run("review", "2", "--as", "myelocite", *db).output
+    assert "warning" not in run("review", "2", "--as", "monocyte", *db).output
+    for words in (("label", "--sample", "mono-1"), ("review", "2")):
+        spaced = run(*words, "--as", "T cell", *db)
+        assert spaced.exit_code == 69
+        assert "Call it 'T_cell', for example." in spaced.output

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_classification import CLASSES, SPEC, toy_bundle, toy_cell
-from helpers_training import TOY_CELLS, dying_source, toy_set
+from helpers_training import TOY_CELLS, any_ball, dying_source, toy_set
 from safetensors.torch import load_file
 
 from wbcd.classification import Classifier, load_bundle
@@ -107,6 +107,24 @@ def test_the_paper_preset_runs(store: Path, tmp_path: Path) -> None:
 def test_senseless_arguments_are_refused(store: Path, tmp_path: Path, bad: dict[str, object]) -> None:
     with pytest.raises(BadValue):
         train(store, tmp_path, **{"width": 4, "epochs": 1, "device": "cpu", **bad})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("classes", "name", "told"),
+    [
+        (("T cell", "monocyte"), "ours", "the set's class is 'T cell'"),
+        (("monocyte",), "ours", r"has 1 classes \(monocyte\)"),
+        (("small", "large"), "my model", "name is 'my model'"),
+    ],
+)
+def test_what_no_bundle_could_hold_is_refused_before_the_first_epoch(
+    tmp_path: Path, classes: tuple[str, ...], name: str, told: str
+) -> None:
+    cells = tmp_path / "cells.zarr"
+    make_dataset(cells, 64, donors=6, workers=1, spec=SPEC, classes=classes, source=any_ball)
+    with pytest.raises(BadValue, match=told):
+        train(cells, tmp_path / "out", width=4, epochs=1, device="cpu", name=name)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_set_for_another_input_is_refused(store: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from wbcd.classification.network import ARCHITECTURES, EARLY_CHANNELS, VIEWS, Fi
 from wbcd.classification.preparation import InputSpec
 from wbcd.classification.unknown import Gauge
 from wbcd.errors import BadValue, BundleInvalid, UnknownModel
+from wbcd.records import NAME, NAME_RULE
 
 WEIGHTS, METADATA, CARD = "model.safetensors", "metadata.json", "README.md"
 GAUGE = "unknown.safetensors"
@@ -42,7 +42,6 @@ MAX_GAUGE_BYTES = 1 << 29
 MAX_WIDTH, MAX_CLASSES, MAX_INPUT_VOXELS = 256, 64, 64_000_000
 MEDIUM_RULE = "subtract each cell's own medium RI"
 MAX_NUMBER = 1e300
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +206,7 @@ def save_bundle(path: Path, network: FishNet3d, model: ModelCard, gauge: Gauge |
     ``gauge``: how cells of no class are told; the card's ``unknown`` follows from it, whatever was there.
     """
     if not NAME.fullmatch(model.name):
-        raise BundleInvalid(f"{path}: name is {model.name!r}; letters, digits, dot, dash and underscore only, at most 64.")
+        raise BundleInvalid(f"{path}: name is {model.name!r}; it must be {NAME_RULE}.")
     path.mkdir(parents=True, exist_ok=True)
     # Contiguous CPU copies: safetensors refuses views, and a channels-last weight is one.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
@@ -220,6 +219,22 @@ def save_bundle(path: Path, network: FishNet3d, model: ModelCard, gauge: Gauge |
     write_file(path / CARD, card_text(model, card).encode())
     write_file(path / METADATA, (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
     return load_bundle(path)
+
+
+def check_names(name: str, classes: Sequence[str]) -> None:
+    """Whether a bundle can be called so and have these classes: asked before a training, not after it. Raises BadValue."""
+    if not NAME.fullmatch(name):
+        raise BadValue(f"name is {name!r}; it must be {NAME_RULE}.", action="Choose another name for the model.")
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        raise BadValue(
+            f"the set has {len(classes)} classes ({', '.join(classes)}); a model tells 2 to {MAX_CLASSES} apart.",
+            action="Label samples of further classes, and make or join the set anew.",
+        )
+    if wrong := [c for c in classes if not NAME.fullmatch(c)]:
+        raise BadValue(
+            f"the set's class is {wrong[0]!r}; it must be {NAME_RULE}.",
+            action="Label those cells anew with another name, and make the set again.",
+        )
 
 
 def keep_others(path: Path, bundle: Bundle | None = None) -> None:
@@ -577,7 +592,7 @@ def _model_card(file: Path, section: dict[str, Any]) -> ModelCard:
     arguments.integer("classes", len(classes), len(classes))
     name = top.text("name")
     if not NAME.fullmatch(name):
-        top.refuse("name", "letters, digits, dot, dash and underscore, at most 64")
+        top.refuse("name", NAME_RULE)
     return ModelCard(
         name=name,
         classes=classes,

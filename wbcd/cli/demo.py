@@ -66,7 +66,7 @@ class Places:
     show_default=True,
     help="Good cells to count, one an acquisition; a tenth more is made.",
 )
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option("--defects", type=FiniteRange(0, 1), default=0.1, show_default=True, help="Fraction of bad acquisitions added.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True)
 @click.option("--model", default="reference", show_default=True, help="Model bundle: a folder, or `reference`.")

@@ -42,15 +42,19 @@ def label(
         raise click.UsageError("give --sample and --as, or --list")
     with Ledger.open(config.database_url(), create=False) as ledger:
         if sample and label_:
-            used = {row.label for row in ledger.sample_labels(None)}
+            used = ledger.classes_named()
             ledger.label_sample(sample, label_, purity=purity, by=by or getpass.getuser(), note=note)
-            if label_ not in used and (near := difflib.get_close_matches(label_, used, 1, cutoff=0.8)):
-                click.echo(f"warning: no sample was {label_!r} before; if {near[0]!r} is meant, label it again.", err=True)
+            _warn_of_misspelling(label_, used, "label it")
             if not listing:
                 pure = "" if purity is None else f", {purity:.1%} of them"
                 click.echo(f"sample {sample}: its cells are {label_}{pure}")
         if listing:
             _list(ledger.sample_labels(sample), as_json=as_json)
+
+
+def _warn_of_misspelling(label_: str, used: set[str], again: str) -> None:
+    if label_ not in used and (near := difflib.get_close_matches(label_, used, 1, cutoff=0.8)):
+        click.echo(f"warning: nothing was {label_!r} before; if {near[0]!r} is meant, {again} again.", err=True)
 
 
 def _list(found: list[SampleLabel], *, as_json: bool) -> None:
@@ -73,5 +77,7 @@ def review(config: Config, cell: int, label_: str, by: str | None, note: str | N
     from wbcd.store import Ledger
 
     with Ledger.open(config.database_url(), create=False) as ledger:
+        used = ledger.classes_named()
         ledger.review(cell, by or getpass.getuser(), label_, note)
+        _warn_of_misspelling(label_, used, "review it")
     click.echo(f"cell {cell}: {label_}")

@@ -172,7 +172,7 @@ _path = click.option(
 @click.argument("bundle")
 @click.argument("training_set", type=click.Path(exists=True, path_type=Path))
 @click.option("--cells", type=click.IntRange(1), default=60, show_default=True, help="Objects of each kind.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @_path
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
@@ -206,7 +206,7 @@ def strangers(bundle: str, training_set: Path, cells: int, seed: int, path: Any,
 @click.command(epilog=EXAMPLES["model instruments"])
 @click.argument("bundle")
 @click.option("--cells", type=click.IntRange(1), default=100, show_default=True, help="Seen by every instrument.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @_path
 @click.option(
     "--range",

@@ -13,7 +13,7 @@ from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, FiniteRange
 @click.command(epilog=EXAMPLES["simulate"])
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--cells", type=click.IntRange(1), default=20, show_default=True, help="Cells, one an acquisition.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same files.")
 @click.option("--rate", type=FiniteRange(0, min_open=True), help="Acquisitions a second; as fast as it goes by default.")
 @click.option("--format", "form", type=click.Choice(["hologram", "tcf", "tiff", "mat"]), default="hologram", show_default=True)
 @click.option("--defects", type=FiniteRange(0, 1), default=0.0, show_default=True, help="Fraction of bad acquisitions.")

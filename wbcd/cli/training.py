@@ -34,7 +34,7 @@ SPLIT_BY = "cell (the paper's), donor (whole donors), or both: donors held out f
 @click.option("--split-by", type=click.Choice(SCHEMES), default="both", show_default=True, help=SPLIT_BY)
 @click.option("--width", type=click.IntRange(2), default=16, show_default=True, help="Channels of the stem; the paper's is 64.")
 @click.option("--patience", type=click.IntRange(0), help="Stop after so many epochs without progress.  [default: the preset's]")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @input_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -212,7 +212,7 @@ def dataset() -> None:
     show_default=True,
     help="Number of the first; other numbers, other people.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
 @click.option(
     "--path",
@@ -259,7 +259,7 @@ def make(
 @click.option("--classes", help="Only these labels, in this order: a,b,c.")
 @click.option("--donors", type=click.Path(exists=True, path_type=Path), help="CSV with the columns sample and donor.")
 @click.option("--recipe", help="Recipe id, where cells of several recipes are stored.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the splits.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the splits.")
 @click.option("--measured/--simulated", default=None, help="What the cells are.  [default: as their files say]")
 @site_options
 def from_db(
@@ -305,7 +305,7 @@ def _warn(path: Path) -> None:
 @dataset.command(epilog=EXAMPLES["dataset"])
 @click.argument("training_sets", metavar="SETS...", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The set to make (Zarr).")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the splits.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the splits.")
 @click.option(
     "--keep-splits", is_flag=True, help="Leave the first set's cells, and its donors, in the splits that they are in."
 )

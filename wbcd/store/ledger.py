@@ -13,6 +13,7 @@ therefore run twice, and is written so that the second time changes nothing. Cal
 from __future__ import annotations
 
 import datetime as dt
+import re
 import sqlite3
 import threading
 import uuid
@@ -21,13 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, select, text, update
+from sqlalchemy import Connection, Engine, Table, select, text, union, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wbcd import __version__
 from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError
 from wbcd.recipe import Recipe
-from wbcd.records import Acquisition, MeasuredCell, Outcome
+from wbcd.records import NAME, NAME_RULE, Acquisition, MeasuredCell, Outcome
 from wbcd.store import chain, queries, rows, schema
 from wbcd.store.engine import READ_ONLY, Retry, WriterLock, make_engine
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
@@ -155,11 +156,11 @@ class Ledger:
         self._append(schema.event, lambda _: row)
 
     def review(self, cell_id: int, reviewer: str, label: str, note: str | None = None) -> None:
-        """Append a person's reading of one cell. Raises :class:`StoreError` when there is no such cell."""
+        """Append a person's reading of one cell. Raises :class:`StoreError` for no such cell or a name no class can have."""
         row = {
             "cell_id": int(cell_id),
             "reviewer": rows.clean_text(reviewer),
-            "label": rows.clean_text(label),
+            "label": _class_name(label),
             "note": rows.clean_optional(note),
             "at": self._now(),
         }
@@ -169,12 +170,13 @@ class Ledger:
         """Append what is known of a whole sample: its cells are ``label``, but for a fraction 1 - ``purity`` of them.
 
         The newest label holds, and a review of a single cell goes before it (the view ``cell_label``).
-        Raises :class:`StoreError` when no acquisition of that sample has been seen, or ``purity`` is not in (0, 1].
+        Raises :class:`StoreError` when no acquisition of that sample has been seen, ``purity`` is not in (0, 1], or
+        ``label`` is a name that no class can have.
         """
         if purity is not None and not 0.0 < purity <= 1.0:  # not a number fails too
             raise StoreError(f"The purity of sample {name!r} is {purity}.", action="Give a fraction above 0 and at most 1.")
         row = {
-            "label": rows.clean_text(label),
+            "label": _class_name(label),
             "purity": purity,
             "labelled_by": rows.clean_text(by),
             "note": rows.clean_optional(note),
@@ -284,6 +286,12 @@ class Ledger:
         )
         query = query if sample is None else query.where(name == rows.clean_text(sample))
         return self._read(lambda connection: [SampleLabel(*row) for row in connection.execute(query)])
+
+    def classes_named(self) -> set[str]:
+        """Every class that a sample's label, a review or a prediction has named so far."""
+        tables = (schema.sample_label, schema.review, schema.prediction)
+        query = union(*(select(t.c.label) for t in tables))
+        return self._read(lambda connection: set(connection.scalars(query)))
 
     def cell_labels(self, sample: str | None = None) -> dict[int, CellLabel]:
         """The label that holds of each accepted cell that has one, by cell id, of one sample or of all (one dictionary)."""
@@ -552,6 +560,16 @@ def _event_row(
         "message": rows.clean_text(message),
         "details": rows.clean_json(details),
     }
+
+
+def _class_name(label: str) -> str:
+    """A label that no class can have would cost a training whose cells it names."""
+    if NAME.fullmatch(label):
+        return label
+    better = re.sub(r"[^A-Za-z0-9._-]+", "_", label).strip("._-")[:64]
+    raise StoreError(
+        f"The label is {label!r}; it must be {NAME_RULE}.", action=f"Call it {better or 'monocyte'!r}, for example."
+    )
 
 
 def _known_sample(connection: Connection, name: str) -> int:

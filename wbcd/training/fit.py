@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 from wbcd.classification import Bundle, Classifier, Envelope, FishNet3d, ModelCard, load_bundle, save_bundle
 from wbcd.classification.backends import whole_float32
-from wbcd.classification.bundle import write_file
+from wbcd.classification.bundle import check_names, write_file
 from wbcd.classification.classifier import choose_device
 from wbcd.classification.network import Output, parameter_count
 from wbcd.classification.preparation import normalise
@@ -219,6 +219,7 @@ def train(
             action="Make the set for this model, or leave --start out.",
         )
     data = data.as_lineages() if task == "two" else data
+    check_names(name, data.classes)
     run = Training(
         data,
         out,

@@ -21,7 +21,7 @@ from sqlalchemy import select
 from wbcd.classification import InputSpec
 from wbcd.classification.preparation import delta_ri
 from wbcd.errors import BadValue, WbcdError
-from wbcd.records import Cell, Optics, Triple
+from wbcd.records import NAME, NAME_RULE, Cell, Optics, Triple
 from wbcd.simulation.cells import CLASSES
 from wbcd.simulation.microscope import INSTRUMENT_ID
 from wbcd.simulation.optics import INSTRUMENT
@@ -138,6 +138,11 @@ def plan(
             action="Label samples with `wbcd label`, and process with --keep-tomograms ([output] keep_tomograms).",
         )
     kinds = classes or _in_order({given.label for _, given in taken})
+    if wrong := [kind for kind in kinds if not NAME.fullmatch(kind)]:
+        raise BadValue(
+            f"cells are labelled {wrong[0]!r}; a class's name must be {NAME_RULE}.",
+            action="Label the sample or review the cells anew under another name, or choose the classes with --classes.",
+        )
     if donors is not None:
         _check_donors(donors, {cell.sample for cell, _ in taken}, left_out)
     of = [cell.sample if donors is None else donors[cell.sample] for cell, _ in taken]
