@@ -20,9 +20,10 @@ import pytest
 import torch
 from helpers_classification import toy_bundle
 
-from wbcd.classification import Bundle, Classifier
+from wbcd.classification import Bundle, Classifier, fit_gauge, save_bundle
 from wbcd.classification.backends import EagerBackend, probe
 from wbcd.classification.exchange import export_bioimageio, export_onnx, import_model, sha256
+from wbcd.classification.network import EARLY_CHANNELS
 from wbcd.errors import BadValue, BundleInvalid
 
 
@@ -53,6 +54,50 @@ def test_there_and_back_is_the_same_model(bundle: Bundle, exported: tuple[Path, 
     assert back.model_id == bundle.model_id
     assert (back.path / "model.safetensors").read_bytes() == (bundle.path / "model.safetensors").read_bytes()
     Classifier(back, "cpu").warm_up()
+
+
+@pytest.fixture(scope="module")
+def knowing(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """It has a distance by which unknown cells are told."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((240, EARLY_CHANNELS * bundle.model.width)).astype(np.float32)
+    labels = np.arange(240) % len(bundle.classes)
+    gauge = fit_gauge(features, labels, features[:120])
+    return save_bundle(tmp_path_factory.mktemp("knowing") / "bundle", bundle.network, bundle.model, gauge)
+
+
+def test_what_tells_unknown_cells_travels_with_the_model(knowing: Bundle, tmp_path: Path) -> None:
+    file = tmp_path / "toy.onnx"
+    back = import_model(file, export_onnx(knowing, file), tmp_path / "back")
+    assert back.model_id == knowing.model_id
+    assert back.gauge is not None
+    assert knowing.gauge is not None
+    features = np.random.default_rng(1).standard_normal((5, knowing.gauge.means.shape[1])).astype(np.float32)
+    np.testing.assert_array_equal(back.gauge.distance(features), knowing.gauge.distance(features))
+
+
+def _no_gauge(model: Any) -> None:
+    del model.metadata_props[1]
+
+
+def _gauge_no_base64(model: Any) -> None:
+    model.metadata_props[1].value = "%"
+
+
+def _another_gauge(model: Any) -> None:
+    model.metadata_props[1].value = model.metadata_props[1].value[:-8] + "AAAAAAA="
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(_no_gauge, "0 metadata entries"), (_gauge_no_base64, "not base64"), (_another_gauge, "BLAKE2b digest")],
+)
+def test_a_distance_that_does_not_hold_is_refused(knowing: Bundle, tmp_path: Path, change: Any, what: str) -> None:
+    file = tmp_path / "toy.onnx"
+    digest = export_onnx(knowing, file)
+    with pytest.raises(BundleInvalid, match=what):
+        import_model(*_changed((file, digest), tmp_path, change), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ class Cells:
 
     deltas: Tensor
     labels: NDArray[np.integer] | None = None
+    simulated: bool = False
 
 
 def bench_backends(

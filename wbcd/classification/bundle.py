@@ -40,6 +40,8 @@ MODELS = Path(__file__).parent / "models"
 MAX_WEIGHTS_BYTES, MAX_METADATA_BYTES = 1 << 30, 1 << 20
 MAX_GAUGE_BYTES = 1 << 29
 MAX_WIDTH, MAX_CLASSES, MAX_INPUT_VOXELS = 256, 64, 64_000_000
+FOREIGN = (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError)
+"""A header is a stranger's JSON: types that torch does not have, sizes that do not fit, names that are none."""
 MEDIUM_RULE = "subtract each cell's own medium RI"
 MAX_NUMBER = 1e300
 
@@ -460,10 +462,16 @@ def _knowing_facts(model: ModelCard) -> dict[str, Any]:
 def _with_gauge(model: ModelCard, gauge: Gauge | None) -> tuple[ModelCard, bytes | None]:
     if gauge is None:
         return dataclasses.replace(model, unknown=None), None
-    tensors = {"means": torch.from_numpy(gauge.means), "whitening": torch.from_numpy(gauge.whitening)}
-    data = safetensors_save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    data = gauge_bytes(gauge)
     rule = UnknownRule(gauge.threshold, gauge.acceptance, gauge.cells, weights_digest(data))
     return dataclasses.replace(model, unknown=rule), data
+
+
+def gauge_bytes(gauge: Gauge) -> bytes:
+    """As it stands in the bundle's file."""
+    tensors = {"means": torch.from_numpy(gauge.means), "whitening": torch.from_numpy(gauge.whitening)}
+    data: bytes = safetensors_save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return data
 
 
 def _envelope_facts(envelope: Envelope | None) -> dict[str, Any]:
@@ -664,16 +672,18 @@ def _conformal(top: _Reader, classes: int) -> Conformal | None:
 
 def _gauge(file: Path, model: ModelCard) -> Gauge | None:
     """The gauge that the card speaks of, checked against it; a file that it does not speak of is not read."""
-    rule = model.unknown
-    if rule is None:
-        return None
-    data = _read(file, MAX_GAUGE_BYTES)
+    return None if model.unknown is None else gauge_from(file, model.unknown, model, _read(file, MAX_GAUGE_BYTES))
+
+
+def gauge_from(file: Path, rule: UnknownRule, model: ModelCard, data: bytes) -> Gauge:
+    """The gauge in ``data``, checked against what the card says of it; ``file`` is named in refusals. Raises BundleInvalid."""
     if weights_digest(data) != rule.digest:
         _refuse(file, "BLAKE2b digest", weights_digest(data), f"{rule.digest} as in {METADATA}")
     try:
         parts = safetensors_load(data)
-    except SafetensorError as error:
-        raise BundleInvalid(f"{file}: not safetensors: {error}.") from error
+    except FOREIGN as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise BundleInvalid(f"{file}: not safetensors: {what}.") from error
     features = EARLY_CHANNELS * model.width
     means, whitening = parts.get("means"), parts.get("whitening")
     if means is None or whitening is None or set(parts) != {"means", "whitening"}:
@@ -719,8 +729,7 @@ def model_card_of(file: Path, section: object) -> ModelCard:
 def _network(file: Path, model: ModelCard, data: bytes) -> FishNet3d:
     try:
         state = safetensors_load(data)
-    # A header is a stranger's JSON: types that torch does not have, sizes that do not fit, names that are none.
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
+    except FOREIGN as error:
         what = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise BundleInvalid(
             f"{file}: not safetensors: {what}.", action="Copy the bundle again from where it was made."

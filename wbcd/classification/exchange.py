@@ -11,6 +11,7 @@ architecture that wbcd itself builds. The graph is then run once, to be held aga
 
 from __future__ import annotations
 
+import base64
 import gc
 import hashlib
 import io
@@ -36,6 +37,8 @@ from wbcd.classification.bundle import (
     Bundle,
     ModelCard,
     card_text,
+    gauge_bytes,
+    gauge_from,
     keep_others,
     model_card_of,
     network_from,
@@ -44,6 +47,7 @@ from wbcd.classification.bundle import (
 )
 from wbcd.classification.network import EARLY_CHANNELS
 from wbcd.classification.onnxgraph import EARLY_FEATURES, FEATURES, INPUT, OUTPUTS, PROBABILITIES, onnx_model
+from wbcd.classification.unknown import Gauge
 from wbcd.errors import BundleInvalid, ConfigurationError
 
 OPERATORS = frozenset(
@@ -71,6 +75,8 @@ OPERATORS = frozenset(
 DESCRIBED = (PROBABILITIES, FEATURES, EARLY_FEATURES)
 """Outputs of a bioimage.io package."""
 COUNTERS = "counters"
+UNKNOWN, MAX_GAUGE_TEXT = "wbcd_unknown", 1 << 26
+"""Metadata entry with the distance by which unknown cells are told (safetensors in base64): no model may lose it on its way."""
 RDF, WEIGHTS_FILE, README = "rdf.yaml", "weights.onnx", "README.md"
 RDF_VERSION = "0.5.4"
 TOLERANCE, TOLERANCE_SHARE = 1e-3, 5e-3
@@ -96,6 +102,9 @@ def onnx_bytes(bundle: Bundle) -> bytes:
     model = onnx_model(bundle)
     entry = model.metadata_props.add()
     entry.key, entry.value = SECTION, json.dumps(_card(bundle), allow_nan=False)
+    if bundle.gauge is not None:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = UNKNOWN, base64.b64encode(gauge_bytes(bundle.gauge)).decode("ascii")
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString()
     _compare(Path("the exported graph"), data, bundle)
@@ -147,7 +156,7 @@ def import_model(file: Path, digest: str, out: Path) -> Bundle:
     network = network_from(file, card, state)
     bundle = Bundle(file, "", card, {}, network)
     _compare(file, data, bundle)
-    return save_bundle(out, network, card)
+    return save_bundle(out, network, card, _gauge_of(file, model, card))
 
 
 # --- what comes in ---------------------------------------------------------------------------------
@@ -217,6 +226,25 @@ def _card_of(file: Path, model: Any) -> tuple[ModelCard, dict[str, Any]]:
     return model_card_of(file, section), counters
 
 
+def _gauge_of(file: Path, model: Any, card: ModelCard) -> Gauge | None:
+    """How it tells unknown cells, where its card speaks of that: files of before 2026-11-28 do not."""
+    if card.unknown is None:
+        return None
+    texts = [entry.value for entry in model.metadata_props if entry.key == UNKNOWN]
+    if len(texts) != 1 or len(texts[0]) > MAX_GAUGE_TEXT:
+        raise BundleInvalid(
+            f"{file}: has {len(texts)} metadata entries {UNKNOWN!r}; one of at most {MAX_GAUGE_TEXT} bytes is needed.",
+            action="Export the model again.",
+        )
+    try:
+        data = base64.b64decode(texts[0], validate=True)
+    except ValueError as error:
+        raise BundleInvalid(
+            f"{file}: metadata {UNKNOWN!r} is not base64: {error}.", action="Export the model again."
+        ) from error
+    return gauge_from(file, card.unknown, card, data)
+
+
 def _state(file: Path, model: Any, counters: dict[str, Any]) -> dict[str, Tensor]:
     """Tensors by their names in the bundle; helpers of the graph (scales, indices) are left."""
     onnx = _library("onnx")
@@ -257,9 +285,8 @@ def _run(data: bytes, given: Tensor) -> dict[str, Any]:
 
 
 def _card(bundle: Bundle) -> dict[str, Any]:
-    """The section that wbcd reads, without the digest of a file that is not there and the gauge that ONNX does not hold."""
-    left_out = ("digests", "unknown")
-    section = {key: value for key, value in bundle.card[SECTION].items() if key not in left_out}
+    """The section that wbcd reads, without the digest of a file that is not there."""
+    section = {key: value for key, value in bundle.card[SECTION].items() if key != "digests"}
     counters = {k: int(v) for k, v in bundle.network.state_dict().items() if k.endswith("num_batches_tracked")}
     return {**section, COUNTERS: counters}
 

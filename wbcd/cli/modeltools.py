@@ -93,9 +93,10 @@ def calibrate(
     click.echo(
         f"{report.model_id} in {report.bundle}: temperature {report.temperature:.3f}, distance {report.gauge_threshold:.2f}"
     )
+    what = "simulated cells" if report.simulated else "cells"
     for split, row in report.figures.items():
         click.echo(
-            f"{split}: {row.cells} cells, {row.accepted:.1%} taken for known; prediction sets hold the true class in"
+            f"{split}: {row.cells} {what}, {row.accepted:.1%} taken for known; prediction sets hold the true class in"
             f" {row.coverage:.1%}, {row.mean_set_size:.2f} classes each"
         )
 
@@ -126,7 +127,8 @@ def bench(
     if as_json:
         click.echo(to_json(rows))
         return
-    click.echo(f"{loaded.model_id}, {len(given.deltas)} cells; changes against eager at the bundle's own input")
+    what = "simulated cells" if given.simulated else "cells"
+    click.echo(f"{loaded.model_id}, {len(given.deltas)} {what}; changes against eager at the bundle's own input")
     names = ("input", 14), ("pitch um", 16), ("batch", 6), ("ms a cell", 10), ("change", 9), ("relabelled", 11), ("right", 7)
     click.echo(f"{'backend':>12}" + "".join(f" {name:>{width}}" for name, width in names))
     for row in rows:
@@ -156,7 +158,7 @@ def _cells(bundle: Bundle, training_set: Path | None, count: int) -> Cells:
 
     data = sets.check_matches(sets.load(training_set), bundle.classes, bundle.input, bundle.path)
     chosen = data.indices("test", scheme_of(bundle))[:count]
-    return Cells(torch.from_numpy(data.ri_delta[chosen].astype(np.float32)), data.label[chosen])
+    return Cells(torch.from_numpy(data.ri_delta[chosen].astype(np.float32)), data.label[chosen], simulated=data.simulated)
 
 
 _path = click.option(
@@ -276,3 +278,5 @@ def import_(file: Path, out: Path, digest: str) -> None:
 
     made = import_model(file, digest, out)
     click.echo(f"{made.model_id} in {made.path}")
+    if made.gauge is None:
+        click.echo("warning: it has no distance to tell unknown cells by: every cell gets a label.", err=True)

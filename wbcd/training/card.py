@@ -123,5 +123,6 @@ def page(name: str, card: Mapping[str, Any]) -> str:
         lines.append(f"| {parameter} | " + " | ".join(cells) + " |")
     purity = {c: v for c, v in card["purity"].items() if v is not None}
     lines += ["", "## Labels", "", f"Labelled by: {card.get('label_by', 'the simulation')}."]
-    lines += [f"- {c}: {100 * v:.1f} % of the labels are right, as the sorting states it." for c, v in purity.items()]
+    if "label_by" in card:
+        lines += [f"- {c}: {100 * v:.1f} % of the labels are right, as the sorting states it." for c, v in purity.items()]
     return "\n".join(lines) + "\n"

@@ -24,6 +24,7 @@ from wbcd.classification.bundle import write_file
 from wbcd.errors import BadValue
 from wbcd.training import curves, plots, seen, statistics
 from wbcd.training import dataset as sets
+from wbcd.training import purity as purities
 from wbcd.training.calibration import expected_calibration_error
 from wbcd.training.evaluation import (
     Evaluation,
@@ -93,6 +94,7 @@ def judge_models(
     cells = fitted[0].indices(split, scheme)
     answers = [_answer(b, d, cells, (split, scheme), device) for b, d in zip(bundles, fitted, strict=True)]
     facts = _facts(answers, fitted[0], cells, split, scheme)
+    facts["warnings"] += _of_labels(data, fitted[0], cells)
     if out is not None:
         _write(out, answers[0], fitted[0], cells, facts)
     return Judged(tuple(a.evaluation for a in answers), facts)
@@ -127,7 +129,17 @@ def compare_models(
     right = [_right(b, data, cells, device, lineages) for b in bundles]
     what = "lymphoid and myeloid" if lineages else ", ".join(bundles[0].classes)
     warnings = [text for b in bundles for text in seen.warnings(b, data, cells, split, scheme)]
-    return statistics.compare(right[0], right[1]), what, warnings
+    if data.purity is not None and (pure := purities.mean_purity(data.purity[cells])) < 1:
+        warnings.append(
+            f"the labels are {pure:.1%} pure: both accuracies, and with them the difference, are seen through that."
+        )
+    return statistics.compare(right[0], right[1], simulated=data.simulated), what, warnings
+
+
+def _of_labels(data: sets.TrainingSet, fitted: sets.TrainingSet, cells: NDArray[np.intp]) -> list[str]:
+    """``data``: the set as it is stored, of which ``fitted`` may have kept the lineages alone."""
+    purity = None if data.purity is None else data.purity[cells]
+    return purities.warnings(purity, lineages=fitted.classes != data.classes)
 
 
 def _right(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], device: str, lineages: bool) -> NDArray[np.bool_]:
@@ -196,7 +208,11 @@ def _counted_facts(answer: _Answer, labels: NDArray[np.int64]) -> dict[str, Any]
     if answer.counted is None:
         return None
     right = (answer.probabilities.argmax(1) == labels)[answer.counted]
-    return {"unclassified": float(1 - answer.counted.mean()), "accuracy": float(right.mean()) if right.size else None}
+    return {
+        "unclassified": float(1 - answer.counted.mean()),
+        "accuracy": float(right.mean()) if right.size else None,
+        "by_distance": answer.bundle.gauge is not None,
+    }
 
 
 def _part_rows(answers: Sequence[_Answer], data: sets.TrainingSet, cells: NDArray[np.intp]) -> list[dict[str, Any]]:
@@ -209,6 +225,11 @@ def counted_sentence(facts: Mapping[str, Any]) -> str:
     model, counted = facts["models"][0]["model_id"], facts["counted"]
     if counted is None:
         return f"{model} cannot tell unknown cells: every cell is counted. `wbcd model calibrate` teaches it."
+    if not counted["by_distance"]:
+        return (
+            f"{model} has no distance to tell unknown cells by (`wbcd model calibrate`); its range of training alone leaves"
+            f" {counted['unclassified']:.1%} of them unclassified."
+        )
     rest = "" if counted["accuracy"] is None else f"; of those that it counts {counted['accuracy']:.1%} are right"
     return (
         f"As unknown or outside its range of training {model} leaves {counted['unclassified']:.1%} of them unclassified{rest}."

@@ -55,6 +55,20 @@ def corrected(correct: int, n: int, purity: float, classes: int) -> Corrected | 
     return Corrected(purity, purity, behind(correct / n), behind(low), behind(high))
 
 
+def warnings(purity: NDArray[np.floating[Any]] | None, *, lineages: bool) -> list[str]:
+    """Sentences on what no figure is corrected for; ``lineages``: the types that the purity is of were put together."""
+    if purity is None or not len(purity):
+        return []
+    found = []
+    if unstated := int((~np.isfinite(purity)).sum()):
+        found.append(f"how pure the labels of {unstated} of {len(purity)} cells are nobody stated: they count as pure.")
+    if lineages and (pure := mean_purity(purity)) < 1:
+        found.append(
+            f"the labels of the types are {pure:.1%} pure; how pure the lineages are nobody stated: nothing is corrected."
+        )
+    return found
+
+
 def mean_purity(purity: NDArray[np.floating[Any]] | None) -> float:
     """Of the cells judged; what nobody measured counts as pure."""
     if purity is None or not len(purity):

@@ -37,19 +37,21 @@ class Comparison:
     difference: float
     ci_low: float
     ci_high: float
+    simulated: bool = False
 
     def sentence(self) -> str:
         """For a person."""
+        cells = "simulated cells" if self.simulated else "cells"
         verdict = "differ" if self.p_value < 0.05 else "cannot be told apart"
         return (
-            f"A {self.correct_a / self.n:.1%}, B {self.correct_b / self.n:.1%} of {self.n} cells: difference"
+            f"A {self.correct_a / self.n:.1%}, B {self.correct_b / self.n:.1%} of {self.n} {cells}: difference"
             f" {100 * self.difference:+.1f} points (95 % limits {100 * self.ci_low:+.1f} to {100 * self.ci_high:+.1f});"
             f" right by A alone {self.only_a}, by B alone {self.only_b}; exact McNemar p = {self.p_value:.3g}: they {verdict}"
         )
 
 
-def compare(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> Comparison:
-    """Of two vectors [n], n >= 1: which cells each got right."""
+def compare(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], *, simulated: bool = False) -> Comparison:
+    """Of two vectors [n], n >= 1: which cells, simulated ones or not, each got right."""
     only_a, only_b = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
     n = len(right_a)
     low, high = paired_limits(only_a, only_b, n)
@@ -63,6 +65,7 @@ def compare(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> Compariso
         difference=(only_a - only_b) / n,
         ci_low=low,
         ci_high=high,
+        simulated=simulated,
     )
 
 

@@ -60,6 +60,7 @@ class CalibrationReport:
     gauge_threshold: float
     conformal_thresholds: tuple[float, ...]
     figures: Mapping[str, SplitFigures]
+    simulated: bool
 
 
 def calibrate(
@@ -137,7 +138,7 @@ def calibrate(
     model = replace(model, measured=measured)
     made = save_bundle(Path(out), bundle.network.cpu(), model, gauge)
     limits = model.conformal.thresholds if model.conformal else ()
-    return CalibrationReport(made.path, made.model_id, model.temperature, gauge.threshold, limits, figures)
+    return CalibrationReport(made.path, made.model_id, model.temperature, gauge.threshold, limits, figures, data.simulated)
 
 
 def know_limits(
