@@ -23,7 +23,7 @@ from wbcd.simulation.cells import POPULATIONS, parameters_of
 from wbcd.training import dataset as sets
 from wbcd.training import make_dataset
 from wbcd.training.augmentation import PAPER, Augmentation
-from wbcd.training.baselines import NAMES
+from wbcd.training.baselines import NAMES, _model
 from wbcd.training.fit import Training
 from wbcd.training.oracle import parameters
 from wbcd.training.paper import FIGURES, QUICK, Size, run_experiments
@@ -55,9 +55,18 @@ def test_every_figure_says_that_the_cells_are_simulated(made: tuple[Path, dict[s
     page = (out / "paper.md").read_text()
     assert "128 simulated cells" in page
     assert "no evidence for the paper" in page.replace("\n", " ")
+    assert "**A quick look**" in page
     for name in FIGURES:
         with Image.open(out / f"{name}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_the_support_vectors_are_six_binary_machines() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    fitted = _model("svm", labels, 0).fit(rng.standard_normal((200, 6)) + labels[:, None], labels)
+    machines = fitted.best_estimator_.steps[-1][1].estimators_
+    assert [machine.classes_.tolist() for machine in machines] == [[0, 1]] * 6
 
 
 def test_each_answer_is_given_for_known_and_for_unseen_donors(made: tuple[Path, dict[str, Any]], store: Path) -> None:

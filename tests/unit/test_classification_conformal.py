@@ -75,6 +75,28 @@ def test_sets_are_those_of_mapie(method: Method, coverage: float) -> None:
     np.testing.assert_array_equal(conformal.sets(q), wanted)
 
 
+@pytest.mark.parametrize("coverage", [0.8, 0.95])
+def test_by_class_each_class_has_the_set_that_mapie_gives_it_from_its_own_cells(coverage: float) -> None:
+    """Mondrian: the threshold of a class is that of a calibration with no cell but its own."""
+    from mapie.classification import SplitConformalClassifier
+    from sklearn.base import BaseEstimator, ClassifierMixin
+
+    class Estimator(Given, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+        pass
+
+    (p, labels), (q, _) = drawn(800, 1), drawn(400, 2)
+    wanted = np.zeros(q.shape, dtype=bool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind in range(CLASSES):
+            own = labels == kind
+            theirs = SplitConformalClassifier(Estimator(), confidence_level=coverage, conformity_score="lac", prefit=True)
+            theirs.conformalize(p[own], labels[own])
+            wanted[:, kind] = theirs.predict_set(q)[1][:, kind, 0]
+    wanted[np.arange(len(q)), q.argmax(1)] = True
+    np.testing.assert_array_equal(fit_conformal(p, labels, coverage=coverage, by_class=True).sets(q), wanted)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("by_class", [True, False])
 def test_the_stated_coverage_holds_on_new_cells(method: Method, by_class: bool) -> None:

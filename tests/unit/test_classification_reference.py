@@ -45,7 +45,7 @@ def test_they_are_small_and_say_simulated(reference: Bundle, two: Bundle) -> Non
 
 
 def test_their_cards_say_how_they_were_made_and_how_they_did_on_unseen_donors(reference: Bundle, two: Bundle) -> None:
-    for shipped, least in ((reference, 0.90), (two, 0.98)):
+    for shipped, least in ((reference, 0.94), (two, 0.995)):
         training, donors = shipped.model.training, shipped.model.measured["test_donor"]
         assert training["data"]["phantoms"] == phantoms_digest()
         assert len(training["data_hash"]) == 40
@@ -53,7 +53,7 @@ def test_their_cards_say_how_they_were_made_and_how_they_did_on_unseen_donors(re
         assert training["training_seconds"] > 0
         assert donors["n"] >= 2000
         assert donors["accuracy"] >= least
-        assert donors["expected_calibration_error"] <= 0.03
+        assert donors["expected_calibration_error"] <= 0.02
         assert shipped.model.measured["test"]["accuracy"] >= least
 
 
@@ -64,7 +64,7 @@ def test_the_four_class_model_bears_cells_through_holograms(reference: Bundle) -
         assert "(fast)" in fast["part"]
         assert "(exact)" in exact["part"]
         assert exact["n"] >= 300
-        assert min(fast["accuracy"], exact["accuracy"]) >= 0.90
+        assert min(fast["accuracy"], exact["accuracy"]) >= 0.94
         assert max(fast["unclassified"], exact["unclassified"]) <= 0.05
 
 

@@ -21,6 +21,8 @@ def test_nothing_that_unpickles_or_runs_a_model_file(source: Path) -> None:
             assert not {alias.name.split(".")[0] for alias in node.names} & FORBIDDEN
         elif isinstance(node, ast.ImportFrom):
             assert (node.module or "").split(".")[0] not in FORBIDDEN
+            assert not {(node.module, alias.name) for alias in node.names} & CALLS
+            assert ".".join((node.module or "").split(".")[:2]) not in {".".join(call) for call in CALLS}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert (node.value.id, node.attr) not in CALLS
         elif isinstance(node, ast.keyword):

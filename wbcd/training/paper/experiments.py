@@ -477,6 +477,8 @@ def page(facts: Mapping[str, Any]) -> str:
             " for the paper.",
             "",
         ]
+    if all(facts.get("size", {}).get(key) == getattr(QUICK, key) for key in ("epochs", "width")):
+        lines += ["**A quick look**: small networks, hardly trained. The figures of networks below mean nothing.", ""]
     lines += [f"> {text}\n" for text in facts["warnings"]]
     writers = {"fig2": _page_2, "fig3": _page_3, "fig4": _page_4, "figS2": _page_s2, ORACLE: _page_oracle}
     for name, writer in writers.items():
