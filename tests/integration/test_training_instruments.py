@@ -50,8 +50,9 @@ def test_ends_of_the_ranges_are_met_with_the_same_cells(model: Path) -> None:
         USUAL_NAME,
         "objective_na 1.2",
         "objective_na 1.2",
-        "noise_ri 0.002",
+        noisy["name"],
     ]
+    assert noisy["name"].endswith("of the light")
     assert usual["right"] >= 6
     for row in (low, high):
         assert {key: value for key, value in row.items() if key != "name"} == {k: v for k, v in usual.items() if k != "name"}
@@ -76,10 +77,17 @@ def test_models_that_cannot_be_asked_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadValue, match="cells are simulated of"):
         meet_instruments(toy_bundle(tmp_path / "toy").path)
     shipped = load_bundle("reference")
+    aperture = save_bundle(
+        tmp_path / "aperture", shipped.network, replace(shipped.model, instrument=InstrumentRange(objective_na=(1.15, 1.25)))
+    )
+    with pytest.raises(BadValue, match="no range of noise_ri; it has objective_na"):
+        meet_instruments(aperture.path, ranges=["noise_ri"])
     bare = save_bundle(tmp_path / "bare", shipped.network, replace(shipped.model, instrument=None))
     with pytest.raises(BadValue, match="accepts no range"):
         meet_instruments(bare.path)
     with pytest.raises(BadValue, match="no range 'colour'"):
         meet_instruments("reference", ranges=["colour"])
+    with pytest.raises(BadValue, match="path is 'exakt'"):
+        meet_instruments("reference", path="exakt")  # type: ignore[arg-type]
     with pytest.raises(BadValue, match="at least 1"):
         meet_instruments("reference", cells=0)

@@ -69,7 +69,7 @@ class InstrumentRange:
     """The instruments (low, high) whose cells a model accepts: those of its training, and as much more as instruments of
     one type differ; None where that is not known.
 
-    ``pitch_um``: lateral pitch of the tomogram; ``noise_ri``: standard deviation of the medium around a cell. No score of a
+    ``pitch_um``: lateral pitch of the tomogram; ``noise_ri``: rms of the medium around a cell. No score of a
     network detects another aperture, so it is asked of the metadata.
     """
 
@@ -229,8 +229,8 @@ def check_names(name: str, classes: Sequence[str]) -> None:
         raise BadValue(f"name is {name!r}; it must be {NAME_RULE}.", action="Choose another name for the model.")
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise BadValue(
-            f"the set has {len(classes)} classes ({', '.join(classes)}); a model tells 2 to {MAX_CLASSES} apart.",
-            action="Label samples of further classes, and make or join the set anew.",
+            f"the set has {len(classes)} classes ({', '.join(classes[:5])}); a model tells 2 to {MAX_CLASSES} apart.",
+            action="Make or join the set anew with further classes, or with fewer (--classes).",
         )
     if wrong := [c for c in classes if not NAME.fullmatch(c)]:
         raise BadValue(
@@ -678,7 +678,7 @@ def _gauge(file: Path, model: ModelCard) -> Gauge | None:
 def gauge_from(file: Path, rule: UnknownRule, model: ModelCard, data: bytes) -> Gauge:
     """The gauge in ``data``, checked against what the card says of it; ``file`` is named in refusals. Raises BundleInvalid."""
     if weights_digest(data) != rule.digest:
-        _refuse(file, "BLAKE2b digest", weights_digest(data), f"{rule.digest} as in {METADATA}")
+        _refuse(file, "BLAKE2b digest", weights_digest(data), f"{rule.digest} as its card says")
     try:
         parts = safetensors_load(data)
     except FOREIGN as error:

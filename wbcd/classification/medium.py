@@ -29,7 +29,8 @@ BIN_RI, REFINE_RI = 2e-4, 1e-3
 QUARTILE, REFINEMENTS = 0.6745, 4
 """Median of |x| of a unit normal; how often the window is centred anew on its own median."""
 KEPT, KEPT_RMS = 0.99, 0.9616
-"""Share of the background that tells its noise (a neighbour's rim is not noise), and the rms of that share of a unit normal:
+"""Share of the background that tells its noise (a few voxels of dust are not noise; neighbours are cleared before), and the
+rms of that share of a unit normal:
 (1 - 2 z phi(z) / 0.99)^(1/2), z = 2.576."""
 EXACT_RI = 1e-6
 """A voxel this near to the stated medium was never measured (padding, a removed neighbour) or was clamped to it."""

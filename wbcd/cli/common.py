@@ -101,7 +101,7 @@ Example:
     "model strangers": """\b
 Examples:
   wbcd model strangers training/calibrated cells.zarr --cells 20
-  wbcd model strangers training/calibrated cells.zarr --cells 20 --path exact""",
+  wbcd model strangers training/calibrated exact.zarr --cells 20 --path exact""",
     "model instruments": """\b
 Examples:
   wbcd model instruments training/calibrated

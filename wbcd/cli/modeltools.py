@@ -166,7 +166,7 @@ _path = click.option(
     type=click.Choice(["fast", "exact"]),
     default="fast",
     show_default=True,
-    help="Fast optics, or holograms and the whole reconstruction, as the daemon sees cells.",
+    help="Fast optics, or holograms and the whole reconstruction, as the daemon sees cells; a set's cells came that way too.",
 )
 
 
@@ -179,7 +179,7 @@ _path = click.option(
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
 def strangers(bundle: str, training_set: Path, cells: int, seed: int, path: Any, device: str, as_json: bool) -> None:
-    """Show BUNDLE simulated objects of no class beside the held-out cells of TRAINING_SET: does it know that it does not?"""
+    """Show BUNDLE simulated objects of no class beside unseen cells of TRAINING_SET: does it know that it does not?"""
     from wbcd.cli.common import quiet_console
     from wbcd.training.strangers import meet_strangers
 
@@ -279,4 +279,4 @@ def import_(file: Path, out: Path, digest: str) -> None:
     made = import_model(file, digest, out)
     click.echo(f"{made.model_id} in {made.path}")
     if made.gauge is None:
-        click.echo("warning: it has no distance to tell unknown cells by: every cell gets a label.", err=True)
+        click.echo("warning: it has no distance to tell unknown cells by; `wbcd model calibrate` gives it one.", err=True)

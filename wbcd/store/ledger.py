@@ -288,10 +288,16 @@ class Ledger:
         return self._read(lambda connection: [SampleLabel(*row) for row in connection.execute(query)])
 
     def classes_named(self) -> set[str]:
-        """Every class that a sample's label, a review or a prediction has named so far."""
-        tables = (schema.sample_label, schema.review, schema.prediction)
-        query = union(*(select(t.c.label) for t in tables))
-        return self._read(lambda connection: set(connection.scalars(query)))
+        """Every class that a sample's label or a review has named so far, and those of the models that were at work."""
+        query = union(*(select(t.c.label) for t in (schema.sample_label, schema.review)))
+        cards = select(schema.model.c.card)
+
+        def ask(connection: Connection) -> set[str]:
+            sections = (card.get("wbcd") for card in connection.scalars(cards))
+            of_models = {str(c) for section in sections if isinstance(section, dict) for c in section.get("classes") or ()}
+            return set(connection.scalars(query)) | of_models
+
+        return self._read(ask)
 
     def cell_labels(self, sample: str | None = None) -> dict[int, CellLabel]:
         """The label that holds of each accepted cell that has one, by cell id, of one sample or of all (one dictionary)."""

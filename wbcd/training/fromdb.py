@@ -140,8 +140,8 @@ def plan(
     kinds = classes or _in_order({given.label for _, given in taken})
     if wrong := [kind for kind in kinds if not NAME.fullmatch(kind)]:
         raise BadValue(
-            f"cells are labelled {wrong[0]!r}; a class's name must be {NAME_RULE}.",
-            action="Label the sample or review the cells anew under another name, or choose the classes with --classes.",
+            f"a class is called {wrong[0]!r}; its name must be {NAME_RULE}.",
+            action="Label the sample or review the cells anew under another name, or choose others with --classes.",
         )
     if donors is not None:
         _check_donors(donors, {cell.sample for cell, _ in taken}, left_out)

@@ -13,6 +13,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,12 +22,13 @@ import numpy as np
 from wbcd.classification import UNCLASSIFIED, Bundle, Classifier, load_bundle
 from wbcd.classification.bundle import INSTRUMENT_LIMITS
 from wbcd.classification.medium import medium_ri, noise_ri
-from wbcd.errors import BadValue
+from wbcd.errors import BadValue, StageFailed
 from wbcd.records import Cell
 from wbcd.simulation.cells import CLASSES
 from wbcd.training.dataset import LINEAGE
 from wbcd.training.make import prepare_worker
 from wbcd.training.simulated import USUAL, OpticsPath, Seen, Setup, draw_of, simulate_cell
+from wbcd.training.strangers import PATHS
 
 FIRST_DONOR, DONORS = 3_000, 20
 """People of no training set: these are numbered from 0, those for limits from 1,000."""
@@ -70,8 +72,9 @@ def meet_instruments(
 ) -> list[Row]:
     """The usual instrument's row first, then one for each end of each of the card's ranges; classes in equal numbers.
 
-    An end that is no instrument (a pitch or a noise of 0) is left out, and a noise below the usual one's. Raises BadValue for a
-    model of other classes than the simulated ones, or whose card accepts no range.
+    An end that is no instrument (a pitch of 0) is left out. That of the noise is asked for by so much less light as would give
+    it by shot noise alone; what came of it the row says. Raises BadValue for a model of other classes than the simulated ones,
+    a range that its card does not have, and a noise that the usual instrument has already; StageFailed when a worker dies.
     """
     loaded = load_bundle(bundle)
     truth = _truth(loaded)
@@ -81,6 +84,14 @@ def meet_instruments(
         )
     if unknown := [name for name in ranges if name not in RANGES]:
         raise BadValue(f"there is no range {unknown[0]!r}; there are {', '.join(RANGES)}.")
+    accepted = [name for name in RANGES if getattr(loaded.model.instrument, name) is not None]
+    if (absent := [name for name in ranges if name not in accepted]) and set(ranges) != set(RANGES):
+        raise BadValue(
+            f"{loaded.path}: its card has no range of {absent[0]}; it has {', '.join(accepted)}.",
+            action="Give the range to `wbcd model calibrate`.",
+        )
+    if path not in PATHS:
+        raise BadValue(f"path is {path!r}; it must be one of {', '.join(PATHS)}.")
     if cells < 1 or workers < 1:
         raise BadValue(f"cells and workers are {cells} and {workers}; each at least 1.")
     classifier = Classifier(loaded, device)
@@ -111,9 +122,15 @@ def _ends(bundle: Bundle, ranges: Sequence[str], usual_noise: float) -> Iterator
         for end in getattr(bundle.model.instrument, name) or () if name in ranges else ():
             if name != "noise_ri" and end > 0:
                 yield f"{name} {end:g}", replace(USUAL, **{name: end})
-            elif name == "noise_ri" and end > usual_noise > 0:
+            elif name == "noise_ri" and end > 0:
+                if not end > usual_noise > 0:
+                    raise BadValue(
+                        f"{bundle.path}: its card accepts noise up to {end:g}; the usual one is {usual_noise:.2g} already.",
+                        action="Widen the range with `wbcd model calibrate --noise-ri`.",
+                    )
                 # Shot noise goes with the root of the light.
-                yield f"{name} {end:g}", replace(USUAL, light=(usual_noise / end) ** 2)
+                light = (usual_noise / end) ** 2
+                yield f"1/{1 / light:.0f} of the light", replace(USUAL, light=light)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +184,11 @@ def _cells(count: int, seed: int, path: OpticsPath, setup: Setup, workers: int) 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
-        yield from pool.map(make, range(count))
+        try:
+            for start in range(0, count, BATCH):
+                yield from pool.map(make, range(start, min(start + BATCH, count)))
+        except BrokenProcessPool as error:
+            raise StageFailed("a worker process died.", action="Run the command again, with fewer --workers.") from error
 
 
 def _cell(index: int, *, seed: int, path: OpticsPath, setup: Setup) -> Cell | None:

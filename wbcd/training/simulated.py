@@ -33,6 +33,9 @@ FOCUS_SD_UM, PLACE_UM = 0.3, 0.2
 SESSIONS_KEPT = 48
 """Microscopes of a process, 16 MB each: their sample-free references are not made again for every cell."""
 
+RING = 0.92
+"""Greatest illumination NA over the objective's, as in :class:`wbcd.simulation.microscope.Microscope`."""
+
 OpticsPath: TypeAlias = Literal["fast", "exact", "ideal"]
 
 
@@ -126,7 +129,9 @@ def _fast_optics(session: int, setup: Setup) -> FastOptics:
     optics = half_resolution(session=session)
     if setup == USUAL:
         return optics
-    optics = replace(optics, optics=setup.optics, electrons=optics.electrons * setup.light)
+    # As in the microscope: the light comes through an aperture a little smaller than the objective's.
+    na = min(optics.illumination_na, RING * setup.objective_na)
+    optics = replace(optics, optics=setup.optics, illumination_na=na, electrons=optics.electrons * setup.light)
     if setup.pitch_um is None:
         return optics
     dz, usual, _ = optics.voxel_um
