@@ -43,7 +43,8 @@ def test_it_learns_the_two_sizes(report: TrainingReport, store: Path) -> None:
     assert report.evaluations["test"].accuracy >= 0.8
     assert report.evaluations["test_donor"].accuracy >= 0.8
     assert report.history[-1].train_loss < report.history[0].train_loss
-    small, large = Classifier(load_bundle(report.bundle), "cpu").predict([toy_cell(2.0), toy_cell(4.0)])
+    # The means of the two: what lies beyond all that it has seen depends on the last bit of the training.
+    small, large = Classifier(load_bundle(report.bundle), "cpu").predict([toy_cell(2.2), toy_cell(3.4)])
     assert (small.label, large.label) == CLASSES
     again = evaluate(report.bundle, store, "test", device="cpu")
     assert again == report.evaluations["test"]

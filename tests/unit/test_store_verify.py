@@ -94,7 +94,7 @@ def test_both_databases_hash_alike(tmp_path: Path, postgres_url: str) -> None:
             ledger.commit(make_measured("a"), *KEY)
             at = ledger._now().replace(microsecond=120)
             ledger._now = lambda at=at: at.replace(year=2026, month=1, day=2, hour=3, minute=4, second=5)  # type: ignore[method-assign, misc]
-            ledger.review(1, 'Ü "q" \\ /', "b\x7f", "\x01\t\n\U0001f52c\u2028")
+            ledger.review(1, 'Ü "q" \\ / \x7f', "b", "\x01\t\n\U0001f52c\u2028")
             ledger.review(1, "S", "c")
             ledger.label_sample("S1", "d", purity=1 / 3, by="R")
             hashes.append([link.row_hash for table in ("review", "sample_label") for link in _links(ledger, table)])
