@@ -94,6 +94,7 @@ def test_rows_that_cannot_be_shown_are_passed_over() -> None:
         row("T", b"x", mean_ri=math.nan),
         row("", b"x"),
         {"label": "T"},
+        {**row("T", b"x"), "counted_as": "unclassified"},
         {**row("T", b"x"), "volume_fl": None},
     ]
     assert typical_rows(rows) == []

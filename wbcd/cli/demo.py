@@ -271,5 +271,5 @@ def _picture(places: Places) -> Path:
 
 
 def _row(cell: Any) -> dict[str, Any]:
-    names = ("sample", "number", "label", "probability", "thumbnail_png")
+    names = ("sample", "number", "label", "counted_as", "probability", "thumbnail_png")
     return {**{name: getattr(cell, name) for name in names}, **dataclasses.asdict(cell.morphology)}

@@ -174,8 +174,8 @@ def representative_cells(rows: Iterable[Mapping[str, Any]], path: Path, *, simul
     """Write a PNG that shows, for each class, the cell nearest to the class's medians, with the six values beside them.
 
     ``rows``: one mapping a cell with the columns of the database: ``label``, ``probability``, ``thumbnail_png`` and the six
-    parameters; ``sample``, ``number`` where known. Rows without a label or a thumbnail, or with a value that is not
-    finite, are passed over. ``simulated``: say so in the picture.
+    parameters; ``sample``, ``number``, ``counted_as`` where known. Rows without a label or a thumbnail, counted as
+    something else, or with a value that is not finite, are passed over. ``simulated``: say so in the picture.
 
     Raises StoreError (NoSpace on a full disk) when ``path`` cannot be written.
     """
@@ -191,8 +191,10 @@ def typical_rows(rows: Iterable[Mapping[str, Any]]) -> list[_Typical]:
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row.get("label") and row.get("thumbnail_png") and all(_finite(row.get(name)) for name, *_ in VALUES):
-            groups.setdefault(str(row["label"]), []).append(row)
+        label = row.get("label")
+        counted = row.get("counted_as", label) == label
+        if label and counted and row.get("thumbnail_png") and all(_finite(row.get(name)) for name, *_ in VALUES):
+            groups.setdefault(str(label), []).append(row)
     return [_typical(label, groups[label]) for label in sorted(groups)]
 
 
