@@ -210,14 +210,9 @@ def _parsed(file: Path, data: bytes) -> Any:
 
 
 def _card_of(file: Path, model: Any) -> tuple[ModelCard, dict[str, Any]]:
-    texts = [entry.value for entry in model.metadata_props if entry.key == SECTION]
-    if len(texts) != 1 or len(texts[0]) > MAX_METADATA_BYTES:
-        raise BundleInvalid(
-            f"{file}: has {len(texts)} metadata entries {SECTION!r}; one of at most {MAX_METADATA_BYTES} bytes is needed.",
-            action="Only files written by `wbcd model export` come back as a bundle.",
-        )
+    text = _metadata(file, model, SECTION, MAX_METADATA_BYTES)
     try:
-        section = json.loads(texts[0])
+        section = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BundleInvalid(f"{file}: metadata {SECTION!r} is not JSON: {error}.") from error
     counters = section.pop(COUNTERS, {}) if isinstance(section, dict) else {}
@@ -226,18 +221,23 @@ def _card_of(file: Path, model: Any) -> tuple[ModelCard, dict[str, Any]]:
     return model_card_of(file, section), counters
 
 
+def _metadata(file: Path, model: Any, key: str, most: int) -> str:
+    texts: list[str] = [entry.value for entry in model.metadata_props if entry.key == key]
+    if len(texts) != 1 or len(texts[0]) > most:
+        raise BundleInvalid(
+            f"{file}: has {len(texts)} metadata entries {key!r}; one of at most {most} bytes is needed.",
+            action="Only files written by `wbcd model export` come back as a bundle.",
+        )
+    return texts[0]
+
+
 def _gauge_of(file: Path, model: Any, card: ModelCard) -> Gauge | None:
     """How it tells unknown cells, where its card speaks of that: files of before 2026-11-28 do not."""
     if card.unknown is None:
         return None
-    texts = [entry.value for entry in model.metadata_props if entry.key == UNKNOWN]
-    if len(texts) != 1 or len(texts[0]) > MAX_GAUGE_TEXT:
-        raise BundleInvalid(
-            f"{file}: has {len(texts)} metadata entries {UNKNOWN!r}; one of at most {MAX_GAUGE_TEXT} bytes is needed.",
-            action="Export the model again.",
-        )
+    text = _metadata(file, model, UNKNOWN, MAX_GAUGE_TEXT)
     try:
-        data = base64.b64decode(texts[0], validate=True)
+        data = base64.b64decode(text, validate=True)
     except ValueError as error:
         raise BundleInvalid(
             f"{file}: metadata {UNKNOWN!r} is not base64: {error}.", action="Export the model again."

@@ -35,7 +35,7 @@ from wbcd.simulation.files import (
     write_tcf,
     write_tiff_pair,
 )
-from wbcd.simulation.optics import CAMERA, INSTRUMENT, illumination, record, scatter
+from wbcd.simulation.optics import CAMERA, ILLUMINATION_NA, INSTRUMENT, RING, illumination, record, scatter
 
 RENDER_UM: Triple = (0.1, 0.1, 0.1)
 INSTRUMENT_ID = "wbcd-simulator"
@@ -104,7 +104,7 @@ class Microscope:
         self.camera = camera or Camera()
         rng = np.random.default_rng([seed, _SESSION])
         self.carrier_cycles_um = _carrier(optics, rng)
-        na = min(1.05, 0.92 * optics.objective_na)
+        na = min(ILLUMINATION_NA, RING * optics.objective_na)
         self.k_in_rad_um = illumination(optics, na=na, frames=frames, start_rad=float(rng.uniform(0, 2 * math.pi)))
         self._arm = _sample_arm(self.camera.shape, optics.pixel_size_um, rng)
         self._beam = _beam(self.camera.shape, rng)

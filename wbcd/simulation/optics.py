@@ -31,6 +31,8 @@ from wbcd.records import Optics, Triple
 
 INSTRUMENT = Optics(wavelength_um=0.532, objective_na=1.2, medium_ri=1.337, pixel_size_um=0.0625)
 ILLUMINATION_NA = 1.05
+RING = 0.92
+"""Greatest illumination NA over the objective's: the ring of light has to come through it."""
 FRAMES = 49
 CAMERA: tuple[int, int] = (512, 512)
 # Propagating waves need a pitch below lambda / (2 n_m) = 0.199 um; a third finer keeps the products of field and screen.

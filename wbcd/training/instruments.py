@@ -27,8 +27,7 @@ from wbcd.records import Cell
 from wbcd.simulation.cells import CLASSES
 from wbcd.training.dataset import LINEAGE
 from wbcd.training.make import prepare_worker
-from wbcd.training.simulated import USUAL, OpticsPath, Seen, Setup, draw_of, simulate_cell
-from wbcd.training.strangers import PATHS
+from wbcd.training.simulated import PATHS, USUAL, OpticsPath, Seen, Setup, draw_of, simulate_cell
 
 FIRST_DONOR, DONORS = 3_000, 20
 """People of no training set: these are numbered from 0, those for limits from 1,000."""

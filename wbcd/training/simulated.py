@@ -21,7 +21,7 @@ from wbcd.records import Cell, Optics, Tomogram, Triple
 from wbcd.simulation.cells import RI_INCREMENT_ML_G, Phantom, canonical_shape, render, sample_phantom
 from wbcd.simulation.fast import FastOptics, half_resolution
 from wbcd.simulation.microscope import RENDER_UM, Camera, Microscope, Specimen
-from wbcd.simulation.optics import INSTRUMENT
+from wbcd.simulation.optics import INSTRUMENT, RING
 
 DONOR_VOLUME, DONOR_DENSITY, DONOR_GRANULARITY = 0.05, 0.01, 0.12
 """Standard deviations, relative, of a donor's means about the population's: volume, density, strength of the texture."""
@@ -33,9 +33,8 @@ FOCUS_SD_UM, PLACE_UM = 0.3, 0.2
 SESSIONS_KEPT = 48
 """Microscopes of a process, 16 MB each: their sample-free references are not made again for every cell."""
 
-RING = 0.92
-"""Greatest illumination NA over the objective's, as in :class:`wbcd.simulation.microscope.Microscope`."""
-
+PATHS = ("fast", "exact")
+"""Those on which there is an instrument."""
 OpticsPath: TypeAlias = Literal["fast", "exact", "ideal"]
 
 
@@ -77,14 +76,14 @@ def simulate_cell(
     rng = np.random.default_rng(draw)
     phantom = of_donor(sample_phantom(kind, rng), donor)
     if path == "exact":
-        return _whole_cell(through_holograms(_specimen(phantom, rng), donor, rng, setup))
+        return largest_cell(through_holograms(_specimen(phantom, rng), donor, rng, setup))
     optics = _fast_optics(donor, setup)
     y, x = (float(v) for v in rng.uniform(-PLACE_UM, PLACE_UM, 2))
     place = (float(rng.normal(0, FOCUS_SD_UM)), y, x)
     if path == "ideal":
-        return _whole_cell(optics.ideal(phantom, offset_um=place))
+        return largest_cell(optics.ideal(phantom, offset_um=place))
     tomogram, psi = optics.phantom_and_phase(phantom, rng, offset_um=place)
-    cell = _whole_cell(tomogram)
+    cell = largest_cell(tomogram)
     if cell is None:
         return None
     return Seen(cell, psi, (optics.voxel_um[1], optics.voxel_um[2]))
@@ -119,9 +118,10 @@ def of_donor(phantom: Phantom, donor: int) -> Phantom:
     )
 
 
-def _whole_cell(tomogram: Tomogram | None) -> Cell | None:
+def largest_cell(tomogram: Tomogram | None, *, cut: bool = False) -> Cell | None:
+    """The largest object found in a tomogram, None where there is none; ``cut``: also what reaches the border."""
     found = [] if tomogram is None else find_cells(tomogram, Recipe())
-    whole = [cell for cell in found if not cell.touches_border]
+    whole = [cell for cell in found if cut or not cell.touches_border]
     return max(whole, key=lambda cell: int(cell.mask.sum()), default=None)
 
 

@@ -20,8 +20,6 @@ from wbcd.classification import UNCLASSIFIED, Bundle, Classifier, load_bundle
 from wbcd.classification.backends import tempered
 from wbcd.classification.unknown import Gauge
 from wbcd.errors import BadValue
-from wbcd.morphology import find_cells
-from wbcd.recipe import Recipe
 from wbcd.records import Cell, Tomogram
 from wbcd.simulation.fast import half_resolution
 from wbcd.simulation.optics import INSTRUMENT
@@ -29,13 +27,12 @@ from wbcd.simulation.unknown import KINDS, specimen_of, tomogram_of
 from wbcd.training import curves, seen
 from wbcd.training import dataset as sets
 from wbcd.training.evaluation import scheme_of
-from wbcd.training.simulated import OpticsPath, place_of, through_holograms
+from wbcd.training.simulated import PATHS, OpticsPath, largest_cell, place_of, through_holograms
 
 SESSIONS = 1_000_000
 """Strangers are seen in sessions of the microscope from this number on: no set's donors are numbered so high."""
 EXACT_SESSIONS = 20
 """A session through holograms has a reference of its own, which takes as long as a cell."""
-PATHS = ("fast", "exact")
 ATTEMPTS = 8
 PAIR = (128, 128)
 """Voxels across of a field in which two cells lie side by side; the data sets' own cuts most pairs."""
@@ -148,7 +145,8 @@ def _stranger(kind: str, draw: np.random.SeedSequence, index: int, path: OpticsP
     """The largest object that is found in the tomogram of one of ``kind``."""
     rng = np.random.default_rng(draw)
     for _ in range(ATTEMPTS):
-        found = _largest(_tomogram(kind, rng, SESSIONS + index, path), cut=kind == "doublet")
+        # Most pairs reach the border of the window that a cell is cut out by.
+        found = largest_cell(_tomogram(kind, rng, SESSIONS + index, path), cut=kind == "doublet")
         if found is not None:
             return found
     raise BadValue(f"{ATTEMPTS} simulated objects of kind {kind} and none was found in its tomogram.", action="Report this.")
@@ -162,10 +160,3 @@ def _tomogram(kind: str, rng: np.random.Generator, session: int, path: OpticsPat
     if kind == "doublet":
         optics = replace(optics, shape=(optics.shape[0], *PAIR))
     return tomogram_of(kind, rng, optics)
-
-
-def _largest(tomogram: Tomogram | None, *, cut: bool) -> Cell | None:
-    """``cut``: also what reaches the border of the window that a cell is cut out by, as most pairs do."""
-    found = [] if tomogram is None else find_cells(tomogram, Recipe())
-    whole = [cell for cell in found if cut or not cell.touches_border]
-    return max(whole, key=lambda cell: int(cell.mask.sum()), default=None)
