@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,20 +48,27 @@ class Given:
         return True
 
 
+def estimator() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sklearn.base import BaseEstimator, ClassifierMixin
+
+    class Estimator(Given, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+        pass
+
+    return Estimator()
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
 def test_sets_are_those_of_mapie(method: Method, coverage: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from mapie.classification import SplitConformalClassifier
-        from sklearn.base import BaseEstimator, ClassifierMixin
-
-        class Estimator(Given, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-            pass
 
         (p, labels), (q, _) = drawn(500, 1), drawn(400, 2)
         theirs = SplitConformalClassifier(
-            Estimator(), confidence_level=coverage, conformity_score=method, prefit=True, random_state=0
+            estimator(), confidence_level=coverage, conformity_score=method, prefit=True, random_state=0
         )
         theirs.conformalize(p, labels)
         _, sets = theirs.predict_set(q, conformity_score_params={"include_last_label": False} if method == "aps" else {})
@@ -79,10 +87,6 @@ def test_sets_are_those_of_mapie(method: Method, coverage: float) -> None:
 def test_by_class_each_class_has_the_set_that_mapie_gives_it_from_its_own_cells(coverage: float) -> None:
     """Mondrian: the threshold of a class is that of a calibration with no cell but its own."""
     from mapie.classification import SplitConformalClassifier
-    from sklearn.base import BaseEstimator, ClassifierMixin
-
-    class Estimator(Given, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-        pass
 
     (p, labels), (q, _) = drawn(800, 1), drawn(400, 2)
     wanted = np.zeros(q.shape, dtype=bool)
@@ -90,7 +94,7 @@ def test_by_class_each_class_has_the_set_that_mapie_gives_it_from_its_own_cells(
         warnings.simplefilter("ignore")
         for kind in range(CLASSES):
             own = labels == kind
-            theirs = SplitConformalClassifier(Estimator(), confidence_level=coverage, conformity_score="lac", prefit=True)
+            theirs = SplitConformalClassifier(estimator(), confidence_level=coverage, conformity_score="lac", prefit=True)
             theirs.conformalize(p[own], labels[own])
             wanted[:, kind] = theirs.predict_set(q)[1][:, kind, 0]
     wanted[np.arange(len(q)), q.argmax(1)] = True

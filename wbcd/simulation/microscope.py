@@ -78,6 +78,12 @@ class Specimen:
     path_um: NDArray[np.float64] | None = None
 
 
+def rendered(phantom: Phantom, centre_um: Triple, margin_um: float = 0.5) -> Specimen:
+    """The phantom's middle at ``centre_um`` (z, y, x), at :data:`RENDER_UM`, with ``margin_um`` of medium around it."""
+    shape = canonical_shape(phantom, RENDER_UM, margin_um)
+    return Specimen(render(phantom, RENDER_UM, shape), RENDER_UM, centre_um)
+
+
 @dataclass(frozen=True, slots=True)
 class Exposure:
     """How one stack departs from the session's alignment.
@@ -502,8 +508,7 @@ class _Object:
 
     @cached_property
     def specimen(self) -> Specimen:
-        shape = canonical_shape(self._phantom, RENDER_UM, 0.3)
-        return Specimen(render(self._phantom, RENDER_UM, shape), RENDER_UM, self._place)
+        return rendered(self._phantom, self._place, margin_um=0.3)
 
     def truth(self) -> list[dict[str, Any]]:
         """The six values of each single body, with its centre (z, y, x)."""

@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 
 from wbcd.errors import BadValue
 from wbcd.records import Shape3, Tomogram, Triple
-from wbcd.simulation import cells
 from wbcd.simulation.cells import RI_INCREMENT_ML_G, sample_phantom
 from wbcd.simulation.fast import RYTOV_DILUTION, RYTOV_WIDENING, FastOptics
-from wbcd.simulation.microscope import RENDER_UM, Specimen
+from wbcd.simulation.microscope import RENDER_UM, Specimen, rendered
 
 KINDS = ("neutrophil", "eosinophil", "erythroblast", "red_cell", "debris", "bead", "doublet")
 
@@ -107,8 +106,7 @@ def tomogram_of(kind: str, rng: np.random.Generator, fast: FastOptics) -> Tomogr
 def specimen_of(kind: str, rng: np.random.Generator, medium_ri: float, centre_um: Triple) -> Specimen:
     """One object of ``kind`` (of :data:`KINDS`) for the simulated microscope, its middle at ``centre_um`` (z, y, x)."""
     if kind == "doublet":
-        phantom = sample_phantom("doublet", rng, medium_ri=medium_ri)
-        return Specimen(cells.render(phantom, RENDER_UM, cells.canonical_shape(phantom, RENDER_UM)), RENDER_UM, centre_um)
+        return rendered(sample_phantom("doublet", rng, medium_ri=medium_ri), centre_um)
     stranger = draw(kind, rng)
     nz, ny, nx = (2 * math.ceil(OUTLINE_REACH * stranger.radius_um / d) for d in RENDER_UM)
     ri = np.float32(medium_ri) + render(stranger, RENDER_UM, (nz, ny, nx))

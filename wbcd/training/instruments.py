@@ -10,10 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,11 +19,11 @@ import numpy as np
 from wbcd.classification import UNCLASSIFIED, Bundle, Classifier, load_bundle
 from wbcd.classification.bundle import INSTRUMENT_LIMITS
 from wbcd.classification.medium import medium_ri, noise_ri
-from wbcd.errors import BadValue, StageFailed
+from wbcd.errors import BadValue
 from wbcd.records import Cell
 from wbcd.simulation.cells import CLASSES
 from wbcd.training.dataset import LINEAGE
-from wbcd.training.make import prepare_worker
+from wbcd.training.make import worker_pool
 from wbcd.training.simulated import PATHS, USUAL, OpticsPath, Seen, Setup, draw_of, simulate_cell
 
 FIRST_DONOR, DONORS = 3_000, 20
@@ -180,14 +177,9 @@ def _cells(count: int, seed: int, path: OpticsPath, setup: Setup, workers: int) 
     if workers == 1:
         yield from map(make, range(count))
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
-        try:
-            for start in range(0, count, BATCH):
-                yield from pool.map(make, range(start, min(start + BATCH, count)))
-        except BrokenProcessPool as error:
-            raise StageFailed("a worker process died.", action="Run the command again, with fewer --workers.") from error
+    with worker_pool(workers, __name__, "Run the command again, with fewer --workers.") as pool:
+        for start in range(0, count, BATCH):
+            yield from pool.map(make, range(start, min(start + BATCH, count)))
 
 
 def _cell(index: int, *, seed: int, path: OpticsPath, setup: Setup) -> Cell | None:

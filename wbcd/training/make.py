@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -149,14 +150,8 @@ def _parts_made(job: _Job, parts: list[int], workers: int) -> Iterator[int]:
     if workers == 1 or len(parts) <= 1:
         yield from (make_part(job, part) for part in parts)
         return
-    # Not forked from here: a fork of a process with torch's threads may hang. The server has imported torch but run none of it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
-        try:
-            yield from _as_made(pool, job, iter(parts), workers)
-        except BrokenProcessPool as error:
-            raise StageFailed("a worker process died.", action="Run the command again; what was written stays.") from error
+    with worker_pool(workers, __name__, "Run the command again; what was written stays.") as pool:
+        yield from _as_made(pool, job, iter(parts), workers)
 
 
 def _as_made(pool: ProcessPoolExecutor, job: _Job, parts: Iterator[int], workers: int) -> Iterator[int]:
@@ -169,6 +164,19 @@ def _as_made(pool: ProcessPoolExecutor, job: _Job, parts: Iterator[int], workers
             return
         landed, flying = wait(flying, return_when=FIRST_COMPLETED)
         yield from (future.result() for future in landed)
+
+
+@contextmanager
+def worker_pool(workers: int, module: str, action: str) -> Iterator[ProcessPoolExecutor]:
+    """Processes that have imported ``module``. A death among them is a StageFailed that says ``action``."""
+    # Not forked from here: a fork of a process with torch's threads may hang. The server has imported torch but run none of it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            raise StageFailed("a worker process died.", action=action) from error
 
 
 def prepare_worker() -> None:

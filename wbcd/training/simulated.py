@@ -18,9 +18,9 @@ from wbcd.morphology import find_cells
 from wbcd.recipe import Recipe
 from wbcd.reconstruction import reconstruct, retrieve_fields
 from wbcd.records import Cell, Optics, Tomogram, Triple
-from wbcd.simulation.cells import RI_INCREMENT_ML_G, Phantom, canonical_shape, render, sample_phantom
+from wbcd.simulation.cells import RI_INCREMENT_ML_G, Phantom, sample_phantom
 from wbcd.simulation.fast import FastOptics, half_resolution
-from wbcd.simulation.microscope import RENDER_UM, Camera, Microscope, Specimen
+from wbcd.simulation.microscope import Camera, Microscope, Specimen, rendered
 from wbcd.simulation.optics import INSTRUMENT, RING
 
 DONOR_VOLUME, DONOR_DENSITY, DONOR_GRANULARITY = 0.05, 0.01, 0.12
@@ -76,7 +76,7 @@ def simulate_cell(
     rng = np.random.default_rng(draw)
     phantom = of_donor(sample_phantom(kind, rng), donor)
     if path == "exact":
-        return largest_cell(through_holograms(_specimen(phantom, rng), donor, rng, setup))
+        return largest_cell(through_holograms(rendered(phantom, place_of(rng)), donor, rng, setup))
     optics = _fast_optics(donor, setup)
     y, x = (float(v) for v in rng.uniform(-PLACE_UM, PLACE_UM, 2))
     place = (float(rng.normal(0, FOCUS_SD_UM)), y, x)
@@ -159,11 +159,6 @@ def _recipe(pitch_um: float | None) -> Recipe:
 def _pixels(field_um: float, pitch_um: float) -> int:
     """An even number of pixels that spans the field."""
     return 2 * math.ceil(field_um / pitch_um / 2)
-
-
-def _specimen(phantom: Phantom, rng: np.random.Generator) -> Specimen:
-    place = place_of(rng)
-    return Specimen(render(phantom, RENDER_UM, canonical_shape(phantom, RENDER_UM)), RENDER_UM, place)
 
 
 def place_of(rng: np.random.Generator) -> Triple:
