@@ -1,4 +1,4 @@
-"""The CUDA backend against eager on the CPU; `make test-gpu` where a device is."""
+"""The CUDA backend against eager on the CPU; `.venv/bin/pytest -m gpu` where a device is."""
 
 from __future__ import annotations
 

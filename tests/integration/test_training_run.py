@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from helpers_classification import CLASSES, SPEC, toy_bundle, toy_cell
 from helpers_training import TOY_CELLS, any_ball, dying_source, toy_set
 from safetensors.torch import load_file
 
-from wbcd.classification import Classifier, load_bundle
+from wbcd.classification import OUTSIDE_INSTRUMENT_RANGE, UNCLASSIFIED, Classifier, load_bundle
 from wbcd.errors import BadValue, BundleInvalid, StageFailed
 from wbcd.training import dataset as sets
 from wbcd.training import evaluate, evaluate_baselines, make_dataset, train
@@ -66,6 +67,18 @@ def test_the_run_leaves_a_log_and_a_report(report: TrainingReport) -> None:
     assert [int(r["epoch"]) for r in rows] == list(range(1, EPOCHS + 1))
     assert json.loads((folder / "report.json").read_text())["model_id"] == report.model_id
     assert len(list(folder.glob("checkpoint-*.safetensors"))) == 1
+
+
+def test_a_trained_model_refuses_the_cells_of_another_instrument(report: TrainingReport) -> None:
+    """What its set's card states of the instrument, a little wider; no score sees another aperture."""
+    bundle = load_bundle(report.bundle)
+    assert bundle.model.instrument is not None
+    assert bundle.model.instrument.objective_na == pytest.approx((1.2 * 0.96, 1.2 * 1.04))
+    assert bundle.model.instrument.wavelength_um == pytest.approx((0.532 * 0.975, 0.532 * 1.025))
+    usual, other = (replace(toy_cell(2.2), objective_na=na, wavelength_um=0.532) for na in (1.2, 0.9))
+    one, two = Classifier(bundle, "cpu").predict([usual, other])
+    assert OUTSIDE_INSTRUMENT_RANGE not in one.flags
+    assert {OUTSIDE_INSTRUMENT_RANGE, UNCLASSIFIED} <= set(two.flags)
 
 
 class Stop(Exception):

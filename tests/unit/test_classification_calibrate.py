@@ -160,6 +160,31 @@ def test_of_people_the_model_never_met_all_cells_are_known_ones(bundle: Bundle, 
     assert set(_unseen(bundle, other)) == set(other.indices("test_donor"))
 
 
+def test_whose_donors_gave_the_limits_are_no_strangers_to_them(
+    bundle: Bundle, cells: Path, others: Path, tmp_path: Path
+) -> None:
+    """Also in another set of theirs: the card keeps who they are."""
+    made = load_bundle(calibrate(bundle.path, cells, tmp_path / "out", held_out_path=others).bundle)
+    same = toy_set(tmp_path / "same people.zarr", seed=9, first_donor=100)
+    for theirs in (others, same):
+        facts = judge_models([made.path], theirs, split="all", device="cpu").facts
+        assert any("gave" in text and "temperature and thresholds" in text for text in facts["warnings"]), facts["warnings"]
+        assert "144 cells of 6 other donors" == facts["calibration"]["fitted_on"]
+        with pytest.raises(BadValue, match="are of donors who gave its thresholds"):
+            _unseen(made, sets.load(theirs))
+    assert not any("gave" in text for text in judge_models([made.path], cells, device="cpu").facts["warnings"])
+    mixed = sets.load(toy_set(tmp_path / "mixed.zarr", seed=3, first_donor=103))
+    every = mixed.indices(sets.ALL)
+    gave = seen.gave_limits(made, mixed, every)
+    assert set(mixed.donor[gave].tolist()) == {103, 104, 105}
+    assert set(mixed.donor[_unseen(trained_elsewhere(made), mixed)].tolist()) == {106, 107, 108}
+
+
+def trained_elsewhere(bundle: Bundle) -> Bundle:
+    """It has seen people who are in no set here."""
+    return replace(bundle, model=replace(bundle.model, training={"donors_seen": ["simulated-7"]}))
+
+
 def test_too_few_validation_cells_promise_nothing(bundle: Bundle, cells: Path, tmp_path: Path) -> None:
     with pytest.raises(BadValue, match="needs 99"):
         calibrate(bundle.path, cells, tmp_path / "out")

@@ -15,7 +15,7 @@ from helpers_training import TOY_CELLS, toy_set, toy_source
 
 from wbcd.classification import InputSpec, load_bundle
 from wbcd.cli import cli
-from wbcd.errors import BadValue, StageFailed
+from wbcd.errors import BadValue, BundleInvalid, StageFailed
 from wbcd.training import dataset as sets
 from wbcd.training import make_dataset
 from wbcd.training.evaluation import evaluate
@@ -179,6 +179,51 @@ def test_a_coarser_pitch_keeps_place_and_mass(store: Path) -> None:
 def test_what_a_set_does_not_hold_cannot_be_made_of_it(store: Path, wrong: InputSpec) -> None:
     with pytest.raises(BadValue, match="cannot be made of them"):
         sets.load(store).at(wrong)
+
+
+def test_a_model_of_a_larger_box_is_told_what_to_do(store: Path) -> None:
+    with pytest.raises(BundleInvalid) as told:
+        sets.check_matches(sets.load(store), CLASSES, InputSpec((12, 18, 16), (0.8, 0.8, 0.8)), Path("model"))
+    assert told.value.advice == "Ask for no finer pitch and no larger box, or make another set."
+    assert "configuration" not in told.value.sentence()
+
+
+def test_cells_are_made_in_the_box_and_at_the_pitch_that_is_asked_for(tmp_path: Path) -> None:
+    """Of the same phantoms: the usual set's cell is the middle of the larger one, and the mean of the finer."""
+    usual, large, fine = (tmp_path / name for name in ("usual.zarr", "large.zarr", "fine.zarr"))
+    words = ["dataset", "make", "--cells", "1", "--donors", "1", "--seed", "3", "--workers", "1", "--path", "ideal"]
+    for out, more in (
+        (usual, []),
+        (large, ["--shape", "50,75,75", "--pitch", "0.4,0.2,0.2"]),
+        (fine, ["--shape", "40,128,128", "--pitch", "0.4,0.1,0.1"]),
+    ):
+        done = CliRunner().invoke(cli, [*words, str(out), *more])
+        assert done.exit_code == 0, done.output
+        assert "nothing can be trained so" in done.output
+    small, whole, sharp = (sets.load(path) for path in (usual, large, fine))
+    assert (whole.input.shape, sharp.input.voxel_um) == ((50, 75, 75), (0.4, 0.1, 0.1))
+    assert whole.ri_delta.shape[1:] == (50, 75, 75)
+    np.testing.assert_array_equal(whole.at(small.input).ri_delta, small.ri_delta)
+    averaged = sharp.ri_delta[0].astype(np.float64).reshape(40, 64, 2, 64, 2).mean(axis=(2, 4))
+    stored = small.ri_delta[0].astype(np.float64)
+    assert averaged.sum() == pytest.approx(stored.sum(), rel=0.02)
+    assert np.corrcoef(averaged.ravel(), stored.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "pitch", "said"),
+    [
+        ("fast", "40,64,64", "0.4,0.05,0.05", "shows 20 x 15 x 15 um at 0.2 x 0.1 x 0.1 um"),
+        ("fast", "60,64,64", "0.4,0.2,0.2", "a box of 24 x 12.8 x 12.8 um"),
+        ("fast", "40,64,64", "0.2,0.2,0.2", "by fast it is 0.4"),
+    ],
+)
+def test_what_the_simulation_does_not_show_is_not_made_up(tmp_path: Path, path: str, shape: str, pitch: str, said: str) -> None:
+    words = ["dataset", "make", str(tmp_path / "set.zarr"), "--cells", "4", "--path", path, "--shape", shape, "--pitch", pitch]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 78
+    assert said in done.output
+    assert not (tmp_path / "set.zarr").exists()
 
 
 def test_a_model_of_a_smaller_box_is_trained_and_measured_on_the_same_set(store: Path, tmp_path: Path) -> None:

@@ -25,6 +25,20 @@ def test_the_temperature_that_made_the_logits_is_found(temperature: float) -> No
     assert fit_temperature(true * temperature, labels) == pytest.approx(temperature, rel=0.05)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_where_no_label_is_wrong_no_more_is_promised_than_so_many_cells_can_tell(classes: int) -> None:
+    """The mean probability of the true class is Platt's (n + 1) / (n + 2), not 1."""
+    n = 400
+    labels = np.arange(n) % classes
+    logits = 3.0 * np.eye(classes)[labels]
+    certain = softmax(logits / fit_temperature(logits, labels), axis=1)[np.arange(n), labels]
+    assert certain == pytest.approx((n + 1) / (n + 2), abs=1e-5)
+    # One mistake, and the plain minimum is there.
+    labels[0] = (labels[0] + 1) % classes
+    found = fit_temperature(logits, labels)
+    assert softmax(logits / found, axis=1).max(axis=1).mean() == pytest.approx((n - 1) / n, abs=1e-4)
+
+
 def test_cross_entropy_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     logits, labels = rng.standard_normal((50, 3)), rng.integers(0, 3, 50)

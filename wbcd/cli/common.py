@@ -275,6 +275,15 @@ class Axes(click.ParamType[Any]):
 
 def input_options(function: F) -> F:
     """--shape and --pitch: what a network sees of a cell."""
-    box = click.option("--shape", type=Axes(int), help="Voxels of a cell: z,y,x.  [default: the set's]")
-    pitch = click.option("--pitch", type=Axes(float), help="Their size in um: z,y,x.  [default: the set's]")
-    return box(pitch(function))
+    return _box_and_pitch(function, "the set's", "the set's")
+
+
+def new_input_options(function: F) -> F:
+    """--shape and --pitch of a set that is made."""
+    return _box_and_pitch(function, "40,64,64", "0.4,0.2,0.2")
+
+
+def _box_and_pitch(function: F, shape: str, pitch: str) -> F:
+    voxels = click.option("--shape", type=Axes(int), help=f"Voxels of a cell: z,y,x.  [default: {shape}]")
+    size = click.option("--pitch", type=Axes(float), help=f"Their size in um: z,y,x.  [default: {pitch}]")
+    return voxels(size(function))

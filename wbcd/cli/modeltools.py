@@ -94,6 +94,8 @@ def calibrate(
         f"{report.model_id} in {report.bundle}: temperature {report.temperature:.3f}, distance {report.gauge_threshold:.2f}"
     )
     what = "simulated cells" if report.simulated else "cells"
+    if not report.mistakes:
+        click.echo(f"none of the {report.cells} cells that gave the limits got a wrong label: sets of one class say no more")
     for split, row in report.figures.items():
         click.echo(
             f"{split}: {row.cells} {what}, {row.accepted:.1%} taken for known; prediction sets hold the true class in"
@@ -127,7 +129,7 @@ def bench(
     if as_json:
         click.echo(to_json(rows))
         return
-    what = "simulated cells" if given.simulated else "cells"
+    what = "balls in noise" if given.labels is None else "simulated cells" if given.simulated else "cells"
     click.echo(f"{loaded.model_id}, {len(given.deltas)} {what}; changes against eager at the bundle's own input")
     names = ("input", 14), ("pitch um", 16), ("batch", 6), ("ms a cell", 10), ("change", 9), ("relabelled", 11), ("right", 7)
     click.echo(f"{'backend':>12}" + "".join(f" {name:>{width}}" for name, width in names))

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, FiniteRange, command_line, input_options, quiet_console, site_options, to_json
+from wbcd.cli.common import (
+    EXAMPLES,
+    FiniteRange,
+    command_line,
+    input_options,
+    new_input_options,
+    quiet_console,
+    site_options,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -221,6 +230,7 @@ def dataset() -> None:
     show_default=True,
     help="fast optics, holograms, or the phantoms themselves.",
 )
+@new_input_options
 def make(
     folder: Path | None,
     out: Path | None,
@@ -230,8 +240,11 @@ def make(
     seed: int,
     workers: int,
     path: OpticsPath,
+    shape: Shape3 | None,
+    pitch: Triple | None,
 ) -> None:
     """Make a training set of simulated cells in PATH (Zarr); an interrupted one goes on where it stopped."""
+    from wbcd.training.dataset import input_spec
     from wbcd.training.live import dataset_progress
     from wbcd.training.make import make_dataset
 
@@ -242,9 +255,18 @@ def make(
         raise click.UsageError("No set to make; name it: wbcd dataset make PATH.")
     with dataset_progress(cells, quiet_console(stderr=True)) as on_part:
         digest = make_dataset(
-            out, cells, donors=donors, first_donor=first_donor, seed=seed, workers=workers, path=path, on_part=on_part
+            out,
+            cells,
+            donors=donors,
+            first_donor=first_donor,
+            seed=seed,
+            workers=workers,
+            path=path,
+            spec=input_spec(shape, pitch),
+            on_part=on_part,
         )
     click.echo(f"{out}: {cells} simulated cells, data hash {digest}")
+    _warn(out)
 
 
 @dataset.command("from-db", epilog=EXAMPLES["dataset"])
@@ -261,6 +283,7 @@ def make(
 @click.option("--recipe", help="Recipe id, where cells of several recipes are stored.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the splits.")
 @click.option("--measured/--simulated", default=None, help="What the cells are.  [default: as their files say]")
+@new_input_options
 @site_options
 def from_db(
     config: Config,
@@ -271,8 +294,11 @@ def from_db(
     recipe: str | None,
     seed: int,
     measured: bool | None,
+    shape: Shape3 | None,
+    pitch: Triple | None,
 ) -> None:
     """Make a training set of the accepted cells whose tomograms were kept; each sample is a donor, but for --donors."""
+    from wbcd.training.dataset import input_spec
     from wbcd.training.fromdb import dataset_from_db, read_donors
     from wbcd.training.live import dataset_progress
 
@@ -284,6 +310,7 @@ def from_db(
             classes=tuple(c.strip() for c in classes.split(",")) if classes else None,
             donors=read_donors(donors) if donors else None,
             recipe_id=recipe,
+            spec=input_spec(shape, pitch) if shape or pitch else None,
             seed=seed,
             simulated=None if measured is None else not measured,
             on_part=on_part,

@@ -13,10 +13,19 @@ BINS = 15
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """The temperature that minimises the cross entropy of softmax(logits / T). ``logits`` [n, classes], ``labels`` [n]."""
+    """The temperature that minimises the cross entropy of softmax(logits / T). ``logits`` [n, classes], ``labels`` [n].
+
+    Where no label is wrong that has no minimum: the true class then counts (n + 1) / (n + 2), as Platt (1999) has it, and not
+    more is promised than so many cells can tell.
+    """
+    targets = np.eye(logits.shape[1])[labels]
+    if len(labels) and (logits.argmax(axis=1) == labels).all():
+        others = 1 / ((len(labels) + 2) * (logits.shape[1] - 1))
+        targets = np.where(targets == 1, (len(labels) + 1) / (len(labels) + 2), others)
 
     def loss(log_temperature: float) -> float:
-        return cross_entropy(logits / np.exp(log_temperature), labels)
+        scaled = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)
+        return float(-(targets * scaled).sum(axis=1).mean())
 
     low, high = np.log(LIMITS)
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))

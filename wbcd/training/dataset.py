@@ -8,6 +8,7 @@
     purity       float32 [n]            probability that the label is right, as the sorting states it; NaN where nobody measured
     morphology   float32 [n, 6]         volume fL, surface um2, sphericity, dry mass pg, density g/dL, mean RI
     cell_id      int64 [n]              of the database, or the cell's number in the simulation
+    noise_ri     float32 [n]            rms of the medium around it, NaN for simulated cells; not part of the hash
     split_*      int8 [n]               index into SPLITS, one array a scheme (wbcd.training.splits)
     part_done    uint8 [parts]          1 when a part's cells are written
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,8 +54,10 @@ SIX = ("volume_fl", "surface_area_um2", "sphericity", "dry_mass_pg", "protein_de
 _COLUMNS = ("label", "donor", "purity", "morphology", "cell_id")
 SIMULATED_PATHS = ("fast", "exact", "ideal")
 """Optics by which cells are simulated; such cells follow from seed, donors and their number."""
-_MADE = ("complete", "data_hash")
+_MADE = ("complete", "data_hash", "noise_ri")
 """Attributes that say how far a set has come, not how it is made."""
+NOISE = "noise_ri"
+"""An array beside those of the hash: of it the card keeps the range, and sets of earlier versions have none."""
 _SHARDED = ("phase", "amplitude", "ri_delta")
 
 LINEAGE: Mapping[str, str] = {
@@ -75,7 +79,8 @@ LINEAGES = ("lymphoid", "myeloid")
 
 @dataclass(frozen=True, slots=True)
 class CellSample:
-    """One cell of a set: ``ri_delta`` float [z, y, x]; ``label`` and ``donor`` are indices; ``six`` as in :data:`SIX`."""
+    """One cell of a set: ``ri_delta`` float [z, y, x]; ``label`` and ``donor`` are indices; ``six`` as in :data:`SIX`;
+    ``noise_ri``: rms of the medium around it, NaN where it was not asked."""
 
     ri_delta: NDArray[np.float32]
     label: int
@@ -84,6 +89,7 @@ class CellSample:
     pictures: Pictures
     purity: float = 1.0
     cell_id: int = -1
+    noise_ri: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,7 @@ class TrainingSet:
     phase: NDArray[np.float32] | None = None
     amplitude: NDArray[np.float32] | None = None
     cell_id: NDArray[np.int64] | None = None
+    noise_ri: NDArray[np.float32] | None = None
     signed: bool = False
 
     @property
@@ -247,7 +254,7 @@ def create(path: Path, cells: int, card: Mapping[str, Any]) -> None:
     _sharded(group, "ri_delta", (cells, z, y, x), "float16")
     _sharded(group, "phase", (cells, y, x), "float32")
     _sharded(group, "amplitude", (cells, y, x), "float32")
-    for name, kind in (("label", "int16"), ("donor", "int16"), ("cell_id", "int64"), ("purity", "float32")):
+    for name, kind in (("label", "int16"), ("donor", "int16"), ("cell_id", "int64"), ("purity", "float32"), (NOISE, "float32")):
         group.create_array(name, shape=(cells,), chunks=(PART,), dtype=kind)
     group.create_array("morphology", shape=(cells, len(SIX)), chunks=(PART, len(SIX)), dtype="float32")
     for scheme in SCHEMES:
@@ -300,6 +307,8 @@ def write_part(path: Path, part: int, samples: Sequence[CellSample]) -> None:
     group["purity"][here] = np.array([s.purity for s in samples], dtype=np.float32)
     group["cell_id"][here] = np.array([s.cell_id for s in samples], dtype=np.int64)
     group["morphology"][here] = np.array([s.six for s in samples], dtype=np.float32)
+    if NOISE in group:
+        group[NOISE][here] = np.array([s.noise_ri for s in samples], dtype=np.float32)
     group["part_done"][part] = 1
 
 
@@ -317,7 +326,9 @@ def finish(path: Path, kept: Mapping[str, NDArray[np.int8]] | None = None) -> st
     for scheme, part in splits.items():
         group[f"split_{scheme}"][:] = part
     digest = _digest(_arrays(group, FORMAT_VERSION))
-    group.attrs.update({"complete": True, "data_hash": digest})
+    noise = np.asarray(group[NOISE][:]) if NOISE in group else np.array([math.nan])
+    known = {NOISE: [float(noise.min()), float(noise.max())]} if np.isfinite(noise).all() else {}
+    group.attrs.update({"complete": True, "data_hash": digest, **known})
     return digest
 
 
@@ -360,6 +371,7 @@ def load(path: Path) -> TrainingSet:
         phase=arrays.get("phase"),
         amplitude=arrays.get("amplitude"),
         cell_id=arrays.get("cell_id"),
+        noise_ri=np.asarray(group[NOISE][:]) if NOISE in group else None,
     )
 
 
@@ -399,6 +411,25 @@ def _digest(arrays: Any) -> str:
     return digest.hexdigest()
 
 
+def input_spec(shape: Shape3 | None, voxel_um: Triple | None) -> InputSpec:
+    """The usual input, but for what is given."""
+    usual = InputSpec()
+    return replace(usual, shape=shape or usual.shape, voxel_um=voxel_um or usual.voxel_um)
+
+
+def check_window(spec: InputSpec, shape: Shape3, voxel_um: Triple, what: str) -> None:
+    """Raises BadValue where ``spec`` asks for a finer pitch or a larger box than ``what`` shows: it would be made up."""
+    finer = any(new < 0.999 * old for new, old in zip(spec.voxel_um, voxel_um, strict=True))
+    extent = tuple(n * d for n, d in zip(shape, voxel_um, strict=True))
+    if finer or any(new > old + 1e-6 for new, old in zip(spec.extent_um, extent, strict=True)):
+        box, pitch, whole = (" x ".join(f"{v:g}" for v in triple) for triple in (spec.extent_um, spec.voxel_um, extent))
+        have = " x ".join(f"{v:g}" for v in voxel_um)
+        raise BadValue(
+            f"a box of {box} um at a pitch of {pitch} um is asked for; {what} shows {whole} um at {have} um (z, y, x).",
+            action="Give a smaller --shape or a coarser --pitch.",
+        )
+
+
 def spec_to_card(spec: InputSpec) -> dict[str, Any]:
     """JSON-ready input specification."""
     return {"shape": list(spec.shape), "voxel_um": list(spec.voxel_um), "scale": spec.scale}
@@ -413,7 +444,7 @@ def check_matches(data: TrainingSet, classes: tuple[str, ...], spec: InputSpec, 
         try:
             data = data.at(spec)
         except BadValue as error:
-            raise BundleInvalid(f"{model}: {error}", action=error.action) from error
+            raise BundleInvalid(f"{model}: {error.message}", action=error.advice) from error
     if classes == LINEAGES and data.classes != LINEAGES and all(c in LINEAGE for c in data.classes):
         data = data.as_lineages()
     if data.classes != classes:

@@ -52,7 +52,7 @@ from wbcd.training.evaluation import HELD_OUT, Evaluation, answers_of, counted_o
 from wbcd.training.graphed import GraphedUpdate
 from wbcd.training.splits import missing_classes, warnings_of
 from wbcd.training.tensorboard import open_board
-from wbcd.training.unknown import ACCEPTANCE, know_limits
+from wbcd.training.unknown import ACCEPTANCE, instrument_of, know_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -616,7 +616,7 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
         **({"warnings": warnings} if warnings else {}),
     }
     envelope = training_envelope(run.data.morphology[run.cells])
-    model = replace(model, simulated=simulated, training=training, envelope=envelope)
+    model = replace(model, simulated=simulated, training=training, envelope=envelope, instrument=instrument_of(run.data))
     model, gauge = _knowing(run, model)
     if gauge is None:
         warnings.append(

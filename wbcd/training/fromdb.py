@@ -19,6 +19,7 @@ import zarr
 from sqlalchemy import select
 
 from wbcd.classification import InputSpec
+from wbcd.classification.medium import medium_ri, noise_ri
 from wbcd.classification.preparation import delta_ri
 from wbcd.errors import BadValue, WbcdError
 from wbcd.records import NAME, NAME_RULE, Cell, Optics, Triple
@@ -87,10 +88,13 @@ def dataset_from_db(
     Raises BadValue when nothing can be taken, naming why; where ``donors`` lacks a sample; and where ``simulated`` is False
     though the simulated microscope wrote a file.
     """
-    out, spec = Path(out), spec or InputSpec()
+    out, asked, spec = Path(out), spec, spec or InputSpec()
     with Ledger.open(url, create=False) as ledger:
         chosen = plan(ledger, label_by, classes=classes, donors=donors, recipe_id=recipe_id)
-    acquisitions, threshold = _ask(url, chosen.recipe_id)
+    acquisitions, morphology = _ask(url, chosen.recipe_id)
+    if asked is not None:
+        sets.check_window(spec, tuple(morphology["crop_shape"]), tuple(morphology["crop_voxel_um"]), "a stored cell's crop")
+    threshold = float(morphology["threshold_ri"])
     theirs = {s.cell.content_id: acquisitions[s.cell.content_id] for s in chosen.sources}
     from_simulator = [s.cell for s in chosen.sources if theirs[s.cell.content_id].instrument_id == INSTRUMENT_ID]
     if simulated is False and from_simulator:
@@ -232,6 +236,7 @@ def _sample(source: Source, spec: InputSpec, threshold_ri: float) -> sets.CellSa
         pictures=projected(delta, spec, optics),
         purity=math.nan if purity is None else float(purity),
         cell_id=stored.cell_id,
+        noise_ri=noise_ri(cell, medium_ri(cell)),
     )
 
 
@@ -257,8 +262,8 @@ def _cell(
     return Cell(stored.number, ri, mask, voxel_um, medium, stored.centre_um), optics
 
 
-def _ask(url: str | Path, recipe_id: str) -> tuple[dict[str, Any], float]:
-    """What is known of each acquisition's instrument, by content id, and the recipe's threshold."""
+def _ask(url: str | Path, recipe_id: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """What is known of each acquisition's instrument, by content id, and how the recipe cuts and measures cells."""
     target = parse_url(url)
     engine = make_engine(target)
     seen, recipe = schema.acquisition.c, schema.recipe.c
@@ -268,7 +273,7 @@ def _ask(url: str | Path, recipe_id: str) -> tuple[dict[str, Any], float]:
             parameters = connection.execute(select(recipe.parameters).where(recipe.id == recipe_id)).scalar_one()
     finally:
         engine.dispose()
-    return {row.content_id: row for row in rows}, float(parameters["morphology"]["threshold_ri"])
+    return {row.content_id: row for row in rows}, parameters["morphology"]
 
 
 def _ranges(acquisitions: Iterable[Any]) -> dict[str, list[float]]:

@@ -111,6 +111,7 @@ def _sample(data: sets.TrainingSet, index: int, donor: int) -> sets.CellSample:
         pictures=Pictures(data.phase[index], data.amplitude[index]),
         purity=math.nan if data.purity is None else float(data.purity[index]),
         cell_id=-1 if data.cell_id is None else int(data.cell_id[index]),
+        noise_ri=math.nan if data.noise_ri is None else float(data.noise_ri[index]),
     )
 
 

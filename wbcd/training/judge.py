@@ -181,6 +181,7 @@ def _facts(
         "summary": {name: statistics.mean_and_sd([float(getattr(e, name)) for e in evaluations]) for name in SUMMARISED},
         "calibration": {
             "temperature": first.bundle.model.temperature,
+            "fitted_on": _fitted_on(first.bundle),
             "ece_before": expected_calibration_error(first.raw, labels),
             "ece_after": expected_calibration_error(first.probabilities, labels),
         },
@@ -329,6 +330,15 @@ def _draw_overview(
     plots.save(made, path)
 
 
+def _fitted_on(bundle: Bundle) -> str:
+    """Whose cells gave the temperature, as the model's card says."""
+    limits = bundle.model.measured.get("limits_from")
+    if limits is None or limits.get("data_hash") == bundle.model.training.get("data_hash"):
+        return "validation cells"
+    other = "other " if "donors_seen" in limits else ""
+    return f"{limits['cells']} cells of {limits['donors']} {other}donors"
+
+
 def _draw_failures(path: Path, answer: _Answer, data: sets.TrainingSet, cells: NDArray[np.intp], what: str) -> None:
     """The most confident mistakes first."""
     labels, predicted = data.label[cells], answer.probabilities.argmax(1)
@@ -404,7 +414,7 @@ def page(facts: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Calibration error {calibration['ece_before']:.4f} before and {calibration['ece_after']:.4f} after temperature scaling"
-        f" (T = {calibration['temperature']:.3f}, fitted on validation cells). Share wrong among the most confident: "
+        f" (T = {calibration['temperature']:.3f}, fitted on {calibration['fitted_on']}). Share wrong among the most confident: "
         + ", ".join(f"{float(c):.0%} of cells {r:.2%}" for c, r in facts["risk_at_coverage"].items())
         + ".",
         "",

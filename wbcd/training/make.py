@@ -29,12 +29,12 @@ from wbcd.morphology import measure
 from wbcd.recipe import Recipe
 from wbcd.records import Cell
 from wbcd.simulation.cells import CLASSES, phantoms_digest
-from wbcd.simulation.fast import optics_digest
+from wbcd.simulation.fast import half_resolution, optics_digest
 from wbcd.simulation.optics import INSTRUMENT
 from wbcd.training import dataset as sets
 from wbcd.training.card import finish
 from wbcd.training.pictures import of_field, projected
-from wbcd.training.simulated import DONOR_SD, OpticsPath, Seen, draw_of, simulate_cell
+from wbcd.training.simulated import DONOR_SD, USUAL, OpticsPath, Seen, Setup, draw_of, simulate_cell
 
 ATTEMPTS = 8
 """Draws for one cell before the run gives up: a phantom now and then reaches the border or falls below the threshold."""
@@ -89,12 +89,28 @@ def make_dataset(
         raise BadValue(f"first_donor is {first_donor}; at least 0.")
     if path not in OPTICS:
         raise BadValue(f"path is {path!r}; it must be one of {', '.join(OPTICS)}.")
-    maker = source or functools.partial(simulate_cell, path=path)
+    maker = source or functools.partial(simulate_cell, path=path, setup=_setup(path, spec))
     card = _card(seed, donors, classes, spec, path if source is None else "custom")
     sets.create(out, cells, {**card, "first_donor": first_donor} if first_donor else card)
     job = _Job(out, cells, donors, seed, classes, spec, maker, first_donor)
     _fill(job, sets.missing_parts(out), workers, on_part)
     return finish(out)
+
+
+def _setup(path: OpticsPath, spec: InputSpec) -> Setup:
+    """The usual instrument, its tomograms at the pitch that the set has where that is finer. Raises BadValue."""
+    usual = Recipe().reconstruction if path == "exact" else half_resolution()
+    finest = Recipe().reconstruction.voxel_um[1:]
+    sets.check_window(spec, Recipe().morphology.crop_shape, Recipe().morphology.crop_voxel_um, "a cell's crop")
+    if spec.voxel_um[0] < 0.999 * usual.voxel_um[0]:
+        raise BadValue(
+            f"a pitch of {spec.voxel_um[0]:g} um along z is asked for; by {path} it is {usual.voxel_um[0]:g}.",
+            action="Give a coarser --pitch, or --path exact.",
+        )
+    across = min(spec.voxel_um[1:])
+    if across >= 0.999 * usual.voxel_um[1]:
+        return USUAL
+    return Setup(pitch_um=max(across, *finest))
 
 
 def make_part(job: _Job, part: int) -> int:

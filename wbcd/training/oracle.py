@@ -39,6 +39,11 @@ def by_parameters(data: sets.TrainingSet, splits: Sequence[str]) -> dict[str, di
 def parameters(data: sets.TrainingSet) -> NDArray[np.float32]:
     """What was drawn for each cell [n, parameters]: the phantoms follow from the card's seed. Raises BadValue."""
     card = data.card
+    if data.simulated and card.get("joined"):
+        raise BadValue(
+            f"{data.path}: is joined of {len(card['joined'])} sets; what was drawn for a cell follows from its own set's seed.",
+            action="Give one of the sets that it was joined from.",
+        )
     if not data.simulated or card.get("path") not in sets.SIMULATED_PATHS:
         raise BadValue(
             f"{data.path}: its cells are not phantoms; nobody knows their true parameters.",

@@ -47,6 +47,23 @@ def facts(data: sets.TrainingSet, split_by: str, start: Bundle | None = None) ->
     return {**found, "donors_seen": sorted(known)}
 
 
+def of_limits(data: sets.TrainingSet) -> dict[str, Any]:
+    """What a model's card keeps of the held-out set that gave its limits: their figures would be of the cells they suit."""
+    return {"donors_seen": sorted(donors(data, data.indices(sets.ALL)))}
+
+
+def gave_limits(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Which of these cells are of donors of the held-out set that gave the model's limits."""
+    limits = bundle.model.measured.get("limits_from", {})
+    if "donors_seen" not in limits:
+        # A card of an earlier version knows a held-out set by its hash alone.
+        given = limits.get("data_hash")
+        return np.full(len(cells), given == data.data_hash and given != bundle.model.training.get("data_hash"))
+    names, known = list(data.card.get("donor_names") or []), set(limits["donors_seen"])
+    giving = [one for one in np.unique(data.donor[cells]).tolist() if _key(data, names, one) in known]
+    return np.isin(data.donor[cells], giving)
+
+
 def before(start: Bundle, data: sets.TrainingSet, split_by: str) -> list[str]:
     """Sentences on what of a set's watched and held-out parts a training's first weights had seen already."""
     begun = f"{start.model_id}, with whose weights this training began,"
@@ -185,6 +202,11 @@ def warnings(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], sp
         found.append(
             f"{bundle.model_id} has seen {shared} of the {len(donors(data, cells))} judged donors: this says nothing of"
             " unseen donors."
+        )
+    if giving := int(gave_limits(bundle, data, cells).sum()):
+        found.append(
+            f"{giving} of the {len(cells)} judged cells are of donors who gave {bundle.model_id} its temperature and"
+            " thresholds: calibration, prediction sets and the share called unknown are not those of other donors."
         )
     trained_on = bundle.model.training.get("data", {})
     for key in SIMULATED:

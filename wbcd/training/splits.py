@@ -234,6 +234,8 @@ def missing_classes(label: Labels, splits: Mapping[str, NDArray[np.int8]], class
         trained = np.unique(label[part == SPLITS.index("train")])
         if lost := [classes[k] for k in np.setdiff1d(label, trained)]:
             found.append(f"{', '.join(lost)}: no cell in training (by {scheme}): no network can learn that class.")
+        if len(trained) and not (part == SPLITS.index("validation")).any():
+            found.append(f"no cell is in validation (by {scheme}): nothing can be trained so; more cells or donors are needed.")
         for i, name in enumerate(SPLITS[1:], start=1):
             lacking = np.setdiff1d(trained, label[part == i])
             if (part == i).any() and len(lacking):

@@ -111,14 +111,23 @@ def _row(kind: str, gauge: Gauge, classifier: Classifier, drawn: Sequence[Cell],
 
 
 def _unseen(bundle: Bundle, data: sets.TrainingSet) -> NDArray[np.intp]:
-    """All cells of a set none of whose donors the model has seen and that did not give its limits; of any other the held-out
-    donors, else the held-out cells."""
+    """All cells of a set none of whose donors the model has seen; of any other the held-out donors, else the held-out cells.
+
+    Without those of donors who gave its limits. Raises BadValue where none is left.
+    """
     every = data.indices(sets.ALL)
-    gave_limits = bundle.model.measured.get("limits_from", {}).get("data_hash") == data.data_hash
-    if "donors_seen" in bundle.model.training and not gave_limits and not seen.donors_of(bundle, data, every):
-        return every
-    scheme = scheme_of(bundle)
-    return data.indices("test_donor" if data.has("test_donor", scheme) else "test", scheme)
+    if "donors_seen" in bundle.model.training and not seen.donors_of(bundle, data, every):
+        cells = every
+    else:
+        scheme = scheme_of(bundle)
+        cells = data.indices("test_donor" if data.has("test_donor", scheme) else "test", scheme)
+    unseen = cells[~seen.gave_limits(bundle, data, cells)]
+    if not len(unseen):
+        raise BadValue(
+            f"{data.path}: all its cells that {bundle.model_id} was not trained on are of donors who gave its thresholds.",
+            action="Give cells of other donors (of simulated ones: --first-donor).",
+        )
+    return unseen
 
 
 def _alike(data: sets.TrainingSet, cells: NDArray[np.intp], path: OpticsPath) -> NDArray[np.intp]:

@@ -37,6 +37,8 @@ ACCEPTANCE = 0.99
 """Share of known cells that the distance lets pass."""
 WIDER: Mapping[str, float] = {"objective_na": 0.04, "wavelength_um": 0.025, "pitch_um": 0.1, "noise_ri": 0.5}
 """Share by which the instruments of a set may be departed from, either way, where nobody states the ranges."""
+NO_LEAST = ("pitch_um", "noise_ri")
+"""A finer pitch is averaged to the network's, and less noise hides nothing: these are accepted down to 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,13 @@ class SplitFigures:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """``bundle``: the folder made; ``figures`` by held-out split."""
+    """``bundle``: the folder made; ``figures`` by held-out split. ``cells`` gave the limits, ``mistakes`` of them with a wrong
+    label."""
 
     bundle: Path
     model_id: str
+    cells: int
+    mistakes: int
     temperature: float
     gauge_threshold: float
     conformal_thresholds: tuple[float, ...]
@@ -111,7 +116,8 @@ def calibrate(
         coverage=coverage,
         method=method,
     )
-    instrument = instrument or _instrument_of(data)
+    mistakes = int((of_watched.logits.numpy().argmax(1) != others.label[watched]).sum())
+    instrument = instrument or instrument_of(data)
     if instrument is not None:
         model = replace(model, instrument=instrument)
     if engine.device.type == "cuda":
@@ -132,13 +138,25 @@ def calibrate(
     measured["limits_from"] = {
         "cells": len(watched),
         "donors": len(np.unique(others.donor[watched])),
+        "mistakes": mistakes,
+        **({} if others is data else seen.of_limits(others)),
         "data_hash": others.data_hash,
         **(notes or {}),
     }
     model = replace(model, measured=measured)
     made = save_bundle(Path(out), bundle.network.cpu(), model, gauge)
     limits = model.conformal.thresholds if model.conformal else ()
-    return CalibrationReport(made.path, made.model_id, model.temperature, gauge.threshold, limits, figures, data.simulated)
+    return CalibrationReport(
+        bundle=made.path,
+        model_id=made.model_id,
+        cells=len(watched),
+        mistakes=mistakes,
+        temperature=model.temperature,
+        gauge_threshold=gauge.threshold,
+        conformal_thresholds=limits,
+        figures=figures,
+        simulated=data.simulated,
+    )
 
 
 def know_limits(
@@ -206,11 +224,17 @@ def _check_others(data: sets.TrainingSet, others: sets.TrainingSet) -> None:
         )
 
 
-def _instrument_of(data: sets.TrainingSet) -> InstrumentRange | None:
-    """What the set's card says of its instruments, as much wider as instruments of one type differ."""
+def instrument_of(data: sets.TrainingSet) -> InstrumentRange | None:
+    """What the set's card says of its instruments, as much wider as instruments of one type differ; None where nothing."""
     stated = {name: tuple(limits) for name, limits in data.card.get("instrument", {}).items() if name in WIDER}
+    if sets.NOISE in data.card:
+        stated[sets.NOISE] = tuple(data.card[sets.NOISE])
     if not stated:
         return None
-    found = InstrumentRange(**{n: (low * (1 - WIDER[n]), high * (1 + WIDER[n])) for n, (low, high) in stated.items()})
+    ranges = {
+        name: (0.0 if name in NO_LEAST else low * (1 - WIDER[name]), high * (1 + WIDER[name]))
+        for name, (low, high) in stated.items()
+    }
+    found = InstrumentRange(**ranges)
     found.check()
     return found
