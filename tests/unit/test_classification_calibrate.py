@@ -169,7 +169,7 @@ def test_whose_donors_gave_the_limits_are_no_strangers_to_them(
     for theirs in (others, same):
         facts = judge_models([made.path], theirs, split="all", device="cpu").facts
         assert any("gave" in text and "temperature and thresholds" in text for text in facts["warnings"]), facts["warnings"]
-        assert "144 cells of 6 other donors" == facts["calibration"]["fitted_on"]
+        assert facts["calibration"]["fitted_on"] == "144 cells of 6 other donors"
         with pytest.raises(BadValue, match="are of donors who gave its thresholds"):
             _unseen(made, sets.load(theirs))
     assert not any("gave" in text for text in judge_models([made.path], cells, device="cpu").facts["warnings"])
