@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from helpers_classification import SPEC, toy_cell
 from helpers_store import MODEL_ID, RECIPE, RECIPE_ID, opened
 
+from wbcd.classification.medium import medium_ri, noise_ri
 from wbcd.classification.preparation import delta_ri
 from wbcd.cli import cli
 from wbcd.errors import BadValue
@@ -22,6 +23,7 @@ from wbcd.store import Ledger, write_tomogram
 from wbcd.store.volumes import tomogram_path
 from wbcd.training import dataset as sets
 from wbcd.training.fromdb import dataset_from_db, read_donors
+from wbcd.training.unknown import instrument_of
 
 REFUSED = Verdict((Check("cell_volume", 1.0, 30.0, "min", "fL"),))
 RADII = {"lymph": 2.2, "mono": 3.2, "other": 2.7}
@@ -123,6 +125,16 @@ def test_volumes_and_parameters_are_those_that_the_classifier_saw(stored: Path, 
         cell = toy_cell(radius(row.sample, int(row.path.split("-")[-1].removesuffix(".h5"))))
         np.testing.assert_allclose(data.ri_delta[i].astype(float), delta_ri(cell, SPEC), atol=2e-5)
         np.testing.assert_allclose(data.morphology[i], sets.six_of(measure(cell, RECIPE)), rtol=1e-5)
+        assert data.noise_ri is not None
+        assert data.noise_ri[i] == pytest.approx(noise_ri(cell, medium_ri(cell)), abs=1e-5)
+    assert data.card["noise_ri"] == [data.noise_ri.min(), data.noise_ri.max()]
+    # A model's card takes half as much again.
+    assert data.card["noise_ri"][1] < 1e-3
+    taken = instrument_of(data)
+    assert taken is not None
+    assert taken.noise_ri == pytest.approx((0, 1.5 * data.card["noise_ri"][1]))
+    assert taken.objective_na == pytest.approx((1.2 * 0.96, 1.25 * 1.04))
+    assert taken.pitch_um is None
 
 
 def test_by_review_only_what_a_person_saw_is_taken(stored: Path, tmp_path: Path) -> None:
