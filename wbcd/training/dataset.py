@@ -179,9 +179,7 @@ class TrainingSet:
         """
         if spec == self.input:
             return self
-        finer = any(new < 0.999 * old for new, old in zip(spec.voxel_um, self.input.voxel_um, strict=True))
-        wider = any(new > old + 1e-6 for new, old in zip(spec.extent_um, self.input.extent_um, strict=True))
-        if finer or wider or self.signed:
+        if not _shows(self.input, spec) or self.signed:
             raise BadValue(
                 f"{self.path}: holds {self.input.shape} voxels of {self.input.voxel_um} um a cell;"
                 f" {spec.shape} of {spec.voxel_um} cannot be made of them.",
@@ -419,15 +417,21 @@ def input_spec(shape: Shape3 | None, voxel_um: Triple | None) -> InputSpec:
 
 def check_window(spec: InputSpec, shape: Shape3, voxel_um: Triple, what: str) -> None:
     """Raises BadValue where ``spec`` asks for a finer pitch or a larger box than ``what`` shows: it would be made up."""
-    finer = any(new < 0.999 * old for new, old in zip(spec.voxel_um, voxel_um, strict=True))
-    extent = tuple(n * d for n, d in zip(shape, voxel_um, strict=True))
-    if finer or any(new > old + 1e-6 for new, old in zip(spec.extent_um, extent, strict=True)):
-        box, pitch, whole = (" x ".join(f"{v:g}" for v in triple) for triple in (spec.extent_um, spec.voxel_um, extent))
-        have = " x ".join(f"{v:g}" for v in voxel_um)
+    whole = InputSpec(shape, voxel_um)
+    if not _shows(whole, spec):
+        asked, at, shown, by = (
+            " x ".join(f"{v:g}" for v in of) for of in (spec.extent_um, spec.voxel_um, whole.extent_um, whole.voxel_um)
+        )
         raise BadValue(
-            f"a box of {box} um at a pitch of {pitch} um is asked for; {what} shows {whole} um at {have} um (z, y, x).",
+            f"a box of {asked} um at a pitch of {at} um is asked for; {what} shows {shown} um at {by} um (z, y, x).",
             action="Give a smaller --shape or a coarser --pitch.",
         )
+
+
+def _shows(whole: InputSpec, part: InputSpec) -> bool:
+    """Whether ``part`` is neither finer nor larger than ``whole``."""
+    coarser = all(new >= 0.999 * old for new, old in zip(part.voxel_um, whole.voxel_um, strict=True))
+    return coarser and all(new <= old + 1e-6 for new, old in zip(part.extent_um, whole.extent_um, strict=True))
 
 
 def spec_to_card(spec: InputSpec) -> dict[str, Any]:
