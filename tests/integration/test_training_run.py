@@ -221,7 +221,7 @@ def test_fast_optics_agree_with_holograms_on_what_the_network_sees(tmp_path: Pat
     one, two = sets.load(fast), sets.load(exact)
     assert two.morphology[:, 0] == pytest.approx(one.morphology[:, 0], rel=0.05)
     ratio = dict(zip(sets.SIX, (two.morphology / one.morphology).astype(np.float64).mean(axis=0), strict=True))
-    # docs/benchmarks.md has the figures of 28 cells; the surface is a voxel rougher by holograms.
+    # On voxels of 0.1 um the surface is rougher than on those of 0.2: docs/benchmarks.md has both populations.
     bars = {
         "volume_fl": 0.015,
         "surface_area_um2": 0.035,
