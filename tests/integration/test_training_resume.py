@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers_training import four_set, toy_set
@@ -116,6 +117,12 @@ def test_two_classes_by_a_network_of_their_own(tmp_path: Path) -> None:
     assert list((tmp_path / "two" / "tensorboard").glob("events.*"))
     four = sets.load(store)
     two = four.as_lineages()
+    train_cells = two.indices("train", "donor")
+    # A lineage is several types: the distance that tells strangers is from these.
+    np.testing.assert_array_equal(two.groups(train_cells), four.label[train_cells])
+    np.testing.assert_array_equal(four.groups(train_cells), four.label[train_cells])
+    only = train_cells[four.label[train_cells] != 1]
+    assert np.unique(two.groups(only)).tolist() == [0, 1, 2]
     for scheme in sets.SCHEMES:
         assert (two.split(scheme) == four.split(scheme)).all()
 

@@ -50,6 +50,16 @@ def test_what_lies_elsewhere_is_far() -> None:
     assert (gauge.distance(known) <= gauge.threshold).mean() > 0.96
 
 
+def test_what_lies_between_two_types_is_near_their_lineage_alone() -> None:
+    """Why a model of lineages measures the distance from the types: their common mean lies where neither is."""
+    (x, kinds), (known, _) = clusters(900, 0), clusters(400, 1)
+    lineage = np.minimum(kinds, 1)
+    between = (x[kinds == 1].mean(0) + x[kinds == 2].mean(0)) / 2 + 0.05 * np.random.default_rng(2).standard_normal((50, 20))
+    by_lineage, by_kind = (fit_gauge(x, groups, known) for groups in (lineage, kinds))
+    assert len(by_kind.means) == 3
+    assert by_lineage.distance(between).mean() < 1 < by_kind.distance(between).mean()
+
+
 def test_auroc_is_scikit_learns_ties_and_all() -> None:
     rng = np.random.default_rng(0)
     known, unknown = rng.integers(0, 10, 200).astype(float), rng.integers(4, 14, 100).astype(float)

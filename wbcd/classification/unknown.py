@@ -1,9 +1,10 @@
 """Telling a cell of none of the classes: Mahalanobis distance on the network's pooled features (Lee et al. 2018).
 
 A network gives a confident label to anything, and its logits do not tell: the energy of a red cell was that of a lymphocyte in
-a prototype (AUROC 0.35), while its features lie far from all that the training showed. Each class has its mean, all share one
-covariance, shrunk as Ledoit and Wolf 2004 so that it can be inverted with fewer cells than features; the distance is that to
-the nearest class. What is stored is the whitening, so that use is one product of matrices.
+a prototype (AUROC 0.35), while its features lie far from all that the training showed. Each class (or each type, where a class
+is a lineage of several) has its mean, all share one covariance, shrunk as Ledoit and Wolf 2004 so that it can be inverted with
+fewer cells than features; the distance is that to the nearest mean. What is stored is the whitening, so that use is one product
+of matrices.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from wbcd.errors import BadValue
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """``means`` float32 [classes, f]; ``whitening`` float32 [f, r] with W W^T the inverse covariance; ``threshold``: a distance
-    beyond it is that of an unknown cell; ``acceptance``: share of known cells within it; ``cells`` it was set on."""
+    """``means`` float32 [groups, f], of the classes or of the types that they are made of; ``whitening`` float32 [f, r] with
+    W W^T the inverse covariance; ``threshold``: a distance beyond it is that of an unknown cell; ``acceptance``: share of known
+    cells within it; ``cells`` it was set on."""
 
     means: NDArray[np.float32]
     whitening: NDArray[np.float32]
@@ -32,7 +34,7 @@ class Gauge:
     cells: int
 
     def distance(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Mahalanobis distance [n] to the nearest class of features [n, f]."""
+        """Mahalanobis distance [n] of features [n, f] to the nearest mean."""
         white = features.astype(np.float64) @ self.whitening.astype(np.float64)
         centres = self.means.astype(np.float64) @ self.whitening.astype(np.float64)
         squares = ((white[:, None] - centres[None]) ** 2).sum(axis=2)

@@ -97,7 +97,8 @@ class TrainingSet:
     """A complete set in memory. ``ri_delta`` float16 [n, z, y, x]; ``card``: the attributes as stored; ``signed``: values
     below the medium's mean something (pictures), so nothing is clipped at 0.
 
-    ``phase`` and ``amplitude`` float32 [n, y, x], or None in a set of version 1. ``splits``: one array a scheme.
+    ``phase`` and ``amplitude`` float32 [n, y, x], or None in a set of version 1. ``splits``: one array a scheme. ``kind``: each
+    cell's type where the classes are lineages of types, else None.
     """
 
     path: Path
@@ -114,6 +115,7 @@ class TrainingSet:
     amplitude: NDArray[np.float32] | None = None
     cell_id: NDArray[np.int64] | None = None
     noise_ri: NDArray[np.float32] | None = None
+    kind: NDArray[np.int64] | None = None
     signed: bool = False
 
     @property
@@ -145,6 +147,15 @@ class TrainingSet:
                 f"{self.path}: split {split!r} (by {scheme}) has no cell.", action="Make a larger set, or one of more donors."
             )
         return found
+
+    def groups(self, cells: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Number of the group of alike cells that each of ``cells`` is of: its class, or its type where classes are lineages.
+
+        A lineage is two clouds of features, and between them lies what is neither: a distance from its one mean lets it pass.
+        """
+        if self.kind is None:
+            return self.label[cells]
+        return np.unique(self.kind[cells], return_inverse=True)[1].astype(np.int64)
 
     def origins(self) -> list[tuple[str, range]]:
         """What a joined set was joined from and which of its cells each is, in their order; of any other set nothing.
@@ -210,7 +221,7 @@ class TrainingSet:
         kept = {name: self.split(name) for name in SCHEMES}
         lineage = np.array([LINEAGES.index(LINEAGE[c]) for c in self.classes])
         # Purity is the type's: an impurity of the same lineage is none, and which lineage the others are of nobody stated.
-        return replace(self, classes=LINEAGES, label=lineage[self.label], splits=kept, purity=None)
+        return replace(self, classes=LINEAGES, label=lineage[self.label], kind=self.label, splits=kept, purity=None)
 
 
 def _resampled(stored: NDArray[Any], voxel_um: Triple, target_um: Triple, shape: Shape3) -> NDArray[Any]:

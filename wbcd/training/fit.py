@@ -656,7 +656,7 @@ def _knowing(run: Training, model: ModelCard) -> tuple[ModelCard, Gauge | None]:
         return replace(model, temperature=fit_temperature(watched.logits.numpy(), labels)), None
     return know_limits(
         model,
-        (run.outputs(run.cells).early.numpy(), run.data.label[run.cells]),
+        (run.outputs(run.cells).early.numpy(), run.data.groups(run.cells)),
         (watched.early.numpy(), watched.logits.numpy(), labels),
         acceptance=ACCEPTANCE,
     )

@@ -110,7 +110,7 @@ def calibrate(
     of_train, of_watched = outputs_of(engine, data.ri_delta, train), outputs_of(engine, others.ri_delta, watched)
     model, gauge = know_limits(
         bundle.model,
-        (of_train.early.numpy(), data.label[train]),
+        (of_train.early.numpy(), data.groups(train)),
         (of_watched.early.numpy(), of_watched.logits.numpy(), others.label[watched]),
         acceptance=acceptance,
         coverage=coverage,
@@ -170,7 +170,8 @@ def know_limits(
 ) -> tuple[ModelCard, Gauge]:
     """Card with temperature and prediction sets, and the gauge for :func:`save_bundle`: what a trainer calls at its end.
 
-    ``train``: early features (:class:`wbcd.classification.network.Output`) and labels of the cells trained on.
+    ``train``: early features (:class:`wbcd.classification.network.Output`) of the cells trained on, and of which group of alike
+    cells each is (:meth:`wbcd.training.dataset.TrainingSet.groups`).
     ``held_out``: early features, logits and labels of others.
     """
     features, logits, labels = held_out
