@@ -143,7 +143,7 @@ def test_what_a_joined_set_is_made_of_is_remembered(tmp_path: Path) -> None:
     assert card["donors"] == 6
     assert card["path"] == "joined"
     join((tmp_path / "ab.zarr", zero), tmp_path / "ab0.zarr")
-    with pytest.raises(BadValue, match="not phantoms"):
+    with pytest.raises(BadValue, match="is joined of 2 sets"):
         parameters(sets.load(tmp_path / "ab.zarr"))
 
 
