@@ -61,7 +61,7 @@ def estimator() -> Any:
         warnings.simplefilter("ignore")
         from sklearn.base import BaseEstimator, ClassifierMixin
 
-    class Estimator(Given, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    class Estimator(Given, ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
         pass
 
     return Estimator()
@@ -172,7 +172,7 @@ def test_the_temperature_is_scikit_learns() -> None:
         from sklearn.calibration import CalibratedClassifierCV
         from sklearn.frozen import FrozenEstimator
 
-        class Scores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+        class Scores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
             """Answers with the logits it is fed."""
 
             classes_ = np.arange(CLASSES)

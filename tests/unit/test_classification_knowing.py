@@ -25,6 +25,7 @@ from wbcd.classification import (
     load_bundle,
     save_bundle,
 )
+from wbcd.classification.bundle import MAX_CLASSES
 from wbcd.errors import BundleInvalid
 from wbcd.morphology import find_cells
 from wbcd.recipe import Recipe
@@ -165,7 +166,7 @@ def test_a_part_that_does_not_hold_is_refused(knowing: Bundle, damage: Callable[
         load_bundle(knowing.path)
 
 
-@pytest.mark.parametrize("shape", [(2, EARLY + 1), (1, EARLY)])
+@pytest.mark.parametrize("shape", [(2, EARLY + 1), (1, EARLY), (MAX_CLASSES + 1, EARLY)])
 def test_a_gauge_of_another_shape_is_refused(knowing: Bundle, tmp_path: Path, shape: tuple[int, int]) -> None:
     odd = replace(gauge(), means=np.zeros(shape, np.float32))
     with pytest.raises(BundleInvalid, match="means"):

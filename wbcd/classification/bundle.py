@@ -689,8 +689,9 @@ def gauge_from(file: Path, rule: UnknownRule, model: ModelCard, data: bytes) -> 
     if means is None or whitening is None or set(parts) != {"means", "whitening"}:
         _refuse(file, "tensors", sorted(parts), "means and whitening")
     least = len(model.classes)
-    if means.ndim != 2 or len(means) < least or means.shape[1] != features or means.dtype != torch.float32:
-        _refuse(file, "means", f"{tuple(means.shape)} {means.dtype}", f"({least} or more, {features}) float32")
+    # More than classes: of the types that a lineage is made of, each has a mean.
+    if means.ndim != 2 or not least <= len(means) <= MAX_CLASSES or means.shape[1] != features or means.dtype != torch.float32:
+        _refuse(file, "means", f"{tuple(means.shape)} {means.dtype}", f"({least} to {MAX_CLASSES}, {features}) float32")
     if whitening.ndim != 2 or len(whitening) != features or whitening.shape[1] > features or whitening.dtype != torch.float32:
         _refuse(file, "whitening", f"{tuple(whitening.shape)} {whitening.dtype}", f"({features}, at most {features}) float32")
     if not bool(torch.isfinite(means).all()) or not bool(torch.isfinite(whitening).all()):

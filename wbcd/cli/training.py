@@ -322,10 +322,9 @@ def from_db(
 
 
 def _warn(path: Path) -> None:
-    from wbcd.training import dataset as sets
-    from wbcd.training.card import all_warnings
+    from wbcd.training.card import stored_warnings
 
-    for warning in all_warnings(sets.load(path)):
+    for warning in stored_warnings(path):
         click.echo(f"warning: {warning}", err=True)
 
 

@@ -24,8 +24,7 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
         targets = np.where(targets == 1, (len(labels) + 1) / (len(labels) + 2), others)
 
     def loss(log_temperature: float) -> float:
-        scaled = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)
-        return float(-(targets * scaled).sum(axis=1).mean())
+        return _cross_entropy(logits / np.exp(log_temperature), targets)
 
     low, high = np.log(LIMITS)
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
@@ -33,7 +32,12 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
 
 def cross_entropy(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """Mean negative log probability of the true class, nats."""
-    return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
+    return _cross_entropy(logits, np.eye(logits.shape[1])[labels])
+
+
+def _cross_entropy(logits: NDArray[np.floating], targets: NDArray[np.float64]) -> float:
+    """``targets`` [n, classes]: probability of each class."""
+    return float(-(targets * log_softmax(logits.astype(np.float64), axis=1)).sum(axis=1).mean())
 
 
 def expected_calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.integer], bins: int = BINS) -> float:

@@ -59,6 +59,11 @@ def all_warnings(data: TrainingSet) -> list[str]:
     return [*warnings_of(data.label, data.donor, data.classes), *missing_classes(data.label, by_scheme, data.classes)]
 
 
+def stored_warnings(path: Path) -> list[str]:
+    """Those on the card beside a complete set: the set itself is gigabytes."""
+    return list(json.loads(card_paths(path)[0].read_text())["warnings"])
+
+
 def purities(data: TrainingSet) -> dict[str, float | None]:
     """Mean purity of each class's labels; None where none is known."""
     found: dict[str, float | None] = {}

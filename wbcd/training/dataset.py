@@ -54,10 +54,10 @@ SIX = ("volume_fl", "surface_area_um2", "sphericity", "dry_mass_pg", "protein_de
 _COLUMNS = ("label", "donor", "purity", "morphology", "cell_id")
 SIMULATED_PATHS = ("fast", "exact", "ideal")
 """Optics by which cells are simulated; such cells follow from seed, donors and their number."""
-_MADE = ("complete", "data_hash", "noise_ri")
-"""Attributes that say how far a set has come, not how it is made."""
 NOISE = "noise_ri"
 """An array beside those of the hash: of it the card keeps the range, and sets of earlier versions have none."""
+_MADE = ("complete", "data_hash", NOISE)
+"""Attributes that say how far a set has come, not how it is made."""
 _SHARDED = ("phase", "amplitude", "ri_delta")
 
 LINEAGE: Mapping[str, str] = {

@@ -20,7 +20,7 @@ from sqlalchemy import select
 
 from wbcd.classification import InputSpec
 from wbcd.classification.medium import medium_ri, noise_ri
-from wbcd.classification.preparation import delta_ri
+from wbcd.classification.preparation import delta_from
 from wbcd.errors import BadValue, WbcdError
 from wbcd.records import NAME, NAME_RULE, Cell, Optics, Triple
 from wbcd.simulation.cells import CLASSES
@@ -92,6 +92,7 @@ def dataset_from_db(
     with Ledger.open(url, create=False) as ledger:
         chosen = plan(ledger, label_by, classes=classes, donors=donors, recipe_id=recipe_id)
     acquisitions, morphology = _ask(url, chosen.recipe_id)
+    # Unasked, a crop that is smaller than the usual box is padded with medium, as the classifier pads it.
     if asked is not None:
         sets.check_window(spec, tuple(morphology["crop_shape"]), tuple(morphology["crop_voxel_um"]), "a stored cell's crop")
     threshold = float(morphology["threshold_ri"])
@@ -226,7 +227,8 @@ def _sample(source: Source, spec: InputSpec, threshold_ri: float) -> sets.CellSa
             f"{path}: the tomogram of cell {stored.cell_id} cannot be used: {error}.",
             action="Process the acquisition again with --keep-tomograms, or restore the output folder.",
         ) from error
-    delta = delta_ri(cell, spec)
+    medium = medium_ri(cell)
+    delta = delta_from(cell, spec, medium)
     purity = 1.0 if source.given.source == "review" else source.given.purity
     return sets.CellSample(
         ri_delta=delta,
@@ -236,7 +238,7 @@ def _sample(source: Source, spec: InputSpec, threshold_ri: float) -> sets.CellSa
         pictures=projected(delta, spec, optics),
         purity=math.nan if purity is None else float(purity),
         cell_id=stored.cell_id,
-        noise_ri=noise_ri(cell, medium_ri(cell)),
+        noise_ri=noise_ri(cell, medium),
     )
 
 

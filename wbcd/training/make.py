@@ -99,18 +99,16 @@ def make_dataset(
 
 def _setup(path: OpticsPath, spec: InputSpec) -> Setup:
     """The usual instrument, its tomograms at the pitch that the set has where that is finer. Raises BadValue."""
-    usual = Recipe().reconstruction if path == "exact" else half_resolution()
-    finest = Recipe().reconstruction.voxel_um[1:]
-    sets.check_window(spec, Recipe().morphology.crop_shape, Recipe().morphology.crop_voxel_um, "a cell's crop")
-    if spec.voxel_um[0] < 0.999 * usual.voxel_um[0]:
+    recipe = Recipe()
+    sets.check_window(spec, recipe.morphology.crop_shape, recipe.morphology.crop_voxel_um, "a cell's crop")
+    dz, across, _ = recipe.reconstruction.voxel_um if path == "exact" else half_resolution().voxel_um
+    if spec.voxel_um[0] < 0.999 * dz:
         raise BadValue(
-            f"a pitch of {spec.voxel_um[0]:g} um along z is asked for; by {path} it is {usual.voxel_um[0]:g}.",
+            f"a pitch of {spec.voxel_um[0]:g} um along z is asked for; by {path} it is {dz:g}.",
             action="Give a coarser --pitch, or --path exact.",
         )
-    across = min(spec.voxel_um[1:])
-    if across >= 0.999 * usual.voxel_um[1]:
-        return USUAL
-    return Setup(pitch_um=max(across, *finest))
+    finest = min(spec.voxel_um[1:])
+    return USUAL if finest >= 0.999 * across else Setup(pitch_um=finest)
 
 
 def make_part(job: _Job, part: int) -> int:

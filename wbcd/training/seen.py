@@ -59,9 +59,8 @@ def gave_limits(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp])
         # A card of an earlier version knows a held-out set by its hash alone.
         given = limits.get("data_hash")
         return np.full(len(cells), given == data.data_hash and given != bundle.model.training.get("data_hash"))
-    names, known = list(data.card.get("donor_names") or []), set(limits["donors_seen"])
-    giving = [one for one in np.unique(data.donor[cells]).tolist() if _key(data, names, one) in known]
-    return np.isin(data.donor[cells], giving)
+    known = set(limits["donors_seen"])
+    return np.isin(data.donor[cells], [donor for donor, key in _keys(data, cells).items() if key in known])
 
 
 def before(start: Bundle, data: sets.TrainingSet, split_by: str) -> list[str]:
@@ -88,8 +87,7 @@ def before(start: Bundle, data: sets.TrainingSet, split_by: str) -> list[str]:
 
 def donors(data: sets.TrainingSet, cells: NDArray[np.intp]) -> set[str]:
     """Who gave these cells, by keys that mean the same person in every set."""
-    names = list(data.card.get("donor_names") or [])
-    return {_key(data, names, one) for one in np.unique(data.donor[cells]).tolist()}
+    return set(_keys(data, cells).values())
 
 
 def same_set(bundle: Bundle, data: sets.TrainingSet) -> bool:
@@ -226,6 +224,12 @@ def _shared(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], spl
 
 def _fitted(data: sets.TrainingSet, scheme: str) -> NDArray[np.intp]:
     return np.concatenate([data.indices(split, scheme) for split in FITTED if data.has(split, scheme)])
+
+
+def _keys(data: sets.TrainingSet, cells: NDArray[np.intp]) -> dict[int, str]:
+    """Key of each donor of these cells, by the set's number for him."""
+    names = list(data.card.get("donor_names") or [])
+    return {donor: _key(data, names, donor) for donor in np.unique(data.donor[cells]).tolist()}
 
 
 def _key(data: sets.TrainingSet, names: list[str], donor: int) -> str:
