@@ -128,3 +128,55 @@ def test_cells_of_other_people_are_unseen(first: Bundle, tmp_path: Path) -> None
 def test_a_learning_rate_out_of_bounds_is_refused(store: Path, tmp_path: Path, rate: float) -> None:
     with pytest.raises(BadValue, match="learning_rate"):
         train(store, tmp_path / "a", width=4, epochs=1, device="cpu", learning_rate=rate)
+
+
+def test_kept_features_are_kept_and_the_classifier_learns(store: Path, first: Bundle, tmp_path: Path) -> None:
+    """To the last bit, running averages too: what lies far from the first model's cells lies as far from these."""
+    words = ["train", str(store), str(tmp_path), "--start", str(first.path), "--keep-features", "--task", "two", "--width", "4"]
+    result = CliRunner().invoke(cli, [*words, "--epochs", "2", "--device", "cpu", "--split-by", "cell"])
+    assert result.exit_code == 0, result.output
+    kept = load_bundle(tmp_path / "bundle")
+    assert kept.classes == sets.LINEAGES
+    assert kept.model.training["keep_features"] is True
+    assert kept.model.training["parameters"] == sum(p.numel() for p in kept.network.parameters())
+    before, after = first.network.state_dict(), kept.network.state_dict()
+    for name, weight in before.items():
+        if not name.startswith("classifier."):
+            assert torch.equal(after[name], weight), name
+    learnt = [n for n in before if n.startswith("classifier.") and n.endswith("weight") and not n.startswith(LAST)]
+    assert learnt
+    assert not any(torch.equal(after[name], before[name]) for name in learnt)
+    cells = torch.from_numpy(sets.load(store).ri_delta[:8].astype(np.float32))[:, None]
+    early = [bundle.network.eval().both(cells).early for bundle in (first, kept)]
+    assert torch.equal(*early)
+
+
+def test_kept_features_need_a_model_that_has_them(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match="whose features to keep"):
+        train(store, tmp_path / "a", width=4, epochs=1, device="cpu", keep_features=True)
+
+
+def test_a_folder_where_all_learns_is_refused_to_one_that_keeps(store: Path, first: Bundle, tmp_path: Path) -> None:
+    train(store, tmp_path / "a", width=4, epochs=1, device="cpu", start=first.path)
+    with pytest.raises(BadValue, match="keep_features"):
+        train(store, tmp_path / "a", width=4, epochs=1, device="cpu", start=first.path, keep_features=True)
+
+
+def test_one_that_was_killed_goes_on_to_the_same_classifier(store: Path, first: Bundle, tmp_path: Path) -> None:
+    data = sets.load(store)
+
+    def begun(out: Path) -> Training:
+        return Training(data, out, PRESETS["modern"], epochs=2, width=4, device="cpu", start=first, keep_features=True)
+
+    whole = begun(tmp_path / "whole")
+    whole.fit()
+    killed = begun(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit(on_epoch=_interrupt)
+    again = begun(tmp_path / "killed")
+    again.fit()
+    assert all(torch.equal(a, b) for a, b in zip(whole.best.values(), again.best.values(), strict=True))
+
+
+def _interrupt(_: object) -> None:
+    raise KeyboardInterrupt

@@ -284,8 +284,8 @@ ARCHITECTURES: Mapping[str, type[FishNet3d]] = {"fishnet3d": FishNet3d}
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Trainable numbers."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+    """Numbers that a training may change."""
+    return sum(p.numel() for p in network.parameters())
 
 
 def multiply_adds(network: FishNet3d, shape: tuple[int, int, int]) -> int:

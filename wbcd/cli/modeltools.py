@@ -68,7 +68,8 @@ def calibrate(
     """Teach BUNDLE what it does not know, from the set it was trained on, and write it to OUT.
 
     Temperature, prediction sets and the threshold beyond which a cell belongs to no class come from the validation cells of
-    TRAINING_SET, or from all cells of the set given with --held-out; the given ranges become the envelope of instruments.
+    TRAINING_SET, or from all cells of the set given with --held-out; a range of instruments that is not given stays what
+    BUNDLE's card has.
     """
     from wbcd.classification import InstrumentRange
     from wbcd.training.unknown import calibrate as fit

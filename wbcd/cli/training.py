@@ -61,6 +61,7 @@ SPLIT_BY = "cell (the paper's), donor (whole donors), or both: donors held out f
     type=FiniteRange(0, 1, min_open=True, max_open=True),
     help="The highest.  [default: the preset's; a tenth of it with --start]",
 )
+@click.option("--keep-features", is_flag=True, help="With --start: only the classifier learns, all before it stays.")
 @click.option("--tensorboard", is_flag=True, help="Write OUT/tensorboard beside OUT/log.csv.")
 @click.option("--name", default="wbcd", show_default=True, help="Name of the bundle.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
@@ -80,6 +81,7 @@ def train(
     precision: str,
     start: str | None,
     learning_rate: float | None,
+    keep_features: bool,
     tensorboard: bool,
     name: str,
     as_json: bool,
@@ -110,6 +112,7 @@ def train(
             voxel_um=pitch,
             start=start,
             learning_rate=learning_rate,
+            keep_features=keep_features,
             notes={"command": command_line()},
         )
     if as_json:

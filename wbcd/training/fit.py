@@ -179,6 +179,7 @@ def train(
     voxel_um: Triple | None = None,
     start: str | Path | None = None,
     learning_rate: float | None = None,
+    keep_features: bool = False,
 ) -> TrainingReport:
     """Train, calibrate, measure, and write ``out_dir/bundle``; a run that was interrupted goes on from its last checkpoint.
 
@@ -187,14 +188,17 @@ def train(
     without progress before stopping, instead of the preset's. ``precision``: "auto" is bf16 autocast on CUDA and fp32 on a
     CPU. ``board``: write TensorBoard events too. ``shape``, ``voxel_um``: a smaller box, a coarser pitch than the set's.
     ``start``: a bundle whose weights to begin with; box and pitch are then its own where they are not given, and the learning
-    rate a tenth. ``learning_rate``: the highest, instead of the preset's. Raises BadValue on an unusable argument or a folder
-    of another training, UnknownModel and BundleInvalid where ``start`` is no model.
+    rate a tenth. ``learning_rate``: the highest, instead of the preset's. ``keep_features``: of ``start`` only the classifier
+    learns; unknown cells are then told as that model tells them. Raises BadValue on an unusable argument or a folder of another
+    training, UnknownModel and BundleInvalid where ``start`` is no model.
     """
     began = time.monotonic()
     if task not in TASKS:
         raise BadValue(f"task is {task!r}; it must be one of {', '.join(TASKS)}.")
     if preset not in PRESETS:
         raise BadValue(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}.")
+    if keep_features and start is None:
+        raise BadValue("keep_features, but no model whose features to keep.", action="Give it with --start.")
     recipe = _changed(PRESETS[preset], augmentation, patience)
     beginning = None if start is None else load_bundle(start)
     if beginning is not None:
@@ -231,6 +235,7 @@ def train(
         split_by=split_by,
         precision=precision,
         start=beginning,
+        keep_features=keep_features,
     )
     run.fit(on_epoch, on_step, board=board)
     model = ModelCard(name=name, classes=data.classes, width=width, views=recipe.views, input=data.input)
@@ -255,7 +260,8 @@ class Training:
     """One training of one set in memory: network, optimizer, progress and the best weights, kept in the folder ``out``.
 
     ``share``: of the training cells that are used, taken class by class (learning curves). ``start``: whose weights to begin
-    with instead of random ones; where the classes are others, its last layer is left out.
+    with instead of random ones; where the classes are others, its last layer is left out. ``keep_features``: all before the
+    classifier stays as it is, running averages too.
     """
 
     def __init__(
@@ -272,6 +278,7 @@ class Training:
         precision: str = "auto",
         share: float = 1.0,
         start: Bundle | None = None,
+        keep_features: bool = False,
     ) -> None:
         if epochs < 1 or width < 2 or not 0 < share <= 1:
             raise BadValue(f"epochs is {epochs}, width {width} and share {share}; at least 1 and 2, and above 0 up to 1.")
@@ -296,7 +303,11 @@ class Training:
             _begin_with(self.network, start, data.classes)
         # Channels last: a quarter less time a cell on a CPU. torch's stubs do not know the keyword.
         cast(Any, self.network).to(self.device, memory_format=torch.channels_last_3d)
-        self.optimizer = _optimizer(self.network, preset, self.device)
+        self.keep_features = keep_features
+        self._learning: torch.nn.Module = self.network.classifier if keep_features else self.network
+        self.network.requires_grad_(False)
+        self._learning.requires_grad_(True)
+        self.optimizer = _optimizer(self._learning, preset, self.device)
         self._graphed: GraphedUpdate | None = None
         self._looked_at = LOOKED_AT
         if self.device.type == "cuda":
@@ -392,7 +403,7 @@ class Training:
         batches, progress = self._order(number), self.progress
         cells = np.cumsum([len(b) for b in batches])
         saved = looked = time.monotonic()
-        self.network.train()
+        self._learn()
         # Sums stay on the device: reading them would make an accelerator wait at every step.
         sums = torch.tensor([progress.loss_sum, progress.right], dtype=torch.float64, device=self.device)
         # All at once: an accelerator waits out each copy from the host.
@@ -417,15 +428,20 @@ class Training:
         loss, right = _finite(sums)
         return loss / int(cells[-1]), right / int(cells[-1])
 
+    def _learn(self) -> None:
+        """What learns in training mode, the rest as it answers."""
+        self.network.eval()
+        self._learning.train()
+
     def _settle_norms(self, cells: NDArray[np.intp]) -> None:
         """Statistics of the batch normalisations over cells as they are, not augmented, for the weights as they are now."""
-        norms = [m for m in self.network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+        norms = [m for m in self._learning.modules() if isinstance(m, torch.nn.BatchNorm3d)]
         usual = [m.momentum for m in norms]
         for norm in norms:
             norm.reset_running_stats()
             # None: the plain mean over batches.
             norm.momentum = None
-        self.network.train()
+        self._learn()
         with torch.no_grad(), whole_float32(self.device):
             for batch in self._asked(cells):
                 if len(batch) > 1:  # the statistics of a single cell are its own
@@ -487,10 +503,11 @@ class Training:
             "signed": self.data.signed,
             "input": sets.spec_to_card(self.data.input),
             **({"start": self.start.model_id} if self.start is not None else {}),
+            **({"keep_features": True} if self.keep_features else {}),
         }
-        # Named even where there is none: a folder begun with a model is no folder of another preset.
+        # Named even where there are none: a folder begun with a model is no folder of another preset.
         digest = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
-        return {"start": None, **parts, "digest": digest}
+        return {"start": None, "keep_features": None, **parts, "digest": digest}
 
 
 def _check_start(start: Bundle, width: int) -> None:
@@ -609,6 +626,7 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
         "train_cells": len(run.cells),
         "validation_cells": len(run.watched),
         **seen.facts(run.data, run.split_by, run.start),
+        **({"keep_features": True} if run.keep_features else {}),
         "parameters": parameter_count(run.network),
         "precision": run.precision,
         "device": run.device.type,

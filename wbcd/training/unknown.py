@@ -86,8 +86,8 @@ def calibrate(
 
     ``held_out_path``: a set of other donors, all of whose cells take the validation cells' place. The weights that a training
     keeps are those that did best on the validation cells, so thresholds from these promise a little too much; cells of other
-    donors keep the promise. ``instrument``: the ranges of instruments to accept; None takes what the set's card says, a little
-    wider, or else what the model's card says. ``notes``: further facts for the card (the command). The card's figures are
+    donors keep the promise. ``instrument``: the ranges of instruments to accept; what it leaves out is as the model says, or
+    else as the set's card says, a little wider. ``notes``: further facts for the card (the command). The card's figures are
     measured anew; on a CUDA device bf16 is tried too, and used from then on where it changes no probability.
 
     Raises BundleInvalid when a set was not prepared for the model, BadValue where it is not the one that the model was trained
@@ -117,9 +117,7 @@ def calibrate(
         method=method,
     )
     mistakes = int((of_watched.logits.numpy().argmax(1) != others.label[watched]).sum())
-    instrument = instrument or instrument_of(data)
-    if instrument is not None:
-        model = replace(model, instrument=instrument)
+    model = replace(model, instrument=_over(instrument, model.instrument, instrument_of(data)))
     if engine.device.type == "cuda":
         deltas = torch.from_numpy(others.ri_delta[watched].astype(np.float32))
         model = replace(model, bfloat16=bfloat16_is_equal(bundle, deltas, engine.device))
@@ -223,6 +221,14 @@ def _check_others(data: sets.TrainingSet, others: sets.TrainingSet) -> None:
             f"{others.path}: {len(shared)} of its donors are in {data.path} too; a held-out set has other donors.",
             action="Leave --held-out out, or give cells of other donors (of simulated ones: --first-donor).",
         )
+
+
+def _over(*ranges: InstrumentRange | None) -> InstrumentRange | None:
+    """Of each quantity the first range that one of them states."""
+    stated: dict[str, tuple[float, float]] = {}
+    for found in filter(None, ranges):
+        stated = {name: limits for name, limits in asdict(found).items() if limits is not None} | stated
+    return InstrumentRange(**stated) if stated else None
 
 
 def instrument_of(data: sets.TrainingSet) -> InstrumentRange | None:
