@@ -24,9 +24,19 @@ if TYPE_CHECKING:  # `wbcd status` and `wbcd --help` must answer without importi
     import numpy as np
     from numpy.typing import NDArray
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What a class or a model may be called: it stands in flags, file names and metrics."""
-NAME_RULE = "letters, digits, dot, dash and underscore, at most 64, the first a letter or a digit"
+NAME = re.compile(r"(?!(?i:unclassified)\Z)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a class or a model may be called: it stands in flags, file names and metrics. The counts have the one word that is
+excepted for cells of no class."""
+NAME_RULE = "letters, digits, dot, dash and underscore, at most 64, the first a letter or a digit, and not 'unclassified'"
+
+LINEAGES = ("lymphoid", "myeloid")
+LINEAGE: Mapping[str, str] = {
+    **dict.fromkeys(("b_lymphocyte", "t_lymphocyte", "nk_lymphocyte", "nk_cell", "plasma_cell", "lymphocyte"), LINEAGES[0]),
+    **dict.fromkeys(("monocyte", "promyelocyte", "myelocyte", "metamyelocyte"), LINEAGES[1]),
+    **dict.fromkeys(("neutrophil", "eosinophil", "basophil", "granulocyte"), LINEAGES[1]),
+}
+"""Lineage of each type (Ryu et al. 2021, figure 5a): what the counts sum, and what a model of two classes learns. Other types
+belong to neither."""
 
 Triple: TypeAlias = tuple[float, float, float]
 Shape3: TypeAlias = tuple[int, int, int]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import pytest
+import zarr
 from click.testing import CliRunner
 from helpers_classification import SPEC
 from helpers_training import FOUR, four_set, four_source
@@ -21,9 +23,9 @@ from wbcd.cli.paper import Shares
 from wbcd.errors import BadValue
 from wbcd.simulation.cells import POPULATIONS, parameters_of
 from wbcd.training import dataset as sets
-from wbcd.training import make_dataset
+from wbcd.training import make_dataset, plots
 from wbcd.training.augmentation import PAPER, Augmentation
-from wbcd.training.baselines import NAMES, _model
+from wbcd.training.baselines import NAMES, _model, classical
 from wbcd.training.fit import Training
 from wbcd.training.oracle import parameters
 from wbcd.training.paper import FIGURES, QUICK, Size, run_experiments
@@ -321,3 +323,31 @@ def test_features_are_drawn_and_the_seed_decides(store: Path, tmp_path: Path) ->
     assert one == two
     data = sets.load(store)
     assert len(one.splitlines()) == 1 + sum(len(data.indices(s)) for s in ("test", "test_donor"))
+
+
+def test_a_set_with_nothing_to_judge_by_or_a_class_without_cells_is_refused_at_once(store: Path, tmp_path: Path) -> None:
+    few = four_set(tmp_path / "few.zarr", cells=4)
+    with pytest.raises(BadValue, match="none is held out to judge by"):
+        run_experiments(["fig3"], few, tmp_path / "a", size=QUICK, device="cpu")
+    run_experiments(["fig2"], few, tmp_path / "a", size=QUICK, device="cpu")
+    named = shutil.copytree(store, tmp_path / "named.zarr")
+    group = zarr.open_group(named, mode="r+", zarr_format=3)
+    group.attrs.update({**group.attrs, "classes": [*FOUR, "monocytte"]})
+    with pytest.raises(BadValue, match="has no cell of class 'monocytte'"):
+        run_experiments(["fig2"], named, tmp_path / "b", size=QUICK, device="cpu")
+
+
+def test_too_few_cells_for_classifiers_are_named(store: Path) -> None:
+    data = sets.load(store)
+    part = np.full(len(data.label), sets.SPLITS.index("test"), np.int8)
+    part[:4] = sets.SPLITS.index("train")
+    with pytest.raises(BadValue, match="4 training cells of"):
+        classical(replace(data, splits={**data.splits, "both": part}), ["test"])
+
+
+def test_a_ninth_class_has_a_curve_too() -> None:
+    made = plots.figure(4, 4)
+    axes = made.subplots()
+    line = np.array([0.0, 1.0])
+    plots.roc_curves(axes, {f"c{k}": (line, line) for k in range(9)}, {f"c{k}": 0.5 for k in range(9)})
+    assert len(axes.get_legend().get_texts()) == 9

@@ -290,3 +290,13 @@ def test_label_review_and_from_db_on_the_command_line(tmp_path: Path) -> None:
         spaced = run(*words, "--as", "T cell", *db)
         assert spaced.exit_code == 69
         assert "Call it 'T_cell', for example." in spaced.output
+
+
+def test_a_class_without_cells_and_one_given_twice_are_slips(stored: Path, tmp_path: Path) -> None:
+    for classes, told in (
+        (("monocyte", "monocytte"), "no cell of class 'monocytte' can be taken; there are cells of "),
+        (("monocyte", "monocyte"), "the class 'monocyte' is given twice"),
+    ):
+        with pytest.raises(BadValue, match=told):
+            dataset_from_db(url(stored), tmp_path / "s.zarr", spec=SPEC, classes=classes)
+    assert not (tmp_path / "s.zarr").exists()

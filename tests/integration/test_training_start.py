@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from click.testing import CliRunner
 from helpers_training import four_set, toy_set
 
-from wbcd.classification import Bundle, load_bundle, save_bundle
+from wbcd.classification import Bundle, fit_gauge, load_bundle, save_bundle
 from wbcd.cli import cli
 from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
@@ -180,3 +182,75 @@ def test_one_that_was_killed_goes_on_to_the_same_classifier(store: Path, first: 
 
 def _interrupt(_: object) -> None:
     raise KeyboardInterrupt
+
+
+def with_gauge(first: Bundle, out: Path, data: sets.TrainingSet) -> Bundle:
+    """The first model, its distances set on all cells."""
+    cells = torch.from_numpy(data.ri_delta.astype(np.float32))[:, None]
+    with torch.inference_mode():
+        early = first.network.eval().both(cells).early.numpy()
+    return save_bundle(out, first.network, first.model, fit_gauge(early, data.label, early, acceptance=0.9))
+
+
+def test_too_few_cells_of_ones_own_leave_the_other_models_distances(store: Path, first: Bundle, tmp_path: Path) -> None:
+    data = sets.load(store)
+    start = with_gauge(first, tmp_path / "start", data)
+    for task in ("four", "two"):
+        report = train(
+            store,
+            tmp_path / task,
+            width=4,
+            epochs=1,
+            device="cpu",
+            start=start.path,
+            keep_features=True,
+            task=task,
+            split_by="cell",
+        )
+        kept = load_bundle(report.bundle)
+        assert kept.gauge is not None
+        assert start.gauge is not None
+        assert kept.gauge.threshold == start.gauge.threshold
+        assert np.array_equal(kept.gauge.means, start.gauge.means)
+        assert any(f"they are told as by {start.model_id}" in text for text in report.warnings)
+    # Learning on moves the features, and a class that the other never saw would be a stranger to the last cell.
+    moved = train(store, tmp_path / "moved", width=4, epochs=1, device="cpu", start=start.path, split_by="cell")
+    assert load_bundle(moved.bundle).gauge is None
+    renamed = replace(start.model, classes=("a", "b", "c", "d"))
+    other = save_bundle(tmp_path / "other", start.network, renamed, start.gauge)
+    new = train(store, tmp_path / "new", width=4, epochs=1, device="cpu", start=other.path, keep_features=True, split_by="cell")
+    assert load_bundle(new.bundle).gauge is None
+    assert any("every cell gets a label" in text for text in new.warnings)
+
+
+def test_measured_cells_do_not_wash_a_simulated_beginning_away(store: Path, first: Bundle, tmp_path: Path) -> None:
+    measured = shutil.copytree(store, tmp_path / "measured.zarr")
+    group = zarr.open_group(measured, mode="r+", zarr_format=3)
+    group.attrs.update({**group.attrs, "simulated": False})
+    bundle = load_bundle(
+        train(measured, tmp_path / "a", width=4, epochs=1, device="cpu", start=first.path, keep_features=True).bundle
+    )
+    assert not bundle.model.simulated
+    readme = (bundle.path / "README.md").read_text()
+    assert "measured on **measured** cells. But the features that it keeps were learnt on **simulated** cells." in readme
+    assert "before, on simulated tomograms" in bundle.card["description"]
+    plain = load_bundle(train(measured, tmp_path / "b", width=4, epochs=1, device="cpu").bundle)
+    assert "**simulated**" not in (plain.path / "README.md").read_text()
+    assert "simulated" not in plain.card["description"]
+
+
+def test_the_set_itself_is_no_folder_for_its_training(store: Path) -> None:
+    with pytest.raises(BadValue, match="is the training set itself"):
+        train(store, store, width=4, epochs=1, device="cpu")
+    assert not (store / "checkpoint.json").exists()
+
+
+def test_a_lineage_that_no_cell_is_of_is_not_learnt(store: Path, tmp_path: Path) -> None:
+    lymphoid = shutil.copytree(store, tmp_path / "lymphoid.zarr")
+    kept, group = sets.splits_of(lymphoid), zarr.open_group(lymphoid, mode="r+", zarr_format=3)
+    label = np.asarray(group["label"][:])  # type: ignore[index]  # a group may hold groups
+    group["label"][:] = label % 2  # type: ignore[index]
+    group.attrs.update({**group.attrs, "classes": ["b_lymphocyte", "t_lymphocyte"]})
+    sets.finish(lymphoid, kept)
+    with pytest.raises(BadValue, match="no cell of myeloid is in training"):
+        train(lymphoid, tmp_path / "a", width=4, epochs=1, device="cpu", task="two")

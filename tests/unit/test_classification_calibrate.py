@@ -162,9 +162,9 @@ def test_of_people_the_model_never_met_all_cells_are_known_ones(bundle: Bundle, 
     own, other = sets.load(cells), sets.load(others)
     fitted = np.concatenate([own.indices(split) for split in ("train", "validation")])
     met = replace(bundle, model=replace(bundle.model, training={"donors_seen": sorted(seen.donors(own, fitted))}))
-    assert len(_unseen(met, other)) == len(other.label)
-    assert set(_unseen(met, own)) == set(own.indices("test_donor"))
-    assert set(_unseen(bundle, other)) == set(other.indices("test_donor"))
+    assert len(_unseen(met, other)[0]) == len(other.label)
+    assert set(_unseen(met, own)[0]) == set(own.indices("test_donor"))
+    assert set(_unseen(bundle, other)[0]) == set(other.indices("test_donor"))
 
 
 def test_whose_donors_gave_the_limits_are_no_strangers_to_them(
@@ -184,7 +184,7 @@ def test_whose_donors_gave_the_limits_are_no_strangers_to_them(
     every = mixed.indices(sets.ALL)
     gave = seen.gave_limits(made, mixed, every)
     assert set(mixed.donor[gave].tolist()) == {103, 104, 105}
-    assert set(mixed.donor[_unseen(trained_elsewhere(made), mixed)].tolist()) == {106, 107, 108}
+    assert set(mixed.donor[_unseen(trained_elsewhere(made), mixed)[0]].tolist()) == {106, 107, 108}
 
 
 def trained_elsewhere(bundle: Bundle) -> Bundle:
@@ -242,3 +242,28 @@ def test_export_prints_the_digest_that_import_asks_for(bundle: Bundle, tmp_path:
     assert refused.exit_code == 78
     assert "SHA-256" in refused.output
     assert torch.equal(load_bundle(tmp_path / "back").network.stem[0].weight, bundle.network.stem[0].weight)
+
+
+def test_known_cells_that_may_have_been_seen_are_warned_of(bundle: Bundle, cells: Path, others: Path, tmp_path: Path) -> None:
+    made = load_bundle(calibrate(bundle.path, cells, tmp_path / "out", held_out_path=others).bundle)
+    data = sets.load(cells)
+    every = sorted(seen.donors(data, data.indices(sets.ALL)))
+    met = save_bundle(tmp_path / "met", made.network, replace(made.model, training={"donors_seen": every}), made.gauge)
+    done = wbcd("strangers", met.path, cells, "--cells", 1)
+    assert f"{met.model_id} has seen" in done.stderr
+    told: list[str] = []
+    meet_strangers(met.path, cells, cells=1, kinds=["bead"], device="cpu", on_warning=told.append)
+    assert len(told) == 1
+    assert "warning" not in wbcd("strangers", made.path, cells, "--cells", 1).stderr
+
+
+def test_cells_that_trained_the_model_are_no_known_ones(bundle: Bundle, cells: Path) -> None:
+    """A split by cell left them in what another split holds out."""
+    data = sets.load(cells)
+    lesson = {**seen.facts(data, "cell"), "split_by": "cell"}
+    lesson["start"] = {**seen.facts(data, "donor"), "simulated": True}
+    model = replace(bundle, model=replace(bundle.model, training=lesson))
+    unseen, split = _unseen(model, data)
+    assert split == "test"
+    by_donor = np.concatenate([data.indices(s, "donor") for s in ("train", "validation")])
+    assert set(unseen) == set(data.indices("test", "cell")) - set(by_donor)

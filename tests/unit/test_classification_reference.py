@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from wbcd.classification import OUTSIDE_TRAINING_RANGE, UNCLASSIFIED, UNKNOWN_CELL, Bundle, Classifier, Envelope, load_bundle
 from wbcd.morphology import find_cells
@@ -66,6 +67,16 @@ def test_the_four_class_model_bears_cells_through_holograms(reference: Bundle) -
         assert exact["n"] >= 300
         assert min(fast["accuracy"], exact["accuracy"]) >= 0.94
         assert max(fast["unclassified"], exact["unclassified"]) <= 0.05
+
+
+def test_the_lineages_are_told_from_the_same_features(reference: Bundle, two: Bundle) -> None:
+    """So a stranger to one is a stranger to the other."""
+    weights, others = reference.network.state_dict(), two.network.state_dict()
+    shared = [name for name in weights if not name.startswith("classifier.")]
+    assert all(torch.equal(weights[name], others[name]) for name in shared)
+    assert reference.gauge is not None
+    assert two.gauge is not None
+    assert two.gauge.threshold == pytest.approx(reference.gauge.threshold, rel=0.05)
 
 
 def test_they_know_their_limits(reference: Bundle, two: Bundle) -> None:

@@ -13,6 +13,7 @@ import pytest
 from helpers_store import KEY
 from scipy.stats import binomtest, norm
 
+from wbcd.records import LINEAGE
 from wbcd.report.counts import lineage_counts, read_differential, wilson_limits
 from wbcd.store import Ledger
 from wbcd.store.views import DIFFERENTIAL_COUNT, Z_95
@@ -123,3 +124,12 @@ def test_the_sqlite3_program_reads_the_view(sqlite_ledger: Ledger, tmp_path: Pat
     )
     assert said.stdout.startswith("S1|model@1|")
     assert "|b_lymphocyte|1|1|1.0|0.2065" in said.stdout
+
+
+def test_the_counts_sum_what_a_model_of_two_classes_learns(any_ledger: Ledger, any_url: str) -> None:
+    """One table of lineages: with two, a plasma cell was of one in training and of neither in the counts."""
+    labels = ["nk_cell", "plasma_cell", "lymphocyte", "t_lymphocyte", "metamyelocyte", "promyelocyte", "granulocyte"]
+    for number, label in enumerate(labels):
+        any_ledger.commit(make_measured(f"{number}", make_cell(label)), *KEY)
+    assert [(row.label, row.n) for row in lineage_counts(read_differential(any_url))] == [("lymphoid", 4), ("myeloid", 3)]
+    assert {LINEAGE[label] for label in labels} == {"lymphoid", "myeloid"}

@@ -491,3 +491,21 @@ def test_which_of_many_files_are_counted_as_they_lie_there(any_ledger: Ledger, t
     assert found == {counted.acquisition.path: (counted.acquisition.size_bytes, counted.acquisition.mtime_ns)}
     assert any_ledger.counted(paths, "another recipe", MODEL_ID) == {}
     assert any_ledger.counted([], *KEY) == {}
+
+
+@pytest.mark.parametrize("cell", [999, -1, 2**63 - 1, 2**63, 10**30])
+def test_a_review_of_no_cell_names_it(any_ledger: Ledger, cell: int) -> None:
+    any_ledger.commit(make_measured("a"), *KEY)
+    with pytest.raises(StoreError, match=f"There is no cell {cell}"):
+        any_ledger.review(cell, "R", "monocyte")
+
+
+@pytest.mark.parametrize("word", ["unclassified", "Unclassified"])
+def test_the_counts_word_for_cells_of_no_class_is_no_class(any_ledger: Ledger, word: str) -> None:
+    any_ledger.commit(make_measured("a"), *KEY)
+    with pytest.raises(StoreError, match="and not 'unclassified'") as refused:
+        any_ledger.label_sample("S1", word, by="R")
+    assert "'monocyte'" in str(refused.value.advice)
+    (cell,) = any_ledger.cells()
+    with pytest.raises(StoreError, match="and not 'unclassified'"):
+        any_ledger.review(cell.cell_id, "R", word)

@@ -259,3 +259,11 @@ def test_other_numbers_are_other_donors(tmp_path: Path) -> None:
     assert data.card["first_donor"] == 40
     with pytest.raises(BadValue, match="first_donor is -1"):
         make_dataset(tmp_path / "b.zarr", 12, first_donor=-1, source=toy_source)
+
+
+@pytest.mark.parametrize(("first", "donors"), [(40_000, 2), (32_767, 2), (-1, 2)])
+def test_a_donor_whose_number_no_set_holds_is_refused_before_anything_is_made(tmp_path: Path, first: int, donors: int) -> None:
+    with pytest.raises(BadValue, match=f"first_donor is {first}"):
+        toy_set(tmp_path / "far.zarr", cells=4, donors=donors, first_donor=first)
+    assert not (tmp_path / "far.zarr").exists()
+    assert sets.load(toy_set(tmp_path / "last.zarr", cells=4, donors=2, first_donor=32_766)).donor.max() == 32_767

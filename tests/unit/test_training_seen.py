@@ -93,3 +93,27 @@ def test_limits_may_be_fitted_anew_in_the_same_place(bundle: Bundle, data: sets.
     assert unknown is not None
     assert unknown.acceptance == 0.7
     assert load_bundle(report.bundle).model.measured["limits_from"]["data_hash"] == sets.load(data.path).data_hash
+
+
+@pytest.mark.parametrize("path", ["fast", "exact", "ideal"])
+def test_more_cells_of_one_seed_show_the_same_phantoms(bundle: Bundle, data: sets.TrainingSet, path: str) -> None:
+    """Class by class cell 7 of 500 is cell 7 of 1,000: of which of them a model has seen is not known, and that is said."""
+    model = trained_on(bundle, again(data, path="fast"), cells=500)
+    larger = again(data, data_hash="e" * 40, path=path)
+    assert seen.shares_sets(model, larger)
+    cells = larger.indices("test")
+    assert any("hold cells or phantoms in common" in text for text in seen.warnings(model, larger, cells, "test", "both"))
+    for changed in ({"seed": 99}, {"first_donor": 500}, {"phantoms": "others"}):
+        assert not seen.shares_sets(model, again(larger, data_hash="d" * 40, **changed))
+
+
+def test_those_who_taught_the_model_it_began_with_hold_nothing_out(
+    bundle: Bundle, data: sets.TrainingSet, tmp_path: Path
+) -> None:
+    """They are in no set that is given: the card alone knows of them."""
+    others = toy_set(tmp_path / "others.zarr", first_donor=100)
+    taught = replace(bundle.model, training={"donors_seen": ["simulated-100", "simulated-3"]})
+    begun = save_bundle(tmp_path / "begun", bundle.network, taught)
+    with pytest.raises(BadValue, match="has seen 1 of its donors"):
+        calibrate(begun.path, data.path, tmp_path / "out", held_out_path=others)
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ changes a probability (weights, architecture, classes, input, temperature) is ha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -237,6 +238,8 @@ def check_names(name: str, classes: Sequence[str]) -> None:
             f"the set's class is {wrong[0]!r}; it must be {NAME_RULE}.",
             action="Label those cells anew with another name, and make the set again.",
         )
+    if twice := [c for c in classes if list(classes).count(c) > 1]:
+        raise BadValue(f"the set's class {twice[0]!r} is there twice.", action="Make the set again with each class once.")
 
 
 def keep_others(path: Path, bundle: Bundle | None = None) -> None:
@@ -284,8 +287,7 @@ def metadata_of(model: ModelCard, weights: str) -> dict[str, Any]:
     """The whole metadata.json: MONAI's keys first, then the section that wbcd reads."""
     from importlib.metadata import version
 
-    what = "simulated" if model.simulated else "measured"
-    spec = model.input
+    what, spec = learnt_from(model), model.input
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
         "version": wbcd.__version__,
@@ -345,6 +347,10 @@ def metadata_of(model: ModelCard, weights: str) -> dict[str, Any]:
 def card_text(model: ModelCard, card: Mapping[str, Any]) -> str:
     """README.md of a bundle: what it is, how it was measured, what it must not be used for."""
     what = "simulated" if model.simulated else "measured"
+    caution = " How it does on other cells is not known from these figures." if model.simulated else ""
+    if not model.simulated and begun_on_simulated(model):
+        kept = "features that it keeps" if model.training.get("keep_features") else "weights that it began with"
+        caution = f" But the {kept} were learnt on **simulated** cells."
     spec = model.input
     pitch = " x ".join(f"{v:g}" for v in spec.voxel_um)
     lines = [
@@ -352,10 +358,7 @@ def card_text(model: ModelCard, card: Mapping[str, Any]) -> str:
         "",
         f"Classes: {', '.join(model.classes)}. Research use only; not for diagnosis.",
         "",
-        f"A 3D fish network ({model.architecture}, width {model.width}) trained and measured on **{what}** cells."
-        " How it does on other cells is not known from these figures."
-        if model.simulated
-        else f"A 3D fish network ({model.architecture}, width {model.width}) trained and measured on **{what}** cells.",
+        f"A 3D fish network ({model.architecture}, width {model.width}) trained and measured on **{what}** cells.{caution}",
         "",
         f"Input: {' x '.join(map(str, spec.shape))} voxels (z, y, x) of {pitch} um; {MEDIUM_RULE};"
         f" max(0, (n - n_m) * {spec.scale:g}). Probabilities: softmax(logits / {model.temperature:.4g})"
@@ -374,6 +377,23 @@ def card_text(model: ModelCard, card: Mapping[str, Any]) -> str:
         f"Weights: `{WEIGHTS}`, BLAKE2b-256 `{card[SECTION]['digests'][WEIGHTS]}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def begun_on_simulated(model: ModelCard) -> bool:
+    """Whether a model that this one began with, or that one with, learnt from simulated cells."""
+    start = model.training.get("start")
+    while isinstance(start, Mapping) and start:
+        if start.get("simulated", True):
+            return True
+        start = start.get("start")
+    return False
+
+
+def learnt_from(model: ModelCard) -> str:
+    """Of what cells: to be put before "cells" or "tomograms"."""
+    if model.simulated:
+        return "simulated"
+    return "measured and, before, on simulated" if begun_on_simulated(model) else "measured"
 
 
 def _envelope_lines(envelope: Envelope | None) -> list[str]:
@@ -417,9 +437,11 @@ def write_file(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        # Of the file that was asked for, not of the one beside it.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _identity(model: ModelCard) -> dict[str, Any]:

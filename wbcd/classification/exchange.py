@@ -40,6 +40,7 @@ from wbcd.classification.bundle import (
     gauge_bytes,
     gauge_from,
     keep_others,
+    learnt_from,
     model_card_of,
     network_from,
     save_bundle,
@@ -303,7 +304,7 @@ def _documentation(bundle: Bundle) -> str:
 
 def _rdf(bundle: Bundle, files: dict[str, bytes], tensors: dict[str, Any]) -> dict[str, Any]:
     """The resource description, JSON-ready (JSON is YAML). Logits are left out: negative ones have no valid tolerance."""
-    what = "simulated" if bundle.model.simulated else "measured"
+    what = learnt_from(bundle.model)
     width = bundle.network.width
     late, early = ({"type": "index", "id": "feature", "size": n * width} for n in (33, EARLY_CHANNELS))
     classes = {"type": "channel", "channel_names": list(bundle.classes)}

@@ -345,11 +345,14 @@ def _database_file(path: Path) -> Iterator[Finding]:
 
 def _model(config: Config) -> Iterator[Finding]:
     from wbcd.classification import load_bundle
+    from wbcd.classification.bundle import begun_on_simulated
 
     bundle = load_bundle(config.classification.model)  # compares the digest of the weights with the card's
     yield _good("model", f"{bundle.model_id}, digest as stated: {', '.join(bundle.classes)}")
     if bundle.model.simulated:
         yield _note("model", "trained and measured on simulated cells")
+    elif begun_on_simulated(bundle.model):
+        yield _note("model", "measured on measured cells; the weights that it began with were learnt on simulated ones")
 
 
 def _existing(folder: Path) -> Path:

@@ -186,6 +186,7 @@ def strangers(bundle: str, training_set: Path, cells: int, seed: int, path: Any,
     from wbcd.cli.common import quiet_console
     from wbcd.training.strangers import meet_strangers
 
+    warnings: list[str] = []
     with quiet_console(stderr=True).status("looking at known cells") as status:
         rows = meet_strangers(
             bundle,
@@ -195,7 +196,10 @@ def strangers(bundle: str, training_set: Path, cells: int, seed: int, path: Any,
             path=path,
             device=device,
             on_kind=lambda kind: status.update(f"simulating: {kind}"),
+            on_warning=warnings.append,
         )
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
     if as_json:
         click.echo(to_json(rows))
         return

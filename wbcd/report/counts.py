@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from wbcd.errors import DatabaseUnavailable, StoreError
+from wbcd.records import LINEAGE, LINEAGES
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
 from wbcd.store.urls import Target, parse_url
 from wbcd.store.views import UTC_TEXT, Z_95
@@ -29,11 +30,9 @@ WINDOW_MIN: Final = 10.0
 
 UNCLASSIFIED: Final = "unclassified"
 
-LINEAGES: Final[Mapping[str, tuple[str, ...]]] = {
-    "lymphoid": ("b_lymphocyte", "t_lymphocyte", "nk_lymphocyte", "lymphocyte"),
-    "myeloid": ("monocyte", "myelocyte", "neutrophil", "eosinophil", "basophil", "granulocyte"),
+_BY_LINEAGE: Final[Mapping[str, tuple[str, ...]]] = {
+    lineage: tuple(label for label, theirs in LINEAGE.items() if theirs == lineage) for lineage in LINEAGES
 }
-"""Labels that are summed to the two lineages of Ryu et al. 2021; other labels belong to neither."""
 
 _OPEN_STATES: Final = ("waiting", "begun", "retried")
 _PAUSED, _RESUMED = "intake_paused", "intake_resumed"
@@ -151,7 +150,7 @@ class Status:
 
 
 def read_differential(url: str | Path, sample: str | None = None) -> list[CountRow]:
-    """The differential of one sample or of all, a row a label, in the order of :data:`LINEAGES`, unclassified last.
+    """The differential of one sample or of all, a row a label, in the order of :data:`wbcd.records.LINEAGE`, unclassified last.
 
     Raises :class:`DatabaseUnavailable` (no such database, no answer) and :class:`SchemaMismatch`.
     """
@@ -174,7 +173,7 @@ def lineage_counts(counts: Iterable[CountRow]) -> list[CountRow]:
     return [
         _summed(rows, lineage, labels)
         for rows in groups.values()
-        for lineage, labels in LINEAGES.items()
+        for lineage, labels in _BY_LINEAGE.items()
         if any(row.label in labels for row in rows)
     ]
 
@@ -287,7 +286,7 @@ def _differential(database: _Database, sample: str | None) -> list[CountRow]:
 
 
 def _reading_order(row: CountRow) -> tuple[object, ...]:
-    known = [label for labels in LINEAGES.values() for label in labels]
+    known = list(LINEAGE)
     place = known.index(row.label) if row.label in known else len(known) + (row.label == UNCLASSIFIED)
     return row.sample, row.model, row.recipe, place, row.label
 

@@ -48,6 +48,8 @@ _OLDEST_POSTGRES: Final = 150000
 
 CHANGED_AFTER_COUNT: Final = "changed_after_count"
 
+MAX_ID: Final = 2**63 - 1
+
 
 def utc_now() -> dt.datetime:
     """Wall time, for labels only."""
@@ -158,13 +160,12 @@ class Ledger:
     def review(self, cell_id: int, reviewer: str, label: str, note: str | None = None) -> None:
         """Append a person's reading of one cell. Raises :class:`StoreError` for no such cell or a name no class can have."""
         row = {
-            "cell_id": int(cell_id),
             "reviewer": rows.clean_text(reviewer),
             "label": _class_name(label),
             "note": rows.clean_optional(note),
             "at": self._now(),
         }
-        self._append(schema.review, lambda _: row)
+        self._append(schema.review, lambda connection: {"cell_id": _known_cell(connection, cell_id), **row})
 
     def label_sample(self, name: str, label: str, *, purity: float | None = None, by: str, note: str | None = None) -> None:
         """Append what is known of a whole sample: its cells are ``label``, but for a fraction 1 - ``purity`` of them.
@@ -573,9 +574,16 @@ def _class_name(label: str) -> str:
     if NAME.fullmatch(label):
         return label
     better = re.sub(r"[^A-Za-z0-9._-]+", "_", label).strip("._-")[:64]
-    raise StoreError(
-        f"The label is {label!r}; it must be {NAME_RULE}.", action=f"Call it {better or 'monocyte'!r}, for example."
-    )
+    better = better if NAME.fullmatch(better) else "monocyte"
+    raise StoreError(f"The label is {label!r}; it must be {NAME_RULE}.", action=f"Call it {better!r}, for example.")
+
+
+def _known_cell(connection: Connection, cell_id: int) -> int:
+    query = select(schema.cell.c.id).where(schema.cell.c.id == cell_id)
+    # A larger number no column holds.
+    if not 0 <= cell_id <= MAX_ID or connection.execute(query).scalar() is None:
+        raise StoreError(f"There is no cell {cell_id}.", action="Give the id of a row of the table `cell`.")
+    return cell_id
 
 
 def _known_sample(connection: Connection, name: str) -> int:

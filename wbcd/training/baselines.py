@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wbcd.errors import ConfigurationError
+from wbcd.errors import BadValue, ConfigurationError
 from wbcd.training import dataset as sets
 from wbcd.training.evaluation import Evaluation, judge_cells
 
 NAMES = ("lda", "svm", "knn", "naive_bayes", "tree")
 FOLDS = 5
+NEIGHBOURS = 5
 
 
 def evaluate_baselines(
@@ -40,8 +41,14 @@ def baselines_on(
 def classical(
     data: sets.TrainingSet, splits: Sequence[str], *, names: tuple[str, ...] = NAMES, seed: int = 0, split_by: str = "both"
 ) -> dict[str, dict[str, Evaluation]]:
-    """Fit each once on "train", measure it on several splits: {name: {split: evaluation}}."""
+    """Fit each once on "train", measure it on several splits: {name: {split: evaluation}}. Raises BadValue on too few cells."""
     train = data.indices("train", split_by)
+    there = len(np.unique(data.label[train]))
+    if len(train) < max(NEIGHBOURS, len(data.classes) + 1) or there < 2:
+        raise BadValue(
+            f"{data.path}: {len(train)} training cells of {there} classes are too few for classifiers.",
+            action="Give a larger set.",
+        )
     out: dict[str, dict[str, Evaluation]] = {}
     for name in names:
         model = _model(name, data.label[train], seed).fit(data.morphology[train], data.label[train])
@@ -79,7 +86,7 @@ def _model(name: str, labels: NDArray[np.int64], seed: int) -> Any:
             OneVsOneClassifier(SVC(random_state=seed)),
             {"estimator__kernel": ["linear", "rbf"], "estimator__C": [0.3, 1.0, 10.0, 100.0]},
         ),
-        "knn": (KNeighborsClassifier(5), {}),
+        "knn": (KNeighborsClassifier(NEIGHBOURS), {}),
         "naive_bayes": (GaussianNB(), {}),
         "tree": (DecisionTreeClassifier(random_state=seed), {"min_samples_leaf": [1, 5, 15]}),
     }

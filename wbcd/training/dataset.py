@@ -39,16 +39,19 @@ from wbcd.classification import InputSpec
 from wbcd.classification.preparation import fit_centre, resample
 from wbcd.errors import BadValue, BundleInvalid
 from wbcd.recipe import Recipe
-from wbcd.records import Morphology, Shape3, Triple
+from wbcd.records import LINEAGE, LINEAGES, Morphology, Shape3, Triple
 from wbcd.training.pictures import Pictures
 from wbcd.training.splits import ALL, SCHEMES, SPLITS, continue_splits, make_splits, split_of
 
-__all__ = ["ALL", "SCHEMES", "SIX", "SPLITS", "CellSample", "TrainingSet", "load", "split_of"]
+__all__ = ["ALL", "LINEAGE", "LINEAGES", "SCHEMES", "SIX", "SPLITS", "CellSample", "TrainingSet", "load", "split_of"]
 
 FORMAT = "wbcd-training-set"
 FORMAT_VERSION = 2
 PART = 64
 """Cells in a part: a shard of 10 to 20 MB, half a minute of simulation to lose; 100,000 cells are some 10,000 files."""
+
+MAX_DONOR = 2**15 - 1
+"""The highest number of a donor: the array of them is int16."""
 
 SIX = ("volume_fl", "surface_area_um2", "sphericity", "dry_mass_pg", "protein_density_g_dl", "mean_ri")
 _COLUMNS = ("label", "donor", "purity", "morphology", "cell_id")
@@ -59,22 +62,6 @@ NOISE = "noise_ri"
 _MADE = ("complete", "data_hash", NOISE)
 """Attributes that say how far a set has come, not how it is made."""
 _SHARDED = ("phase", "amplitude", "ri_delta")
-
-LINEAGE: Mapping[str, str] = {
-    "b_lymphocyte": "lymphoid",
-    "t_lymphocyte": "lymphoid",
-    "nk_cell": "lymphoid",
-    "plasma_cell": "lymphoid",
-    "monocyte": "myeloid",
-    "myelocyte": "myeloid",
-    "metamyelocyte": "myeloid",
-    "promyelocyte": "myeloid",
-    "neutrophil": "myeloid",
-    "eosinophil": "myeloid",
-    "basophil": "myeloid",
-}
-"""The two-class task: lineage of each type (paper, figure 5a)."""
-LINEAGES = ("lymphoid", "myeloid")
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,8 +189,8 @@ def train(
     CPU. ``board``: write TensorBoard events too. ``shape``, ``voxel_um``: a smaller box, a coarser pitch than the set's.
     ``start``: a bundle whose weights to begin with; box and pitch are then its own where they are not given, and the learning
     rate a tenth. ``learning_rate``: the highest, instead of the preset's. ``keep_features``: of ``start`` only the classifier
-    learns; unknown cells are then told as that model tells them. Raises BadValue on an unusable argument or a folder of another
-    training, UnknownModel and BundleInvalid where ``start`` is no model.
+    learns, so that unknown cells are told by that model's features. Raises BadValue on an unusable argument or a folder of
+    another training, UnknownModel and BundleInvalid where ``start`` is no model.
     """
     began = time.monotonic()
     if task not in TASKS:
@@ -224,6 +224,8 @@ def train(
         )
     data = data.as_lineages() if task == "two" else data
     check_names(name, data.classes)
+    if (data.path / "zarr.json").exists() and out.resolve() == data.path.resolve():
+        raise BadValue(f"{out}: is the training set itself.", action="Choose a folder of its own for the training.")
     run = Training(
         data,
         out,
@@ -289,10 +291,10 @@ class Training:
         self.cells, self.watched = self._cells("train"), data.indices("validation", split_by)
         if len(self.cells) < 2:
             raise BadValue(f"{data.path}: {len(self.cells)} cells to train on; at least 2.", action="Make a larger set.")
-        if lost := np.setdiff1d(data.label, data.label[self.cells]).tolist():
+        if lost := np.setdiff1d(np.arange(len(data.classes)), data.label[self.cells]).tolist():
             raise BadValue(
                 f"{data.path}: no cell of {', '.join(data.classes[k] for k in lost)} is in training (by {split_by}).",
-                action="Give cells of further donors, or another --split-by.",
+                action="Give cells of it, of further donors or by another --split-by, or make the set without it (--classes).",
             )
         out.mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(devices=[]):
@@ -636,10 +638,11 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
     envelope = training_envelope(run.data.morphology[run.cells])
     model = replace(model, simulated=simulated, training=training, envelope=envelope, instrument=instrument_of(run.data))
     model, gauge = _knowing(run, model)
-    if gauge is None:
+    if len(run.watched) < least_cells(ACCEPTANCE):
+        what = "every cell gets a label" if gauge is None or run.start is None else f"they are told as by {run.start.model_id}"
         warnings.append(
-            f"{len(run.watched)} validation cells are too few to tell unknown cells by: every cell gets a label. Train on a"
-            " larger set, or run `wbcd model calibrate --held-out`."
+            f"{len(run.watched)} validation cells are too few to tell unknown cells by: {what}. Train on a larger set, or run"
+            " `wbcd model calibrate --held-out`."
         )
         model = replace(model, training={**training, "warnings": warnings})
     bundle = save_bundle(run.out / "bundle", run.network, model, gauge)
@@ -667,17 +670,25 @@ def _conclude(run: Training, model: ModelCard, training: dict[str, Any], began: 
 def _knowing(run: Training, model: ModelCard) -> tuple[ModelCard, Gauge | None]:
     """Card with temperature, prediction sets and the gauge of unknown cells, from the validation cells.
 
-    The temperature alone, and no gauge, where these are too few.
+    The temperature alone where these are too few, and the gauge of the model whose features were kept, if it knows the classes.
     """
     watched, labels = run.outputs(run.watched), run.data.label[run.watched]
     if len(labels) < least_cells(ACCEPTANCE):
-        return replace(model, temperature=fit_temperature(watched.logits.numpy(), labels)), None
+        return replace(model, temperature=fit_temperature(watched.logits.numpy(), labels)), _kept_gauge(run)
     return know_limits(
         model,
         (run.outputs(run.cells).early.numpy(), run.data.groups(run.cells)),
         (watched.early.numpy(), watched.logits.numpy(), labels),
         acceptance=ACCEPTANCE,
     )
+
+
+def _kept_gauge(run: Training) -> Gauge | None:
+    """A class that the other model does not know would be far from all that it does: none of its cells would be counted."""
+    if run.start is None or not run.keep_features:
+        return None
+    known = set(run.start.classes) | {sets.LINEAGE[c] for c in run.start.classes if c in sets.LINEAGE}
+    return run.start.gauge if known.issuperset(run.data.classes) else None
 
 
 def _epoch_of(row: Mapping[str, float]) -> Epoch:

@@ -143,6 +143,11 @@ def plan(
             action="Label samples with `wbcd label`, and process with --keep-tomograms ([output] keep_tomograms).",
         )
     kinds = classes or _in_order({given.label for _, given in taken})
+    if twice := [kind for kind in kinds if kinds.count(kind) > 1]:
+        raise BadValue(f"the class {twice[0]!r} is given twice.", action="Give each class once (--classes).")
+    if empty := [kind for kind in kinds if kind not in {given.label for _, given in taken}]:
+        there = ", ".join(sorted({given.label for _, given in taken}))
+        raise BadValue(f"no cell of class {empty[0]!r} can be taken; there are cells of {there}.", action="Correct --classes.")
     if wrong := [kind for kind in kinds if not NAME.fullmatch(kind)]:
         raise BadValue(
             f"a class is called {wrong[0]!r}; its name must be {NAME_RULE}.",

@@ -20,9 +20,8 @@ from wbcd.classification import UNCLASSIFIED, Bundle, Classifier, load_bundle
 from wbcd.classification.bundle import INSTRUMENT_LIMITS
 from wbcd.classification.medium import medium_ri, noise_ri
 from wbcd.errors import BadValue
-from wbcd.records import Cell
+from wbcd.records import LINEAGE, Cell
 from wbcd.simulation.cells import CLASSES
-from wbcd.training.dataset import LINEAGE
 from wbcd.training.make import worker_pool
 from wbcd.training.simulated import PATHS, USUAL, OpticsPath, Seen, Setup, draw_of, simulate_cell
 

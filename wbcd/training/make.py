@@ -85,8 +85,8 @@ def make_dataset(
     out, spec = Path(out), spec or InputSpec()
     if cells < 1 or donors < 1 or workers < 1:
         raise BadValue(f"cells, donors and workers are {cells}, {donors} and {workers}; each at least 1.")
-    if first_donor < 0:
-        raise BadValue(f"first_donor is {first_donor}; at least 0.")
+    if not 0 <= first_donor <= sets.MAX_DONOR + 1 - donors:
+        raise BadValue(f"first_donor is {first_donor} of {donors} donors; at least 0, and the last at most {sets.MAX_DONOR}.")
     if path not in OPTICS:
         raise BadValue(f"path is {path!r}; it must be one of {', '.join(OPTICS)}.")
     maker = source or functools.partial(simulate_cell, path=path, setup=_setup(path, spec))

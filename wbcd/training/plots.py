@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def confusion(axes: Any, table: Sequence[Sequence[int]], classes: Sequence[str],
 
 def roc_curves(axes: Any, curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], areas: Mapping[str, float]) -> None:
     """One curve a class."""
-    for colour, (name, (false, true)) in zip(COLOURS, curves.items(), strict=False):
+    for colour, (name, (false, true)) in zip(itertools.cycle(COLOURS), curves.items(), strict=False):
         axes.plot(false, true, color=colour, label=f"{name.replace('_', ' ')} {areas[name]:.3f}")
     axes.plot([0, 1], [0, 1], color="0.7", lw=0.8)
     axes.set_xlabel("false positive rate")

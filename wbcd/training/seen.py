@@ -81,7 +81,9 @@ def before(start: Bundle, data: sets.TrainingSet, split_by: str) -> list[str]:
                 " donors."
             )
         if not known and split != "validation" and shares_sets(start, data):
-            found.append(f"{begun} was trained on a set with cells of this one: how many of {split!r} is not known.")
+            found.append(
+                f"{begun} was trained on a set with cells or phantoms of this one: how many of {split!r} is not known."
+            )
     return found
 
 
@@ -127,11 +129,16 @@ def _lessons(bundle: Bundle) -> Iterator[tuple[Mapping[str, Any], bool]]:
 
 def cells_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> int:
     """How many of these cells the model, or one that it began with, was fitted to or chosen by; 0 for another set."""
+    return int(fitted_to(bundle, data, cells).sum())
+
+
+def fitted_to(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Which of these cells those are."""
     fitted = np.zeros(len(cells), dtype=np.bool_)
     for lesson, simulated in _lessons(bundle):
         if (known := _in_common(lesson, simulated, data)) is not None:
             fitted |= np.isin(cells, _fitted(data, scheme_in(lesson))) & (cells < known)
-    return int(fitted.sum())
+    return fitted
 
 
 def _in_common(lesson: Mapping[str, Any], simulated: bool, data: sets.TrainingSet) -> int | None:
@@ -158,8 +165,8 @@ def _of_card(card: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def shares_sets(bundle: Bundle, data: sets.TrainingSet) -> bool:
-    """Whether this set and one that the model learnt from are not the same, but one was joined from the other or both hold a
-    third."""
+    """Whether this set and one that the model learnt from are not the same, but one was joined from the other, both hold a
+    third, or both show the same phantoms."""
     here = _parts(data.card, data.data_hash)
     for lesson, simulated in _lessons(bundle):
         theirs = _parts({**lesson.get("data", {}), **lesson}, str(lesson.get("data_hash")))
@@ -169,10 +176,13 @@ def shares_sets(bundle: Bundle, data: sets.TrainingSet) -> bool:
 
 
 def _parts(said: Mapping[str, Any], own: str) -> set[Any]:
-    """What a set is made of: hashes, and of simulated cells where they come from."""
+    """What a set is made of: hashes, and what its phantoms were drawn from, however many and through whatever optics.
+
+    Where the class of a number is the same in both, the body is: of another donor if they differ in size.
+    """
     parts = [said, *(said.get("joined") or [])]
     made = {
-        (part.get("seed"), part.get("first_donor", 0), part.get("cells"), part.get("path"), str(said.get("phantoms")))
+        (part.get("seed"), part.get("first_donor", 0), str(said.get("phantoms")))
         for part in parts
         if part.get("path") in sets.SIMULATED_PATHS
     }
@@ -193,8 +203,8 @@ def warnings(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], sp
         )
     elif shares_sets(bundle, data):
         found.append(
-            f"{data.path.name} and the set that {bundle.model_id} was trained on hold cells in common: how many of these it has"
-            " seen is not known."
+            f"{data.path.name} and the set that {bundle.model_id} was trained on hold cells or phantoms in common: how many of"
+            " these it has seen is not known."
         )
     if shared := _shared(bundle, data, cells, split, scheme):
         found.append(

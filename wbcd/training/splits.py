@@ -228,11 +228,11 @@ def warnings_of(label: Labels, donor: Labels, classes: tuple[str, ...]) -> list[
 
 
 def missing_classes(label: Labels, splits: Mapping[str, NDArray[np.int8]], classes: tuple[str, ...]) -> list[str]:
-    """Sentences on classes that training has and another part with cells lacks; ``splits``: index into SPLITS, by scheme."""
+    """Sentences on classes that training, or another part with cells, lacks; ``splits``: index into SPLITS, by scheme."""
     found: list[str] = []
     for scheme, part in splits.items():
         trained = np.unique(label[part == SPLITS.index("train")])
-        if lost := [classes[k] for k in np.setdiff1d(label, trained)]:
+        if lost := [classes[k] for k in np.setdiff1d(np.arange(len(classes)), trained)]:
             found.append(f"{', '.join(lost)}: no cell in training (by {scheme}): no network can learn that class.")
         if len(trained) and not (part == SPLITS.index("validation")).any():
             found.append(f"no cell is in validation (by {scheme}): nothing can be trained so; more cells or donors are needed.")

@@ -39,6 +39,7 @@ PAIR = (128, 128)
 KNOWN = "known cells"
 
 OnKind = Callable[[str], None]
+OnWarning = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,11 @@ def meet_strangers(
     path: OpticsPath = "fast",
     device: str = "auto",
     on_kind: OnKind | None = None,
+    on_warning: OnWarning | None = None,
 ) -> list[Row]:
     """The known cells' row first (those of :func:`_unseen`), then one a kind, ``cells`` of each.
+
+    ``on_warning``: told why the known cells may not be unseen ones, or of other people.
 
     ``path``: "fast", or "exact" through simulated holograms and the whole reconstruction; of a joined set the known cells are
     those that came the same way, where it says which did.
@@ -81,7 +85,11 @@ def meet_strangers(
         raise BadValue(f"path is {path!r}; it must be one of {', '.join(PATHS)}.")
     data = sets.check_matches(sets.load(Path(dataset_path)), loaded.classes, loaded.input, loaded.path)
     classifier = Classifier(loaded, device)
-    held_out = _alike(data, _unseen(loaded, data), path)
+    unseen, split = _unseen(loaded, data)
+    held_out = _alike(data, unseen, path)
+    if on_warning is not None:
+        for sentence in seen.warnings(loaded, data, held_out, split, scheme_of(loaded)):
+            on_warning(sentence)
     deltas = torch.from_numpy(data.ri_delta[held_out].astype(np.float32))
     found = classifier.outputs(deltas)
     near = loaded.gauge.distance(found.early.numpy())
@@ -110,24 +118,26 @@ def _row(kind: str, gauge: Gauge, classifier: Classifier, drawn: Sequence[Cell],
     )
 
 
-def _unseen(bundle: Bundle, data: sets.TrainingSet) -> NDArray[np.intp]:
+def _unseen(bundle: Bundle, data: sets.TrainingSet) -> tuple[NDArray[np.intp], str]:
     """All cells of a set none of whose donors the model has seen; of any other the held-out donors, else the held-out cells.
 
-    Without those of donors who gave its limits. Raises BadValue where none is left.
+    Without those that the model is known to have seen, and of donors who gave its limits. Also which split they are of. Raises
+    BadValue where none is left.
     """
     every = data.indices(sets.ALL)
     if "donors_seen" in bundle.model.training and not seen.donors_of(bundle, data, every):
-        cells = every
+        cells, split = every, sets.ALL
     else:
         scheme = scheme_of(bundle)
-        cells = data.indices("test_donor" if data.has("test_donor", scheme) else "test", scheme)
-    unseen = cells[~seen.gave_limits(bundle, data, cells)]
+        split = "test_donor" if data.has("test_donor", scheme) else "test"
+        cells = data.indices(split, scheme)
+    unseen = cells[~(seen.gave_limits(bundle, data, cells) | seen.fitted_to(bundle, data, cells))]
     if not len(unseen):
         raise BadValue(
             f"{data.path}: all its cells that {bundle.model_id} was not trained on are of donors who gave its thresholds.",
             action="Give cells of other donors (of simulated ones: --first-donor).",
         )
-    return unseen
+    return unseen, split
 
 
 def _alike(data: sets.TrainingSet, cells: NDArray[np.intp], path: OpticsPath) -> NDArray[np.intp]:

@@ -103,7 +103,7 @@ def calibrate(
     others = data
     if held_out_path is not None:
         others = sets.check_matches(sets.load(Path(held_out_path)), bundle.classes, bundle.input, bundle.path)
-        _check_others(data, others)
+        _check_others(bundle, data, others)
     train = data.indices("train", scheme)
     watched = data.indices("validation", scheme) if others is data else others.indices(sets.ALL)
     engine = make_backend(bundle, backend, choose_device(device))
@@ -215,8 +215,15 @@ def _check_own(bundle: Bundle, data: sets.TrainingSet) -> None:
         )
 
 
-def _check_others(data: sets.TrainingSet, others: sets.TrainingSet) -> None:
-    if shared := seen.donors(data, data.indices(sets.ALL)) & seen.donors(others, others.indices(sets.ALL)):
+def _check_others(bundle: Bundle, data: sets.TrainingSet, others: sets.TrainingSet) -> None:
+    every = others.indices(sets.ALL)
+    if known := seen.donors_of(bundle, others, every):
+        raise BadValue(
+            f"{others.path}: {bundle.model_id}, or a model that it began with, has seen {len(known)} of its donors; a held-out"
+            " set has others.",
+            action="Leave --held-out out, or give cells of other donors (of simulated ones: --first-donor).",
+        )
+    if shared := seen.donors(data, data.indices(sets.ALL)) & seen.donors(others, every):
         raise BadValue(
             f"{others.path}: {len(shared)} of its donors are in {data.path} too; a held-out set has other donors.",
             action="Leave --held-out out, or give cells of other donors (of simulated ones: --first-donor).",

@@ -167,6 +167,7 @@ def run_experiments(
     if unknown := [name for name in which if name not in (*FIGURES, ORACLE)]:
         raise BadValue(f"there is no figure {unknown[0]!r}; there are {', '.join((*FIGURES, ORACLE))}.")
     data, folder = sets.load(Path(dataset_path)), Path(out)
+    _check_cells(data, which)
     data = data.at(data.spec(shape, voxel_um))
     folder.mkdir(parents=True, exist_ok=True)
     facts = _earlier(folder, data, {"size": size, "preset": preset} if set(which) - {"fig2"} else {})
@@ -181,6 +182,14 @@ def run_experiments(
         write_file(folder / FACTS, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
         write_file(folder / PAGE, page(facts).encode())
     return facts
+
+
+def _check_cells(data: sets.TrainingSet, which: Sequence[str]) -> None:
+    """Before hours of training: whether there is anything to draw, and to judge by. Raises BadValue."""
+    if empty := [c for k, c in enumerate(data.classes) if not (data.label == k).any()]:
+        raise BadValue(f"{data.path}: has no cell of class {empty[0]!r}.", action="Make the set without it (--classes).")
+    if set(which) - {"fig2"} and not any(data.has(split) for split in SPLITS):
+        raise BadValue(f"{data.path}: {len(data.label)} cells, and none is held out to judge by.", action="Give a larger set.")
 
 
 def _earlier(folder: Path, data: sets.TrainingSet, how: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,7 +372,9 @@ def _umap(run: _Run, name: str, data: sets.TrainingSet) -> str:
     axes = made.subplots()
     for k, kind in enumerate(run.data.classes):
         here = run.data.label[cells] == k
-        axes.scatter(plane[here, 0], plane[here, 1], s=9, color=plots.COLOURS[k], label=kind.replace("_", " "))
+        axes.scatter(
+            plane[here, 0], plane[here, 1], s=9, color=plots.COLOURS[k % len(plots.COLOURS)], label=kind.replace("_", " ")
+        )
     axes.set_title(f"{run.what}: features after the second downsampling block\n({name}, UMAP, held-out cells)", fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
