@@ -14,7 +14,7 @@ import pytest
 import zarr
 from click.testing import CliRunner
 from helpers_classification import SPEC
-from helpers_training import FOUR, four_set, four_source
+from helpers_training import FOUR, four_set, four_source, toy_set
 from PIL import Image
 
 from wbcd.classification import InputSpec
@@ -33,6 +33,7 @@ from wbcd.training.paper.experiments import TOGETHER
 from wbcd.training.paper.images import KINDS, picture_set
 from wbcd.training.paper.published import POPULATION
 from wbcd.training.simulated import phantom_of
+from wbcd.training.splits import warnings_of
 from wbcd.training.statistics import wilson
 
 
@@ -329,12 +330,22 @@ def test_a_set_with_nothing_to_judge_by_or_a_class_without_cells_is_refused_at_o
     few = four_set(tmp_path / "few.zarr", cells=4)
     with pytest.raises(BadValue, match="none is held out to judge by"):
         run_experiments(["fig3"], few, tmp_path / "a", size=QUICK, device="cpu")
-    run_experiments(["fig2"], few, tmp_path / "a", size=QUICK, device="cpu")
+    assert run_experiments(["fig2"], few, tmp_path / "a", size=QUICK, device="cpu")["warnings"] == warnings_of_few(few)
     named = shutil.copytree(store, tmp_path / "named.zarr")
     group = zarr.open_group(named, mode="r+", zarr_format=3)
     group.attrs.update({**group.attrs, "classes": [*FOUR, "monocytte"]})
     with pytest.raises(BadValue, match="has no cell of class 'monocytte'"):
         run_experiments(["fig2"], named, tmp_path / "b", size=QUICK, device="cpu")
+
+
+def warnings_of_few(path: Path) -> list[str]:
+    data = sets.load(path)
+    return warnings_of(data.label, data.donor, data.classes)
+
+
+def test_figures_of_other_classes_are_not_put_beside_the_papers_without_a_word(tmp_path: Path) -> None:
+    run_experiments(["fig2"], toy_set(tmp_path / "two.zarr", cells=20), tmp_path / "a", size=QUICK, device="cpu")
+    assert "> The classes here are small, large; the paper's figures" in (tmp_path / "a" / "paper.md").read_text()
 
 
 def test_too_few_cells_for_classifiers_are_named(store: Path) -> None:

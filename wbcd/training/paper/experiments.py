@@ -192,6 +192,13 @@ def _check_cells(data: sets.TrainingSet, which: Sequence[str]) -> None:
         raise BadValue(f"{data.path}: {len(data.label)} cells, and none is held out to judge by.", action="Give a larger set.")
 
 
+def _other_classes(classes: Sequence[str]) -> list[str]:
+    theirs = POPULATION["volume_fl"]
+    if set(classes) == set(theirs):
+        return []
+    return [f"The classes here are {', '.join(classes)}; the paper's figures, given beside, are of {', '.join(theirs)}."]
+
+
 def _earlier(folder: Path, data: sets.TrainingSet, how: Mapping[str, Any]) -> dict[str, Any]:
     """The figures that are there, and what is said of all; ``how``: size and preset of the trainings, empty without any."""
     head: dict[str, Any] = {
@@ -201,7 +208,7 @@ def _earlier(folder: Path, data: sets.TrainingSet, how: Mapping[str, Any]) -> di
         "donors": len(np.unique(data.donor)),
         "classes": list(data.classes),
         "input": sets.spec_to_card(data.input),
-        "warnings": warnings_of(data.label, data.donor, data.classes),
+        "warnings": [*_other_classes(data.classes), *warnings_of(data.label, data.donor, data.classes)],
     }
     if how:
         # Each point of the learning curve says its share: another choice of them contradicts nothing.
