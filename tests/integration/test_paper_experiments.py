@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import torch
 import zarr
 from click.testing import CliRunner
 from helpers_classification import SPEC
@@ -318,8 +319,10 @@ def test_without_a_set_one_is_made_beside_the_figures(store: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_features_are_drawn_and_the_seed_decides(store: Path, tmp_path: Path) -> None:
     pytest.importorskip("umap")
+    threads = torch.get_num_threads()
     for name in ("a", "b"):
         run_experiments(("fig3",), store, tmp_path / name, size=QUICK, device="cpu")
+        assert torch.get_num_threads() == threads
     one, two = ((tmp_path / name / "fig3-umap-3d-four.csv").read_bytes() for name in ("a", "b"))
     assert one == two
     data = sets.load(store)

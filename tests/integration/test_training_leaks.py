@@ -24,9 +24,13 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from wbcd.training import dataset as sets
 from wbcd.training import make_dataset
 from wbcd.training.splits import confounding
-from wbcd.training.statistics import compare
+from wbcd.training.statistics import Comparison, compare
 
 CELLS = 480
+ADDS_LITTLE = 0.03
+"""Points of accuracy that the background may surely add. In six sets of 480 cells of eight donors it added 4.4, 3.3, 1.5, 0.0,
+-0.4 and -0.6, in one of 1,600 cells of 40 donors -0.3 (95 % limits -1.6 to 1.0): with few cells to learn from, the wings beside
+a cell say something of its size that the six measured say less well."""
 ABOVE_CHANCE = 0.99
 """One-sided: of a hundred sets of which nothing leaks, one fails; with 480 cells of four classes above 29.8 % right."""
 
@@ -113,7 +117,14 @@ def test_an_instrument_that_depends_on_the_class_is_found(blind: sets.TrainingSe
 @pytest.mark.slow
 def test_the_background_of_honest_cells_adds_nothing_to_the_six_parameters(tmp_path: Path) -> None:
     data = simulated_set(tmp_path, CELLS, donors=8, seed=11)
-    beside = np.nan_to_num(np.stack([background(volume) for volume in data.ri_delta]))
-    with_it, without = (guesses(f, data.label) == data.label for f in (np.hstack([data.morphology, beside]), data.morphology))
-    found = compare(with_it, without)
-    assert found.only_a <= found.only_b or found.p_value > 1 - ABOVE_CHANCE, found.sentence()
+    without = guesses(data.morphology, data.label) == data.label
+
+    def added(volumes: NDArray[np.floating]) -> Comparison:
+        beside = np.nan_to_num(np.stack([background(volume) for volume in volumes]))
+        return compare(guesses(np.hstack([data.morphology, beside]), data.label) == data.label, without)
+
+    found = added(data.ri_delta)
+    assert found.ci_low < ADDS_LITTLE, found.sentence()
+    # A tenth more noise beside every second class: between B and T, between monocyte and myelocyte the six say least.
+    leaking = added(data.ri_delta.astype(np.float32) * np.where(data.label % 2, 1.1, 1.0)[:, None, None, None])
+    assert leaking.ci_low > ADDS_LITTLE, leaking.sentence()

@@ -24,6 +24,7 @@ from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, select, text, union, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
 from wbcd import __version__
 from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError
@@ -159,13 +160,23 @@ class Ledger:
 
     def review(self, cell_id: int, reviewer: str, label: str, note: str | None = None) -> None:
         """Append a person's reading of one cell. Raises :class:`StoreError` for no such cell or a name no class can have."""
+        unknown = StoreError(f"There is no cell {cell_id}.", action="Give the id of a row of the table `cell`.")
+        if not 0 <= cell_id <= MAX_ID:  # which no column holds
+            raise unknown
         row = {
+            "cell_id": cell_id,
             "reviewer": rows.clean_text(reviewer),
             "label": _class_name(label),
             "note": rows.clean_optional(note),
             "at": self._now(),
         }
-        self._append(schema.review, lambda connection: {"cell_id": _known_cell(connection, cell_id), **row})
+        try:
+            self._append(schema.review, lambda _: row)
+        except StoreError as error:
+            # The one rule of the table; it is not asked before, for a reviewer may add to it and read no other.
+            if isinstance(error.__cause__, IntegrityError):
+                raise unknown from error
+            raise
 
     def label_sample(self, name: str, label: str, *, purity: float | None = None, by: str, note: str | None = None) -> None:
         """Append what is known of a whole sample: its cells are ``label``, but for a fraction 1 - ``purity`` of them.
@@ -576,14 +587,6 @@ def _class_name(label: str) -> str:
     better = re.sub(r"[^A-Za-z0-9._-]+", "_", label).strip("._-")[:64]
     better = better if NAME.fullmatch(better) else "monocyte"
     raise StoreError(f"The label is {label!r}; it must be {NAME_RULE}.", action=f"Call it {better!r}, for example.")
-
-
-def _known_cell(connection: Connection, cell_id: int) -> int:
-    query = select(schema.cell.c.id).where(schema.cell.c.id == cell_id)
-    # A larger number no column holds.
-    if not 0 <= cell_id <= MAX_ID or connection.execute(query).scalar() is None:
-        raise StoreError(f"There is no cell {cell_id}.", action="Give the id of a row of the table `cell`.")
-    return cell_id
 
 
 def _known_sample(connection: Connection, name: str) -> int:

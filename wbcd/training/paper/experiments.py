@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 
@@ -374,7 +375,10 @@ def _umap(run: _Run, name: str, data: sets.TrainingSet) -> str:
     features = run.networks(name, data)[0].features(cells)
     # One job: the seed decides the picture only then.
     reducer = UMAP(n_neighbors=min(15, len(cells) - 1), random_state=0, n_jobs=1)
+    threads = torch.get_num_threads()
     plane = reducer.fit_transform(features)
+    # Its compiler gives OpenMP all cores, torch's too: whatever is trained next would not be what its seed says.
+    torch.set_num_threads(threads)
     made = plots.figure(6, 5.4)
     axes = made.subplots()
     for k, kind in enumerate(run.data.classes):
