@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+import zarr
 from helpers_classification import CLASSES, SPEC, toy_cell
+from numpy.typing import NDArray
 
 from wbcd.records import Cell
 from wbcd.training import dataset as sets
 from wbcd.training import make_dataset
 
 TOY_CELLS = 144
+
+Change: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 def toy_source(kind: str, donor: int, draw: np.random.SeedSequence) -> Cell | None:
@@ -80,6 +87,21 @@ def four_set(path: Path, cells: int = 160, seed: int = 0) -> Path:
     """A complete toy set of four classes and six donors."""
     make_dataset(path, cells, donors=6, seed=seed, workers=1, spec=SPEC, classes=FOUR, source=four_source)
     return path
+
+
+def altered_set(
+    path: Path, out: Path, *, card: Mapping[str, object] | None = None, arrays: Mapping[str, Change] | None = None
+) -> Path:
+    """The set again in ``out``, its splits as they are, but for some of its attributes and of its arrays' values."""
+    shutil.copytree(path, out)
+    group = zarr.open_group(out, mode="r+", zarr_format=3)
+    group.attrs.update({**group.attrs, **(card or {})})
+    for name, change in (arrays or {}).items():
+        old = np.asarray(group[name][:])  # type: ignore[index]  # a group may hold groups; these are arrays
+        group[name][:] = change(old).astype(old.dtype)  # type: ignore[index]  # as above
+    if arrays:
+        sets.finish(out, sets.splits_of(path))
+    return out
 
 
 def simulated_set(folder: Path, cells: int, *, donors: int, seed: int) -> sets.TrainingSet:

@@ -12,10 +12,9 @@ import click
 import numpy as np
 import pytest
 import torch
-import zarr
 from click.testing import CliRunner
 from helpers_classification import SPEC
-from helpers_training import FOUR, four_set, four_source, toy_set
+from helpers_training import FOUR, altered_set, four_set, four_source, toy_set
 from PIL import Image
 
 from wbcd.classification import InputSpec
@@ -334,9 +333,7 @@ def test_a_set_with_nothing_to_judge_by_or_a_class_without_cells_is_refused_at_o
     with pytest.raises(BadValue, match="none is held out to judge by"):
         run_experiments(["fig3"], few, tmp_path / "a", size=QUICK, device="cpu")
     assert run_experiments(["fig2"], few, tmp_path / "a", size=QUICK, device="cpu")["warnings"] == warnings_of_few(few)
-    named = shutil.copytree(store, tmp_path / "named.zarr")
-    group = zarr.open_group(named, mode="r+", zarr_format=3)
-    group.attrs.update({**group.attrs, "classes": [*FOUR, "monocytte"]})
+    named = altered_set(store, tmp_path / "named.zarr", card={"classes": [*FOUR, "monocytte"]})
     with pytest.raises(BadValue, match="has no cell of class 'monocytte'"):
         run_experiments(["fig2"], named, tmp_path / "b", size=QUICK, device="cpu")
 

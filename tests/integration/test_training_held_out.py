@@ -6,7 +6,6 @@ class, their volumes made into noise.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import zarr
-from helpers_training import four_set
+from helpers_training import Change, altered_set, four_set
 
 from wbcd.classification import Bundle, load_bundle, save_bundle
 from wbcd.training import dataset as sets
@@ -42,19 +40,15 @@ def poisoned(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def poison(path: Path, out: Path, splits: Sequence[str], *, labels_alone: bool = False) -> Path:
     """The same set, but for the cells of these splits."""
-    shutil.copytree(path, out)
-    kept, group = sets.splits_of(path), zarr.open_group(out, mode="r+", zarr_format=3)
-    cells = np.isin(kept["both"], [sets.SPLITS.index(name) for name in splits])
+    cells = np.isin(sets.splits_of(path)["both"], [sets.SPLITS.index(name) for name in splits])
     rng = np.random.default_rng(0)
-    changed = {"label": lambda old: (old + cells) % 4}
+    changed: dict[str, Change] = {"label": lambda old: (old + cells) % 4}
     if not labels_alone:
         changed["ri_delta"] = lambda old: np.where(cells[:, None, None, None], rng.uniform(0, 0.2, old.shape), old)
         changed["morphology"] = lambda old: np.where(cells[:, None], rng.uniform(1, 1000, old.shape), old)
-    for name, change in changed.items():
-        old = np.asarray(group[name][:])  # type: ignore[index]  # a group may hold groups
-        group[name][:] = change(old).astype(old.dtype)  # type: ignore[index]
     assert cells.any()
-    assert sets.finish(out, kept) != sets.load(path).data_hash
+    altered_set(path, out, arrays=changed)
+    assert sets.load(out).data_hash != sets.load(path).data_hash
     return out
 
 

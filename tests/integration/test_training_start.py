@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import zarr
 from click.testing import CliRunner
-from helpers_training import four_set, toy_set
+from helpers_training import altered_set, four_set, toy_set
 
 from wbcd.classification import Bundle, fit_gauge, load_bundle, save_bundle
 from wbcd.cli import cli
@@ -224,9 +222,7 @@ def test_too_few_cells_of_ones_own_leave_the_other_models_distances(store: Path,
 
 
 def test_measured_cells_do_not_wash_a_simulated_beginning_away(store: Path, first: Bundle, tmp_path: Path) -> None:
-    measured = shutil.copytree(store, tmp_path / "measured.zarr")
-    group = zarr.open_group(measured, mode="r+", zarr_format=3)
-    group.attrs.update({**group.attrs, "simulated": False})
+    measured = altered_set(store, tmp_path / "measured.zarr", card={"simulated": False})
     bundle = load_bundle(
         train(measured, tmp_path / "a", width=4, epochs=1, device="cpu", start=first.path, keep_features=True).bundle
     )
@@ -246,11 +242,9 @@ def test_the_set_itself_is_no_folder_for_its_training(store: Path) -> None:
 
 
 def test_a_lineage_that_no_cell_is_of_is_not_learnt(store: Path, tmp_path: Path) -> None:
-    lymphoid = shutil.copytree(store, tmp_path / "lymphoid.zarr")
-    kept, group = sets.splits_of(lymphoid), zarr.open_group(lymphoid, mode="r+", zarr_format=3)
-    label = np.asarray(group["label"][:])  # type: ignore[index]  # a group may hold groups
-    group["label"][:] = label % 2  # type: ignore[index]
-    group.attrs.update({**group.attrs, "classes": ["b_lymphocyte", "t_lymphocyte"]})
-    sets.finish(lymphoid, kept)
+    classes = ["b_lymphocyte", "t_lymphocyte"]
+    lymphoid = altered_set(
+        store, tmp_path / "lymphoid.zarr", card={"classes": classes}, arrays={"label": lambda label: label % 2}
+    )
     with pytest.raises(BadValue, match="no cell of myeloid is in training"):
         train(lymphoid, tmp_path / "a", width=4, epochs=1, device="cpu", task="two")

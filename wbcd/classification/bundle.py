@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -379,14 +380,18 @@ def card_text(model: ModelCard, card: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def lessons(model: ModelCard) -> Iterator[tuple[Mapping[str, Any], bool]]:
+    """The model's training, that of the model it began with, and so on; and whether each was of simulated cells."""
+    lesson, simulated = model.training, model.simulated
+    while lesson:
+        yield lesson, simulated
+        lesson = lesson.get("start") or {}
+        simulated = bool(lesson.get("simulated", True))
+
+
 def begun_on_simulated(model: ModelCard) -> bool:
     """Whether a model that this one began with, or that one with, learnt from simulated cells."""
-    start = model.training.get("start")
-    while isinstance(start, Mapping) and start:
-        if start.get("simulated", True):
-            return True
-        start = start.get("start")
-    return False
+    return any(simulated for _, simulated in itertools.islice(lessons(model), 1, None))
 
 
 def learnt_from(model: ModelCard) -> str:

@@ -142,12 +142,15 @@ def plan(
             f"no cell can be taken: {told}.",
             action="Label samples with `wbcd label`, and process with --keep-tomograms ([output] keep_tomograms).",
         )
-    kinds = classes or _in_order({given.label for _, given in taken})
+    there = {given.label for _, given in taken}
+    kinds = classes or _in_order(there)
     if twice := [kind for kind in kinds if kinds.count(kind) > 1]:
         raise BadValue(f"the class {twice[0]!r} is given twice.", action="Give each class once (--classes).")
-    if empty := [kind for kind in kinds if kind not in {given.label for _, given in taken}]:
-        there = ", ".join(sorted({given.label for _, given in taken}))
-        raise BadValue(f"no cell of class {empty[0]!r} can be taken; there are cells of {there}.", action="Correct --classes.")
+    if empty := [kind for kind in kinds if kind not in there]:
+        raise BadValue(
+            f"no cell of class {empty[0]!r} can be taken; there are cells of {', '.join(sorted(there))}.",
+            action="Correct --classes.",
+        )
     if wrong := [kind for kind in kinds if not NAME.fullmatch(kind)]:
         raise BadValue(
             f"a class is called {wrong[0]!r}; its name must be {NAME_RULE}.",

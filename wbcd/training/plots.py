@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,11 @@ def save(made: Any, path: Path) -> None:
     made.savefig(path, dpi=110, metadata={"Software": None})
 
 
+def colour_of(k: int) -> str:
+    """Of the class with this number; from the ninth on they come again."""
+    return COLOURS[k % len(COLOURS)]
+
+
 def confusion(axes: Any, table: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> None:
     """True classes down, predicted across; colour is the share of the row."""
     counts = np.asarray(table, dtype=float)
@@ -56,8 +60,8 @@ def confusion(axes: Any, table: Sequence[Sequence[int]], classes: Sequence[str],
 
 def roc_curves(axes: Any, curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], areas: Mapping[str, float]) -> None:
     """One curve a class."""
-    for colour, (name, (false, true)) in zip(itertools.cycle(COLOURS), curves.items(), strict=False):
-        axes.plot(false, true, color=colour, label=f"{name.replace('_', ' ')} {areas[name]:.3f}")
+    for k, (name, (false, true)) in enumerate(curves.items()):
+        axes.plot(false, true, color=colour_of(k), label=f"{name.replace('_', ' ')} {areas[name]:.3f}")
     axes.plot([0, 1], [0, 1], color="0.7", lw=0.8)
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")

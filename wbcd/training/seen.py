@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbcd.classification import Bundle
+from wbcd.classification.bundle import lessons
 from wbcd.training import dataset as sets
 from wbcd.training.evaluation import HELD_OUT, scheme_in
 
@@ -118,15 +119,6 @@ def _same(lesson: Mapping[str, Any], simulated: bool, card: Mapping[str, Any], a
     return all(one[key] == other.get(key) for key in KEPT if key in one and key != "splits_of")
 
 
-def _lessons(bundle: Bundle) -> Iterator[tuple[Mapping[str, Any], bool]]:
-    """The model's training, that of the model it began with, and so on; and whether each was of simulated cells."""
-    lesson, simulated = bundle.model.training, bundle.model.simulated
-    while lesson:
-        yield lesson, simulated
-        lesson = lesson.get("start") or {}
-        simulated = bool(lesson.get("simulated", True))
-
-
 def cells_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> int:
     """How many of these cells the model, or one that it began with, was fitted to or chosen by; 0 for another set."""
     return int(fitted_to(bundle, data, cells).sum())
@@ -135,7 +127,7 @@ def cells_of(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) ->
 def fitted_to(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp]) -> NDArray[np.bool_]:
     """Which of these cells those are."""
     fitted = np.zeros(len(cells), dtype=np.bool_)
-    for lesson, simulated in _lessons(bundle):
+    for lesson, simulated in lessons(bundle.model):
         if (known := _in_common(lesson, simulated, data)) is not None:
             fitted |= np.isin(cells, _fitted(data, scheme_in(lesson))) & (cells < known)
     return fitted
@@ -168,7 +160,7 @@ def shares_sets(bundle: Bundle, data: sets.TrainingSet) -> bool:
     """Whether this set and one that the model learnt from are not the same, but one was joined from the other, both hold a
     third, or both show the same phantoms."""
     here = _parts(data.card, data.data_hash)
-    for lesson, simulated in _lessons(bundle):
+    for lesson, simulated in lessons(bundle.model):
         theirs = _parts({**lesson.get("data", {}), **lesson}, str(lesson.get("data_hash")))
         if _in_common(lesson, simulated, data) is None and here & theirs:
             return True
@@ -227,7 +219,7 @@ def warnings(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], sp
 def _shared(bundle: Bundle, data: sets.TrainingSet, cells: NDArray[np.intp], split: str, scheme: str) -> int:
     """How many donors of these cells it has seen; 0 where it shares them by design: a split by cell says so itself."""
     by_design = split != "test_donor" and scheme != "donor"
-    if by_design and any(_in_common(lesson, simulated, data) is not None for lesson, simulated in _lessons(bundle)):
+    if by_design and any(_in_common(lesson, simulated, data) is not None for lesson, simulated in lessons(bundle.model)):
         return 0
     return len(donors_of(bundle, data, cells))
 

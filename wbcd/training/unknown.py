@@ -217,24 +217,25 @@ def _check_own(bundle: Bundle, data: sets.TrainingSet) -> None:
 
 def _check_others(bundle: Bundle, data: sets.TrainingSet, others: sets.TrainingSet) -> None:
     every = others.indices(sets.ALL)
+    action = "Leave --held-out out, or give cells of other donors (of simulated ones: --first-donor)."
     if known := seen.donors_of(bundle, others, every):
         raise BadValue(
             f"{others.path}: {bundle.model_id}, or a model that it began with, has seen {len(known)} of its donors; a held-out"
             " set has others.",
-            action="Leave --held-out out, or give cells of other donors (of simulated ones: --first-donor).",
+            action=action,
         )
     if shared := seen.donors(data, data.indices(sets.ALL)) & seen.donors(others, every):
         raise BadValue(
             f"{others.path}: {len(shared)} of its donors are in {data.path} too; a held-out set has other donors.",
-            action="Leave --held-out out, or give cells of other donors (of simulated ones: --first-donor).",
+            action=action,
         )
 
 
 def _over(*ranges: InstrumentRange | None) -> InstrumentRange | None:
     """Of each quantity the first range that one of them states."""
     stated: dict[str, tuple[float, float]] = {}
-    for found in filter(None, ranges):
-        stated = {name: limits for name, limits in asdict(found).items() if limits is not None} | stated
+    for found in filter(None, reversed(ranges)):
+        stated |= {name: limits for name, limits in asdict(found).items() if limits is not None}
     return InstrumentRange(**stated) if stated else None
 
 

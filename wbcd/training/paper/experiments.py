@@ -383,9 +383,7 @@ def _umap(run: _Run, name: str, data: sets.TrainingSet) -> str:
     axes = made.subplots()
     for k, kind in enumerate(run.data.classes):
         here = run.data.label[cells] == k
-        axes.scatter(
-            plane[here, 0], plane[here, 1], s=9, color=plots.COLOURS[k % len(plots.COLOURS)], label=kind.replace("_", " ")
-        )
+        axes.scatter(plane[here, 0], plane[here, 1], s=9, color=plots.colour_of(k), label=kind.replace("_", " "))
     axes.set_title(f"{run.what}: features after the second downsampling block\n({name}, UMAP, held-out cells)", fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
