@@ -200,6 +200,9 @@ $$
 BEGIN
   IF TG_TABLE_NAME = 'run' THEN
     IF OLD.reopened_at IS NOT NULL THEN
+      IF TG_OP = 'DELETE' THEN
+        RETURN OLD;
+      END IF;
       RETURN NEW;
     END IF;
     RAISE EXCEPTION 'run % stands: its outcome was not opened again', OLD.id;
@@ -228,9 +231,12 @@ def result_guards(dialect: str) -> list[str]:
                 f"CREATE TRIGGER {table}_stands BEFORE DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION wbcd_result_stands()"
                 for table in ("cell", "prediction")
             ),
+            "CREATE TRIGGER run_kept BEFORE DELETE ON run FOR EACH ROW EXECUTE FUNCTION wbcd_result_stands()",
         ]
     return [
         f"CREATE TRIGGER run_stands BEFORE UPDATE OF {', '.join(_STANDING)} ON run WHEN OLD.reopened_at IS NULL "
+        "BEGIN SELECT RAISE(ABORT, 'the outcome stands: it was not opened again'); END",
+        "CREATE TRIGGER run_kept BEFORE DELETE ON run WHEN OLD.reopened_at IS NULL "
         "BEGIN SELECT RAISE(ABORT, 'the outcome stands: it was not opened again'); END",
         "CREATE TRIGGER cell_stands BEFORE DELETE ON cell "
         "WHEN NOT EXISTS (SELECT 1 FROM run WHERE run.id = OLD.run_id AND run.reopened_at IS NOT NULL) "
