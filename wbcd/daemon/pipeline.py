@@ -397,7 +397,7 @@ class Pipeline:
                 self._look_again(path, 0.0)
 
     def rehash(self, most: int, every_h: float) -> bool:
-        """When it is time, by the journal, hash a sample of counted files again, as if nothing were known of their state on disk.
+        """When it is time, by the journal, hash a sample of counted files again, as if nothing were known of their state.
 
         The first time comes as long after the first outcome. False when the store has no room for the question now.
         """

@@ -1,7 +1,7 @@
 """Least privilege on PostgreSQL: who may do what, and the SQL that makes it so.
 
     wbcd_owner      owns the schema and migrates it (`wbcd db upgrade`); no daemon logs in with it
-    wbcd_daemon     stores outcomes: inserts, and updates its own book-keeping; a result is replaced only where it was opened again
+    wbcd_daemon     stores outcomes and keeps its own books; a result is replaced only where its outcome was opened again
     wbcd_reader     reads the views, nothing else
     wbcd_reviewer   reads the views, adds reviews and labels of samples; sees no other person's
     wbcd_auditor    reads everything: `wbcd verify`, `wbcd status`, exports, pg_dump
