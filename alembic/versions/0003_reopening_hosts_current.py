@@ -119,6 +119,7 @@ $$
 def upgrade() -> None:
     for column in ("begun_host", "waits_for", "volumes_root"):
         op.add_column("acquisition", sa.Column(column, sa.Text(), nullable=True))
+    op.add_column("acquisition", sa.Column("volumes_tries", sa.Integer(), nullable=False, server_default="0"))
     add_run_columns()
     run("DROP VIEW backlog")  # SQLite would make it follow the renamed table
     rebuild_source_file(keyed_by_host=True)
@@ -143,7 +144,7 @@ def downgrade() -> None:
     run(OLD_BACKLOG)
     for column in ("asked_at", "wbcd_version", "companions", "conditions", "reopened_at"):
         run(f"ALTER TABLE run DROP COLUMN {column}")
-    for column in ("begun_host", "waits_for", "volumes_root"):
+    for column in ("begun_host", "waits_for", "volumes_root", "volumes_tries"):
         run(f"ALTER TABLE acquisition DROP COLUMN {column}")
 
 

@@ -34,7 +34,7 @@ _BY_LINEAGE: Final[Mapping[str, tuple[str, ...]]] = {
     lineage: tuple(label for label, theirs in LINEAGE.items() if theirs == lineage) for lineage in LINEAGES
 }
 
-_OPEN_STATES: Final = ("waiting", "begun", "retried")
+_OPEN_STATES: Final = ("waiting", "begun", "retried", "companion")
 _PAUSED, _RESUMED = "intake_paused", "intake_resumed"
 
 
@@ -90,7 +90,8 @@ class CellRejectionRow:
 
 @dataclass(frozen=True, slots=True)
 class BacklogRow:
-    """Work without an outcome. ``waiting``: hashed, never begun; ``begun``: once; ``retried``: more than once."""
+    """Work without an outcome. ``waiting``: hashed, never begun; ``begun``: once; ``retried``: more than once; ``companion``: it
+    waits for a file that belongs to it."""
 
     state: str
     n: int

@@ -125,9 +125,10 @@ class Ledger:
         ``volumes_root``: the output folder into which volumes of it will be kept, before a row can name them.
         """
         token, now = uuid.uuid4().hex, self._now()
-        hand = {"begun_host": self._host, "waits_for": None}
+        hand: dict[str, Any] = {"begun_host": self._host, "waits_for": None}
         if volumes_root is not None:
             hand["volumes_root"] = rows.clean_text(str(volumes_root.absolute()))
+            hand["volumes_tries"] = schema.acquisition.c.volumes_tries + 1
         return self._write(lambda connection: outcomes.count_try(connection, acquisition, token, now, hand))
 
     def wait_for(self, content_id: str, sentence: str) -> None:

@@ -25,7 +25,7 @@ SAMPLE_CONFLICT: Final = "sample_conflict"
 SAMPLE_MOVED: Final = "sample_moved"
 WORKS_BY: Final = "works_by"
 
-_NAMED_BY_STEM: Final = (SourceFormat.TIFF_PAIR, SourceFormat.MATLAB)
+_NAMED_BY_STEM: Final = (SourceFormat.TIFF_PAIR, SourceFormat.MATLAB, SourceFormat.TCF)
 """Formats whose file name stands in for an id that nobody stated: it is no id of the instrument's."""
 
 
@@ -191,9 +191,10 @@ def store(connection: Connection, outcome: Outcome, key: Key) -> Outcome | None:
         return None  # by another daemon, between the question above and now
     for cell in rows.cells_of(outcome):
         _store_cell(connection, run_id, cell)
-    if before is None and rows.cells_of(outcome):  # every volume that was kept of it has its row now
+    if before is None and rows.cells_of(outcome):  # of one try every volume that was kept has its row now
         table = schema.acquisition
-        connection.execute(update(table).where(table.c.id == acquisition_key).values(volumes_root=None))
+        settled = update(table).where(table.c.id == acquisition_key, table.c.volumes_tries <= 1)
+        connection.execute(settled.values(volumes_root=None, volumes_tries=0))
     return outcome
 
 
@@ -422,4 +423,6 @@ def discard_volumes(connection: Connection, content_id: str, remove: Callable[[S
         .where(acquisition.c.content_id == content_id, cell.tomogram_path.is_not(None))
     )
     remove(list(connection.execute(query).scalars()))
-    connection.execute(update(acquisition).where(acquisition.c.content_id == content_id).values(volumes_root=None))
+    connection.execute(
+        update(acquisition).where(acquisition.c.content_id == content_id).values(volumes_root=None, volumes_tries=0)
+    )

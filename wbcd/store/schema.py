@@ -148,6 +148,7 @@ acquisition = Table(
     Column("begun_host", Text),  # the machine that has it in hand: no other closes what it began
     Column("waits_for", Text),  # a sentence, while it waits for a file that belongs to it
     Column("volumes_root", Text),  # output folder that may hold volumes of it which no row names (yet)
+    Column("volumes_tries", Integer, nullable=False, server_default="0"),  # tries that kept volumes since that was settled
     Column("first_seen_at", UtcTime, nullable=False),
     Index("ix_acquisition_sample_id", "sample_id"),
 )
