@@ -151,6 +151,7 @@ def spy(acquisition, **_):
         setuid=call("setuid", 0),
         capset=call("capset", info, info),
         mlockall=call("mlockall", 1),
+        memory_of_another=done(lambda: open(f"/proc/{victim}/mem", "rb").close()),
         lease=done(lambda: fcntl.fcntl(os.open(acquisition.path, os.O_RDONLY), 1024, 1)),
         exclusive_lock=done(lambda: fcntl.flock(os.open(acquisition.path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)),
         notify=done(lambda: fcntl.fcntl(os.open(acquisition.path.parent, os.O_RDONLY), 1026, 2)),
@@ -235,6 +236,8 @@ def test_nothing_can_be_done_to_another_process(
     found = attacked(tmp_path, victim, [LANDLOCK[landlock], user], monkeypatch)
     if user and os.geteuid() == 0:
         found.pop("own_limit_raised")  # root's limits hold no root: that is what the own user is for
+        if landlock == "no landlock":
+            found.pop("memory_of_another")  # nor is a file of root's: nothing else hides it from root
     assert {name: code for name, code in found.items() if code not in REFUSALS} == {}
     assert found["unknown"] == found["clone3"] == found["openat2"] == errno.ENOSYS  # libraries fall back to what is judged
     assert found["setpriority"] == found["kill"] == found["fanotify_init"] == errno.EPERM
@@ -244,7 +247,7 @@ def test_nothing_can_be_done_to_another_process(
 TO_OTHERS = [
     *("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"),
     *("setpriority", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr", "ioprio_set", "prlimit64"),
-    *("ptrace", "process_vm_readv", "own_limit_raised", "mount", "sethostname", "unshare", "swapon"),
+    *("memory_of_another", "ptrace", "process_vm_readv", "own_limit_raised", "mount", "sethostname", "unshare", "swapon"),
 ]
 
 
@@ -349,6 +352,32 @@ def test_where_another_user_cannot_read_the_child_stays_root_without_its_rights(
         assert reader.restarts == 0
         assert reader._child is not None
         assert "CapEff:\t0000000000000000" in Path(f"/proc/{reader._child.pid}/status").read_text()
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("left", "kept", "own_user"),
+    [
+        ({1, 2, 5, 6, 7}, 1 << 2, True),
+        ({1, 5, 6, 7}, 1 << 1, True),  # as containers' root: it may override, not only read
+        ({1, 2, 6, 7}, 1 << 2, False),  # it could not end a reader of another user
+        ({1, 2, 5}, 1 << 2, False),  # it may not become another
+        (set(), 0, False),
+    ],
+)
+def test_what_a_root_of_less_rights_gives_up(left: set[int], kept: int, own_user: bool) -> None:
+    """The root of a container has some of root's capabilities only; its child never keeps more than reading takes."""
+    program = f"""
+import ctypes, os, struct
+from wbcd.acquisition import sandbox
+held = sum(1 << name for name in {left!r})
+ctypes.CDLL(None).capset(struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", held, held, 0, 0, 0, 0))
+taken = sandbox.give_up_rights()
+status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines())
+print(int(status["CapPrm"], 16), int(status["CapEff"], 16), sandbox.OWN_USER in taken, os.getuid() == 0, os.getgid() == 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == [str(kept), str(kept), str(own_user), str(not own_user), str(not own_user)]
 
 
 def test_a_daemon_that_is_not_root_reads_and_gives_up_what_it_can(samples: dict[str, Path]) -> None:

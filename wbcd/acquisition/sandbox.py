@@ -21,6 +21,7 @@ import struct
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from wbcd.acquisition.calls import filter_program
@@ -62,7 +63,7 @@ def deny_system_calls() -> bool:
 OWN_USERS = 1_879_048_192
 """First of the user numbers that no distribution, systemd or subuid range gives to anybody (systemd's UIDS-GIDS)."""
 NOBODY = 65534
-_READ_ANY, _OVERRIDE = 2, 1  # CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE
+_OVERRIDE, _READ_ANY, _KILL_ANY = 1, 2, 5  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_KILL
 _CAPABILITIES_3, _CLEAR_ALL = 0x20080522, 4
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x08000000, 0x10000000, 0x40000000
 
@@ -75,9 +76,13 @@ def give_up_rights(*, own_user: bool = True) -> list[str]:
     root's other rights.
     """
     root = os.geteuid() == 0
-    kept = _reading_capability() if root else 0
+    held = _capabilities() if root else 0
+    kept = next((1 << name for name in (_READ_ANY, _OVERRIDE) if held & 1 << name), 0)
     taken = [NAMESPACES] if _leave_network(root) else []
-    if own_user and kept and _become(OWN_USERS + os.getpid(), NOBODY):  # a container may have no name for the first
+    # A daemon that may not end another user's process could not end its reader.
+    if (
+        own_user and kept and held & 1 << _KILL_ANY and _become(OWN_USERS + os.getpid(), NOBODY)
+    ):  # a container may have no name for the first
         taken.append(OWN_USER)
     _keep_capabilities(kept)
     return taken
@@ -93,12 +98,16 @@ def _become(*users: int) -> bool:
     """The first of these users that there is, with the group of that number; the capabilities can be kept, by one more step."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0) != 0:
         return False
+    groups, group = os.getgroups(), os.getgid()
     for number in users:
         try:
             os.setgroups([])
             os.setresgid(number, number, number)
             os.setresuid(number, number, number)
         except OSError:
+            with suppress(OSError):
+                os.setresgid(group, group, group)
+                os.setgroups(groups)
             continue
         return True
     return False
@@ -110,13 +119,12 @@ def _keep_capabilities(kept: int) -> None:
     library.capset(struct.pack("=Ii", _CAPABILITIES_3, 0), struct.pack("=6I", kept, kept, 0, 0, 0, 0))
 
 
-def _reading_capability() -> int:
-    """Of the capabilities held, the least one that reads any file, as a bit; 0 without any."""
+def _capabilities() -> int:
+    """The first 32 of those that are permitted, as bits."""
     header, held = struct.pack("=Ii", _CAPABILITIES_3, 0), ctypes.create_string_buffer(24)
     if ctypes.CDLL(None, use_errno=True).capget(header, held) != 0:
         return 0
-    permitted = struct.unpack("=6I", held.raw)[1]
-    return next((1 << name for name in (_READ_ANY, _OVERRIDE) if permitted & 1 << name), 0)
+    return int(struct.unpack("=6I", held.raw)[1])
 
 
 # --- Landlock ------------------------------------------------------------------------------------
