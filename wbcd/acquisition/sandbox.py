@@ -80,9 +80,9 @@ def give_up_rights(*, own_user: bool = True) -> list[str]:
     kept = next((1 << name for name in (_READ_ANY, _OVERRIDE) if held & 1 << name), 0)
     taken = [NAMESPACES] if _leave_network(root) else []
     # A daemon that may not end another user's process could not end its reader.
-    if (
-        own_user and kept and held & 1 << _KILL_ANY and _become(OWN_USERS + os.getpid(), NOBODY)
-    ):  # a container may have no name for the first
+    may_change = own_user and kept and held & 1 << _KILL_ANY
+    # A container may have no name for the first.
+    if may_change and _become(OWN_USERS + os.getpid(), NOBODY):
         taken.append(OWN_USER)
     _keep_capabilities(kept)
     return taken
