@@ -24,8 +24,8 @@ MADE = "<!-- made by docs/build.py --write; do not edit -->\n\n"
 CLI_HEAD = """# Command line
 
 Exit status: 0 done; 2 wrong usage; 69 the database is away; 70 a stage failed; 73 a file or folder cannot be written or read;
-74 the accelerator was lost; 78 wrong configuration, model or schema. Results go to standard output, logs and progress to
-standard error.
+74 the accelerator was lost; 78 wrong configuration, model or schema, or a daemon that works there already. Results go to
+standard output, logs and progress to standard error.
 """
 CONFIGURATION_HEAD = """# Configuration
 

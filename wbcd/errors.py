@@ -3,7 +3,8 @@
     WbcdError
     |-- ConfigurationError            the site settings cannot be used; exit status 78
     |   |-- UnknownKey                a key that no section knows (the nearest known one is named)
-    |   `-- BadValue                  a known key with a value outside its limits
+    |   |-- BadValue                  a known key with a value outside its limits
+    |   `-- AlreadyRunning            another daemon writes into the same output folder
     |-- InputError                    one file cannot be used; it is set aside, the daemon goes on
     |   |-- NotReadable               it cannot be opened: permission, vanished, I/O error
     |   |-- NotARegularFile           a directory, FIFO, device or symbolic link where a file belongs
@@ -84,6 +85,11 @@ class UnknownKey(ConfigurationError):
 
 class BadValue(ConfigurationError):
     code = "configuration.bad_value"
+
+
+class AlreadyRunning(ConfigurationError):
+    code = "configuration.already_running"
+    action = "Let that one work, or stop it first; a second daemon needs an output folder and a database of its own."
 
 
 # --- input -------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_the_real_child_is_guarded_before_it_reads(watched: Path) -> None:
         reader.read(identify(watched))
         status = Path(f"/proc/{reader._child.pid}/status").read_text()
         limits = Path(f"/proc/{reader._child.pid}/limits").read_text()
-        assert reader.guards == {sandbox.SECCOMP, *([sandbox.LANDLOCK] if sandbox.landlock_version() else [])}
+        assert reader.guards >= {sandbox.SECCOMP, *([sandbox.LANDLOCK] if sandbox.landlock_version() else [])}
     assert "Seccomp:\t2" in status
     assert "NoNewPrivs:\t1" in status
     rows = {line[:26].strip(): line[26:].split() for line in limits.splitlines()}
@@ -120,7 +120,8 @@ def test_without_landlock_or_seccomp_files_are_read_and_it_is_said(watched: Path
     from structlog.testing import capture_logs
 
     blind = (
-        "import sys, wbcd.acquisition.child as c; s = c.sandbox; s.allow_reading_only = s.deny_system_calls = lambda *_: False"
+        "import sys, wbcd.acquisition.child as c; s = c.sandbox; s.allow_reading_only = s.deny_system_calls = lambda *_: False;"
+        " s.give_up_rights = lambda **_: []"
     )
     monkeypatch.setattr(isolate, "_PROGRAM", ("-c", f"{blind}; sys.exit(c.main(sys.argv[1:]))"))
     with IsolatedReader(root=watched.parent) as reader, capture_logs() as said:
@@ -180,18 +181,6 @@ def test_every_format_is_read_from_descriptors(tmp_path: Path, what: str) -> Non
             assert sum(1 for _ in payload) == payload.count
         else:
             assert payload.holograms.shape == (4, 64, 64)
-
-
-def test_the_filter_kills_a_foreign_architecture_and_knows_both_machines() -> None:
-    for machine in ("x86_64", "aarch64"):
-        program = sandbox.filter_program(machine, 1)
-        assert len(program) < 4096  # BPF_MAXINSNS
-        for index, (operation, yes, no, _) in enumerate(program):
-            if operation in (0x15, 0x35, 0x45):  # every jump lands inside
-                assert index + 1 + max(yes, no) < len(program)
-        assert program[-1] == (0x06, 0, 0, 0x7FFF0000)
-    with pytest.raises(KeyError):
-        sandbox.filter_program("riscv64", 1)
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6, 7, 99])

@@ -107,7 +107,7 @@ def test_a_kernel_that_leaves_the_reader_its_rights(healthy: Path, monkeypatch: 
 
 
 def test_what_the_reader_gives_up_here_is_asked_of_a_real_child() -> None:
-    assert machine.reader_guards() <= {"seccomp", "landlock"}
+    assert machine.reader_guards() <= {"seccomp", "landlock", "own_user", "namespaces"}
     with IsolatedReader() as reader:
         assert machine.reader_guards() == reader.guards_offered()
 

@@ -5,6 +5,7 @@ Answers packets on the inherited socket until it is closed. Started by :class:`w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -13,6 +14,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
 
 import wbcd
 from wbcd.acquisition import sandbox, wire
@@ -104,15 +107,20 @@ class Reader:
     def _settled_on(self, ground: str, handles: tuple[int, ...]) -> bool:
         """Before the first byte of a file is read: from now on nothing is opened but below ``ground``.
 
-        False when that was another folder, or one since unmounted and mounted again: the daemon then starts another child.
+        False when that was another folder, or one since unmounted and mounted again: the daemon then starts another child. Also
+        when its own user may not read there, whatever its capability.
         """
         if not self._settled:
             self._settled = True
+            if sandbox.OWN_USER in self._guards and not _can_be_read(Path(wbcd.__file__), Path(os.__file__), Path(np.__file__)):
+                return False
             allowed = [Path(ground), *sandbox.program_folders(Path(wbcd.__file__).parent)]
             if sandbox.allow_reading_only(allowed):
                 self._guards.append(sandbox.LANDLOCK)
         try:
             os.close(os.open(f"/proc/self/fd/{handles[0]}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            if sandbox.OWN_USER in self._guards:
+                return _can_be_read(Path(f"/proc/self/fd/{handles[1]}"))
         except PermissionError:
             return False
         return True
@@ -126,6 +134,17 @@ class Reader:
             wire.send(self._channel, {"answer": "volume", "head": head}, arrays)
 
 
+def _can_be_read(*places: Path) -> bool:
+    """False when this user may not open one of them."""
+    for place in places:
+        try:
+            os.close(os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                return False
+    return True
+
+
 def cpu_for(size_bytes: int, limit_s: float) -> float:
     """CPU seconds for a file of that size: no small one may keep the reader busy for long, whatever loop it finds in HDF5."""
     return min(limit_s, LEAST_CPU_S + size_bytes / BYTES_A_CPU_SECOND)
@@ -135,6 +154,12 @@ def be_killed_first() -> None:
     """When memory runs out, the kernel shall take the reader, not the daemon."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def be_silent() -> None:
+    """From here on nothing that a file brings about reaches the daemon's log or terminal; a failed start was told before."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 def allow_cpu(seconds: float) -> None:
@@ -163,7 +188,10 @@ def main(arguments: list[str]) -> int:
     descriptor, limits = int(arguments[0]), json.loads(arguments[1])
     be_killed_first()
     confine(limits)
-    guards = [sandbox.SECCOMP] if sandbox.deny_system_calls() else []
+    be_silent()
+    guards = sandbox.give_up_rights(own_user=bool(limits["own_user"]))
+    if sandbox.deny_system_calls():
+        guards.append(sandbox.SECCOMP)
     with socket.socket(fileno=descriptor) as channel:
         Reader(channel, limits["cpu_s"], guards).serve()
     return 0

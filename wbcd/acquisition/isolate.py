@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +34,7 @@ from wbcd.records import Acquisition, Payload, RiSeries, Tomogram
 _KILL_WAIT_S = 10.0
 _PROGRAM = ("-m", "wbcd.acquisition.child")
 _GUARDS = (sandbox.SECCOMP, sandbox.LANDLOCK)
+_MORE = (sandbox.OWN_USER, sandbox.NAMESPACES)  # where the machine allows them: nobody is warned of their absence
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _log = structlog.get_logger(__name__)
 
@@ -46,7 +47,8 @@ class IsolationLimits:
     """Of one child: its address space, the largest array it may hand over, and, for each request, CPU and wall seconds.
 
     The memory files that it hands over lie outside its address space; what all together may take is what MemoryMax of the
-    unit must hold (tests/unit/test_systemd_unit.py adds it up).
+    unit must hold (tests/unit/test_systemd_unit.py adds it up). ``own_user``: the child of a daemon that is root becomes a user
+    of its own; where it then cannot read, a reader goes on without by itself.
     """
 
     address_space_bytes: int = 2 * MAX_ARRAY_BYTES + READER_BYTES
@@ -54,6 +56,7 @@ class IsolationLimits:
     descriptors: int = 64
     cpu_s: float = 120.0
     timeout_s: float = 180.0
+    own_user: bool = True
 
     @classmethod
     def for_arrays(cls, array_bytes: int) -> IsolationLimits:
@@ -105,7 +108,7 @@ class IsolatedReader:
         with self._lock:
             answer, _ = self._ask({"ask": "ready"}, None)
         landlock = [sandbox.LANDLOCK] if sandbox.landlock_version() > 0 else []
-        return frozenset(guard for guard in _GUARDS if guard in [*answer["guards"], *landlock])
+        return frozenset(guard for guard in (*_GUARDS, *_MORE) if guard in [*answer["guards"], *landlock])
 
     def close(self) -> None:
         """End the child."""
@@ -128,8 +131,11 @@ class IsolatedReader:
             series = self._series
             with source.parent() as parent, source.opened() as item:
                 answer, arrays = self._ask(request, acquisition.path, (parent, item))
-                if answer.get("answer") == "elsewhere":
+                for own_user in (self.limits.own_user, False):
+                    if answer.get("answer") != "elsewhere":
+                        break
                     self._stop()
+                    self.limits = replace(self.limits, own_user=own_user)
                     self.restarts -= 1  # replaced, not dead
                     answer, arrays = self._ask(request, acquisition.path, (parent, item))
             with _believed(acquisition.path):
@@ -157,7 +163,7 @@ class IsolatedReader:
     # --- the child -------------------------------------------------------------------------------
 
     def _note_guards(self, guards: object) -> None:
-        found = frozenset(guard for guard in _GUARDS if isinstance(guards, list) and guard in guards)
+        found = frozenset(guard for guard in (*_GUARDS, *_MORE) if isinstance(guards, list) and guard in guards)
         missing = [guard for guard in _GUARDS if guard not in found]
         if missing and (found != self.guards or not self._told):
             self._told = True

@@ -2,202 +2,38 @@
 
 Two mechanisms, both without privileges and kept by whatever code runs afterwards, a hostile file's too:
 
-- a seccomp filter (seccomp(2)) answers the system calls of ``DENIED`` with an error: sockets, programs, processes, signals to
-  others, every way to write to a path;
+- a seccomp filter (seccomp(2)) lets the system calls of :mod:`wbcd.acquisition.calls` through and answers every other with an
+  error: sockets, programs, processes, signals to others, their priority and processors, every way to write to a path;
 - Landlock (landlock(7), Linux 5.13 and later) lets files be opened below the given folders only, whatever links say.
 
-Neither is in the standard library; both are a few system calls through ctypes.
+And two more where the machine allows them, behind the first two should those have a hole: a user of its own, who owns no
+process and no file, where the daemon is root; empty network and IPC namespaces.
+
+None is in the standard library; each is a few system calls through ctypes.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import platform
 import struct
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-SECCOMP, LANDLOCK = "seccomp", "landlock"
+from wbcd.acquisition.calls import filter_program
 
-_PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
-_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_MACHINES = ("x86_64", "aarch64")
-_X32_BIT = 0x40000000
+SECCOMP, LANDLOCK, OWN_USER, NAMESPACES = "seccomp", "landlock", "own_user", "namespaces"
 
-# System call numbers (x86_64, aarch64); None where the machine has no such call.
-DENIED: dict[str, tuple[int | None, int]] = {
-    # the network, and rings that could make sockets unseen
-    "socket": (41, 198),
-    "connect": (42, 203),
-    "accept": (43, 202),
-    "bind": (49, 200),
-    "listen": (50, 201),
-    "accept4": (288, 242),
-    "io_uring_setup": (425, 425),
-    "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427),
-    # programs and other processes
-    "execve": (59, 221),
-    "execveat": (322, 281),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "pidfd_open": (434, 434),
-    "pidfd_getfd": (438, 438),
-    "pidfd_send_signal": (424, 424),
-    "shmget": (29, 194),
-    "semget": (64, 190),
-    "msgget": (68, 186),
-    "mq_open": (240, 180),
-    # writing to a path
-    "truncate": (76, 45),
-    "renameat": (264, 38),
-    "renameat2": (316, 276),
-    "mkdirat": (258, 34),
-    "unlinkat": (263, 35),
-    "linkat": (265, 37),
-    "symlinkat": (266, 36),
-    "mknodat": (259, 33),
-    "fchmod": (91, 52),
-    "fchmodat": (268, 53),
-    "fchmodat2": (452, 452),
-    "fchown": (93, 55),
-    "fchownat": (260, 54),
-    "utimensat": (280, 88),
-    "setxattr": (188, 5),
-    "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7),
-    "removexattr": (197, 14),
-    "lremovexattr": (198, 15),
-    "fremovexattr": (199, 16),
-    # the system, and more rights
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "fsmount": (432, 432),
-    "mount_setattr": (442, 442),
-    "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-    "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294),
-    "reboot": (169, 142),
-    "settimeofday": (164, 170),
-    "clock_settime": (227, 112),
-    "capset": (126, 91),
-    "setuid": (105, 146),
-    "setgid": (106, 144),
-    "setgroups": (116, 159),
-    "setresuid": (117, 147),
-    "setresgid": (119, 149),
-}
-# Older names of some of the above, which aarch64 never had.
-_DENIED_X86 = (
-    *(57, 58),  # fork, vfork
-    *(85, 82, 83, 84, 87, 86, 88, 133),  # creat, rename, mkdir, rmdir, unlink, link, symlink, mknod
-    *(90, 92, 94, 132, 235, 261),  # chmod, chown, lchown, utime, utimes, futimesat
-    *(113, 114, 172, 173),  # setreuid, setregid, iopl, ioperm
-)
-# Those told apart by an argument, and those that glibc or Python do without when they are absent.
-_OPEN, _OPENAT, _OPENAT2 = (2, None), (257, 56), (437, 437)
-_CLONE, _CLONE3 = (56, 220), (435, 435)
-_SOCKETPAIR, _TGKILL, _PRLIMIT64 = (53, 199), (234, 131), (302, 261)
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CLONE_THREAD = 0x10000
-_AF_UNIX = _SOCK_STREAM = 1
-
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
-
-Instruction = tuple[int, int, int, int]
-"""Operation, jump when true, jump when false, operand: a BPF instruction."""
+_PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 22, 38, 47
+_SECCOMP_CALL, _SET_MODE_FILTER, _ALL_THREADS = {"x86_64": 317, "aarch64": 277}, 1, 1
+_SECCOMP_MODE_FILTER = 2
 
 
 # --- seccomp -------------------------------------------------------------------------------------
-
-
-def _argument(index: int) -> int:
-    """Offset of the low half of an argument in struct seccomp_data, little-endian."""
-    return 16 + 8 * index
-
-
-def _refuse(number: int, code: int = errno.EPERM) -> list[Instruction]:
-    return [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | code)]
-
-
-def _only_if(number: int, *tests: Instruction) -> list[Instruction]:
-    """Allow call ``number`` when every test jumps 0 on; refuse it otherwise. Tests that are loads always go on."""
-    body: list[Instruction] = []
-    for index, (operation, _, _, operand) in enumerate(tests):
-        to_refusal = len(tests) - index  # over the remaining tests and the allowance
-        plain = operation in (_LOAD, _AND)
-        body.append((operation, 0, 0 if plain else to_refusal, operand))
-    return [(_EQUAL, 0, len(body) + 2, number), *body, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
-
-
-def _unless_bits(number: int, argument: int, bits: int) -> list[Instruction]:
-    """Refuse call ``number`` when any of ``bits`` is set in the argument."""
-    return [
-        (_EQUAL, 0, 3, number),
-        (_LOAD, 0, 0, _argument(argument)),
-        (_ANY_BIT, 0, 1, bits),
-        (_RETURN, 0, 0, _ERRNO | errno.EACCES),
-        (_LOAD, 0, 0, 0),  # the number again, for what follows
-    ]
-
-
-def filter_program(machine: str, pid: int) -> list[Instruction]:
-    """The BPF program for ``machine`` ("x86_64" or "aarch64"); ``pid``: the only process that may be signalled.
-
-    Raises KeyError for another machine.
-    """
-    column = _MACHINES.index(machine) if machine in _MACHINES else None
-    if column is None:
-        raise KeyError(machine)
-    program: list[Instruction] = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _AUDIT_ARCH[machine]), (_RETURN, 0, 0, _KILL)]
-    program += [(_LOAD, 0, 0, 0), (_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
-    for numbers in DENIED.values():
-        number = numbers[column]
-        program += _refuse(number) if number is not None else []
-    if machine == "x86_64":
-        for number in _DENIED_X86:
-            program += _refuse(number)
-        program += _unless_bits(int(_OPEN[0] or 0), 1, _WRITING)
-    # openat2 and clone3 hide their flags behind a pointer: as if the kernel were older, so that the plain ones are used.
-    program += _refuse(_OPENAT2[column], errno.ENOSYS) + _refuse(_CLONE3[column], errno.ENOSYS)
-    program += _unless_bits(_OPENAT[column], 2, _WRITING)
-    program += _only_if(_CLONE[column], (_LOAD, 0, 0, _argument(0)), (_ANY_BIT, 0, 0, _CLONE_THREAD))
-    # asyncio's own pipe; a stream pair cannot be turned to another address.
-    program += _only_if(
-        _SOCKETPAIR[column],
-        (_LOAD, 0, 0, _argument(0)),
-        (_EQUAL, 0, 0, _AF_UNIX),
-        (_LOAD, 0, 0, _argument(1)),
-        (_AND, 0, 0, 0xF),
-        (_EQUAL, 0, 0, _SOCK_STREAM),
-    )
-    program += _only_if(_TGKILL[column], (_LOAD, 0, 0, _argument(0)), (_EQUAL, 0, 0, pid))  # abort() must still end us
-    program += _only_if(_PRLIMIT64[column], (_LOAD, 0, 0, _argument(0)), (_EQUAL, 0, 0, 0))
-    return [*program, (_RETURN, 0, 0, _ALLOW)]
 
 
 class _Program(ctypes.Structure):
@@ -215,8 +51,80 @@ def deny_system_calls() -> bool:
     library = ctypes.CDLL(None, use_errno=True)
     if library.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return False
-    whole = _Program(len(program), ctypes.addressof(held))
-    return bool(library.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(whole), 0, 0) == 0)
+    whole = ctypes.byref(_Program(len(program), ctypes.addressof(held)))
+    # For the threads too that a library may have started already; else, on a kernel that cannot, for this one.
+    if library.syscall(_SECCOMP_CALL[platform.machine()], _SET_MODE_FILTER, _ALL_THREADS, whole) == 0:
+        return True
+    return bool(library.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, whole, 0, 0) == 0)
+
+
+# --- own user, own namespaces --------------------------------------------------------------------
+
+OWN_USERS = 1_879_048_192
+"""First of the user numbers that no distribution, systemd or subuid range gives to anybody (systemd's UIDS-GIDS)."""
+NOBODY = 65534
+_OVERRIDE, _READ_ANY, _KILL_ANY = 1, 2, 5  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_KILL
+_CAPABILITIES_3, _CLEAR_ALL = 0x20080522, 4
+_CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x08000000, 0x10000000, 0x40000000
+
+
+def give_up_rights(*, own_user: bool = True) -> list[str]:
+    """Give up what the machine allows to be given up: network and IPC, the user where that is root, capabilities.
+
+    Names what was: NAMESPACES, OWN_USER. Root's child keeps one capability, to read what root may read, for its folders may be
+    closed to others. Not with ``own_user``, for file systems that know no capabilities (FUSE, NFS): it stays root, without
+    root's other rights.
+    """
+    root = os.geteuid() == 0
+    held = _capabilities() if root else 0
+    kept = next((1 << name for name in (_READ_ANY, _OVERRIDE) if held & 1 << name), 0)
+    taken = [NAMESPACES] if _leave_network(root) else []
+    # A daemon that may not end another user's process could not end its reader.
+    may_change = own_user and kept and held & 1 << _KILL_ANY
+    # A container may have no name for the first.
+    if may_change and _become(OWN_USERS + os.getpid(), NOBODY):
+        taken.append(OWN_USER)
+    _keep_capabilities(kept)
+    return taken
+
+
+def _leave_network(root: bool) -> bool:
+    """By a user namespace where this takes one. Rights over files stay: they go by the user outside."""
+    wanted = _CLONE_NEWIPC | _CLONE_NEWNET | (0 if root else _CLONE_NEWUSER)
+    return bool(ctypes.CDLL(None, use_errno=True).unshare(wanted) == 0)
+
+
+def _become(*users: int) -> bool:
+    """The first of these users that there is, with the group of that number; the capabilities can be kept, by one more step."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0) != 0:
+        return False
+    groups, group = os.getgroups(), os.getgid()
+    for number in users:
+        try:
+            os.setgroups([])
+            os.setresgid(number, number, number)
+            os.setresuid(number, number, number)
+        except OSError:
+            with suppress(OSError):
+                os.setresgid(group, group, group)
+                os.setgroups(groups)
+            continue
+        return True
+    return False
+
+
+def _keep_capabilities(kept: int) -> None:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)
+    library.capset(struct.pack("=Ii", _CAPABILITIES_3, 0), struct.pack("=6I", kept, kept, 0, 0, 0, 0))
+
+
+def _capabilities() -> int:
+    """The first 32 of those that are permitted, as bits."""
+    header, held = struct.pack("=Ii", _CAPABILITIES_3, 0), ctypes.create_string_buffer(24)
+    if ctypes.CDLL(None, use_errno=True).capget(header, held) != 0:
+        return 0
+    return int(struct.unpack("=6I", held.raw)[1])
 
 
 # --- Landlock ------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def exits() -> Iterator[None]:
 
 
 def exit_status(error: WbcdError) -> int:
-    """78 wrong configuration, 69 database away, 74 device lost, 70 anything else."""
+    """78 wrong configuration or another daemon there, 69 database away, 74 device lost, 70 anything else."""
     if isinstance(error, (ConfigurationError, ModelError, SchemaMismatch)):
         return EXIT_CONFIG
     if isinstance(error, StoreError):

@@ -142,7 +142,8 @@ def _reader(_config: Config) -> Iterator[Finding]:
     taken = machine.reader_guards()
     missing = [guard for guard in ("seccomp", "landlock") if guard not in taken]
     if not missing:
-        yield _good("reader", "the child that opens foreign files gives up network, programs and other files")
+        own_user = " and its user" if "own_user" in taken else ""
+        yield _good("reader", f"the child that opens foreign files gives up network, programs, other files{own_user}")
         return
     message = f"the child that opens foreign files starts, but the kernel refuses it {' and '.join(missing)}"
     advice = (
@@ -165,7 +166,19 @@ def _watch_folder(config: Config) -> Iterator[Finding]:
         yield _wrong("watch folder", f"{folder} cannot be read by this user", "Grant the user read and search permission.")
     else:
         yield _good("watch folder", f"{folder} ({machine.file_system_of(folder) or 'unknown file system'})")
+        yield from _others_watching(folder, config.output.dir)
         yield from _watching(config.watch.mode, folder)
+
+
+def _others_watching(folder: Path, output: Path) -> Iterator[Finding]:
+    from wbcd.daemon.mark import markers_of
+    from wbcd.daemon.state import read_state
+
+    own = (read_state(output).details or {}).get("pid")
+    others = ", ".join(map(str, markers_of(folder, but=own)))
+    if others:
+        why = f"another daemon watches {folder} too: {others}"
+        yield _note("watch folder", why, "Each daemon counts every file of the folder; stop one unless that is wanted.")
 
 
 def _watching(mode: str, folder: Path) -> Iterator[Finding]:

@@ -75,7 +75,18 @@ def collect(config: Config) -> dict[str, Any]:
 
 
 def _told(details: dict[str, Any] | None) -> dict[str, Any]:
-    wanted = ("pid", "version", "watch_dir", "recipe", "waiting", "in_hand", "since_start", "channels")
+    wanted = (
+        "pid",
+        "host",
+        "version",
+        "watch_dir",
+        "also_watched_by",
+        "recipe",
+        "waiting",
+        "in_hand",
+        "since_start",
+        "channels",
+    )
     return {name: details[name] for name in wanted if name in details} if details else {}
 
 
@@ -101,6 +112,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     out = [f"daemon     {daemon['state']}" + (f": {daemon['reason']}" if daemon["reason"] else "")]
     if "waiting" in daemon:
         out.append(f"folder     {daemon.get('watch_dir')}: {daemon['waiting']} waiting, {daemon.get('in_hand', 0)} in hand")
+    if daemon.get("also_watched_by"):
+        out.append(f"warning    the folder is watched by another daemon too: {', '.join(daemon['also_watched_by'])}")
     out.append(f"database   {store['database']}" + (f": {store['error']}" if "error" in store else ""))
     return out if "error" in store else out + _store_lines(store)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from wbcd.config import Config, WatchSettings, redact
 from wbcd.daemon.channel import Broken, Closed
 from wbcd.daemon.desk import GaveUp, LedgerLike, Pauses
 from wbcd.daemon.faults import FaultPoints
+from wbcd.daemon.mark import FolderMark, Marker
 from wbcd.daemon.notify import Notifier
 from wbcd.daemon.pipeline import Log, Pipeline
 from wbcd.daemon.stages import Stages
@@ -175,6 +177,8 @@ class Service:
         self._idle_since_s = float("inf")
         self._looked = False
         self._note: Callable[[str, str], None] | None = None
+        self._mark = FolderMark(config.watch.dir)
+        self._others: list[Marker] = []
         self._seen_beats = self._seen_attempts = -1
 
     def stop(self, reason: str = "asked") -> None:
@@ -183,14 +187,29 @@ class Service:
         self._stop.set()
 
     def run(self) -> None:
-        """Start, work until asked to stop, drain. Raises :class:`StageFailed` (or the stage's own error) on a failure."""
+        """Start, work until asked to stop, drain. Raises :class:`StageFailed` (or the stage's own error) on a failure, and
+        AlreadyRunning before anything is touched."""
         state = StateFile(self._config.output.dir)
         try:
+            self._look_for_others()
             self._say(state, None, "starting")
             with self._signals():
                 self._work(state)
         finally:
+            self._mark.close()
             state.close()
+
+    def _look_for_others(self) -> None:
+        """Say when another daemon begins or ends to watch the same folder: each counts every file, into its own database."""
+        others = self._mark.look()
+        if others != self._others:
+            self._others = others
+            by = [str(other) for other in others]
+            if by:
+                told = "Each daemon counts every file of the folder; stop one unless that is wanted."
+                self._log.warning("watch.shared", folder=str(self._config.watch.dir), by=by, action=told)
+            else:
+                self._log.info("watch.alone", folder=str(self._config.watch.dir))
 
     def _work(self, state: StateFile) -> None:
         try:
@@ -286,6 +305,7 @@ class Service:
         )
 
     def _heartbeat(self, pipeline: Pipeline, state: StateFile, *, ready: bool = True) -> None:
+        self._look_for_others()
         reason = self._waits_for
         sentence = f"Paused: {reason}" if reason else f"{pipeline.totals.sentence()}; {len(self._backlog)} waiting."
         values = {"STATUS": sentence}
@@ -348,11 +368,13 @@ class Service:
                 "state": word,
                 "reason": reason or self._waits_for,
                 "pid": os.getpid(),
+                "host": socket.gethostname(),
                 "version": __version__,
                 "started_unix_s": self._started_unix_s,
                 "updated_unix_s": time.time(),
                 "heartbeat_s": self._config.service.heartbeat_s,
                 "watch_dir": str(self._config.watch.dir),
+                "also_watched_by": [str(other) for other in self._others],
                 "unreadable_folders": [str(folder) for folder in self._watcher.unreadable[:SHOWN_FOLDERS]],
                 "recipe": self._config.recipe.recipe_id,
                 "waiting": len(self._backlog),

@@ -2,34 +2,58 @@
 
 It is written in place over bytes that were allocated at the start, so that a full disk cannot keep the daemon from saying
 that the disk is full. A reader may meet a half-written text; it looks again.
+
+The file is locked (flock) while its daemon lives: a second daemon on the same output folder would write over its state and
+remove the volumes that it is writing. The kernel lets go of the lock when the process ends, however it ends.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from wbcd.errors import not_written
+from wbcd.errors import AlreadyRunning, not_written
 
 FILE_NAME: Final = "daemon-state.json"
 SIZE_BYTES: Final = 8192
+_NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of a file system that has none
 
 
 class StateFile:
-    """The writing side; one process."""
+    """The writing side; one process. Raises AlreadyRunning when another lives, StoreError when the file cannot be made."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            os.posix_fallocate(self._handle, 0, SIZE_BYTES)
         except OSError as error:
             raise not_written(self.path, error) from error
+        try:
+            self._be_the_only_one()
+            os.posix_fallocate(self._handle, 0, SIZE_BYTES)
+        except OSError as error:
+            os.close(self._handle)
+            raise not_written(self.path, error) from error
+        except AlreadyRunning:
+            os.close(self._handle)
+            raise
+
+    def _be_the_only_one(self) -> None:
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunning(f"{self.path.parent} is the output folder of another daemon: {_owner(self.path)}.") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
 
     def write(self, state: dict[str, Any]) -> None:
         """Replace the content; a text that does not fit loses its longest part, the channels."""
@@ -41,6 +65,16 @@ class StateFile:
     def close(self) -> None:
         """Let go of the file; its last content stays."""
         os.close(self._handle)
+
+
+def _owner(path: Path) -> str:
+    """Who holds the lock, by the state that it wrote."""
+    details = _read(path)
+    if details is None:
+        return "it is just starting"
+    since = datetime.fromtimestamp(float(details.get("started_unix_s", 0.0)), UTC).isoformat(timespec="seconds")
+    where = f"process {details.get('pid')} on {details.get('host')}, since {since}"
+    return f"{where}, watching {details.get('watch_dir')}"
 
 
 @dataclass(frozen=True, slots=True)
