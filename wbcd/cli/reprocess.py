@@ -48,6 +48,9 @@ def reprocess(
         refined = dataclasses.replace(config.recipe.reconstruction, mode="accurate")
         config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, reconstruction=refined))
     config = with_setting(config, "output", keep_tomograms=keep_tomograms or None)
+    from wbcd.daemon.places import demand_apart
+
+    demand_apart(config)
     for made in _made(config, samples, outcome, dry_run, show=not as_json):
         echo(to_json(made) if as_json else _line(made))
 

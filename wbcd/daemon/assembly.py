@@ -43,6 +43,7 @@ def make_stages(config: Config) -> Stages:
         medium_ri=config.recipe.reconstruction.default_medium_ri,
         sample_id=config.defaults.sample_id,
         max_logical_bytes=config.limits.max_logical_bytes,
+        accept_own_tomograms=config.recipe.quality.accept_own_tomograms,
     )
     # Below the watch folder no link is followed: what is swapped in after the scan is refused.
     root = config.watch.dir.absolute() if config.watch.dir else None
