@@ -17,7 +17,7 @@ NAMESPACE: Final = "wbcd"
 SOURCE: Final = "source_content_id"
 NUMBER: Final = "cell_number"
 MAX_DEPTH: Final = 6
-"""Where programs that write an image again put the attributes that they do not know: seldom at the root, never deeply nested."""
+"""How deep to look: programs that write an image again put attributes that they do not know elsewhere than at the root."""
 SHOWN: Final = 80
 
 

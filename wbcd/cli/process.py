@@ -145,19 +145,17 @@ def _unlisted(folder: Path) -> str:
 
 def outcomes(config: Config, files: list[Path]) -> Iterator[dict[str, Any]]:
     """Each file's outcome as its JSON object, in order, committed before it is given."""
-    from wbcd.cli.outcomes import outcome_object, stored_object
+    from wbcd.cli.outcomes import object_of
     from wbcd.daemon.assembly import make_stages, open_ledger
     from wbcd.daemon.logs import configure_logging
     from wbcd.daemon.once import ProcessOnce
-    from wbcd.store import StoredOutcome
 
     configure_logging(config.service)
     stages = make_stages(config)
     with closing(stages), open_ledger(config, stages) as ledger:
         once = ProcessOnce(config, stages, ledger)
         for path in files:
-            result = once(path)
-            yield stored_object(result, path) if isinstance(result, StoredOutcome) else outcome_object(result, path)
+            yield object_of(once(path), path, config.output.dir)
 
 
 def _line(made: dict[str, Any]) -> str:

@@ -57,11 +57,10 @@ def reprocess(
 
 def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool, *, show: bool) -> Iterator[dict[str, Any]]:
     """An object for each acquisition, committed before it is given; those that cannot be processed first."""
-    from wbcd.cli.outcomes import outcome_object, stored_object
+    from wbcd.cli.outcomes import object_of
     from wbcd.daemon.assembly import make_stages, open_ledger
     from wbcd.daemon.logs import configure_logging
     from wbcd.daemon.once import ProcessOnce
-    from wbcd.store import StoredOutcome
 
     configure_logging(config.service)
     stages = make_stages(config)
@@ -80,7 +79,7 @@ def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool,
             for path in todo:
                 result = once(path)
                 bar.advance()
-                yield stored_object(result, path) if isinstance(result, StoredOutcome) else outcome_object(result, path)
+                yield object_of(result, path, config.output.dir)
 
 
 def chosen(ledger: Ledger, samples: tuple[str, ...], outcome: str) -> list[tuple[Path, str]]:

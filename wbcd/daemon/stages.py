@@ -42,9 +42,10 @@ class Identify(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is
-    kept; ``discard`` removes the volumes of a content that no row will name (None when none are kept); ``close`` ends what
-    the stages hold (reader processes); ``judge_instrument``: drift against the stored calibration, where there is one."""
+    """What each room does for the line. ``keep`` writes a cell's volume (with its label, if it has one) and returns its
+    absolute path, or None when none is kept; ``discard`` removes the volumes of a content that no row will name (None when none
+    are kept); ``close`` ends what the stages hold (reader processes); ``judge_instrument``: drift against the stored
+    calibration, where there is one."""
 
     look: Callable[[Path], Stat | None]
     identify: Identify
@@ -60,7 +61,7 @@ class Stages:
     judge_cell: Callable[[Cell, Morphology, Recipe], Verdict]
     predict: Callable[[Sequence[Cell]], Sequence[Prediction]]
     picture: Callable[[Cell], bytes]
-    keep: Callable[[Cell, Acquisition], str | None]
+    keep: Callable[[Cell, Acquisition, Prediction | None], str | None]
     model_id: str
     model_card: dict[str, object]
     discard: Callable[[str], object] | None = None
