@@ -247,7 +247,7 @@ def _from_toml(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows put a byte order mark before it
     except OSError as error:
         raise BadValue(f"The configuration file {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -427,7 +427,7 @@ def _password(settings: DatabaseSettings, env: Mapping[str, str]) -> str | None:
     if source is None:
         return None
     try:
-        return source.read_text(encoding="utf-8").strip() or None  # an empty file is there for systemd's sake
+        return source.read_text(encoding="utf-8-sig").strip() or None  # an empty file is there for systemd's sake
     except OSError as error:
         raise BadValue(f"database.password_file {source} cannot be read: {error.strerror}.") from error
 
