@@ -73,7 +73,7 @@ class OutputSettings:
     dir: Path = _limited(Path("wbcd-output"), "folder for tomograms, pictures and the daemon's state")
     keep_tomograms: bool = _limited(False, "keep each cell's RI volume as OME-Zarr")
     tomogram_window: str = _limited(
-        "cell", "what viewers show of it: 1st to 99.9th percentile of the cell, or RI 1.33 to 1.42", choices=("cell", "fixed")
+        "cell", "what viewers show of it: 1st to 99.9th percentile, or RI 1.33 to 1.42", choices=("cell", "fixed")
     )
 
 

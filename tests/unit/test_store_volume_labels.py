@@ -57,10 +57,21 @@ def test_the_window_covers_the_cell_and_neither_overexposes_nor_wastes_it(tmp_pa
     cell = a_cell()
     window = window_of(written(tmp_path, cell))
     inside = cell.ri[cell.mask]
-    assert (window["start"], window["end"]) == pytest.approx(np.percentile(inside, (1, 99.9)))
+    assert window["end"] == pytest.approx(np.percentile(inside, 99.9))
+    assert window["start"] == pytest.approx(np.percentile(cell.ri, 1)) == pytest.approx(MEDIUM, abs=2e-3)
+    assert window["start"] <= np.percentile(inside, 1)
     assert np.mean(inside > window["end"]) < 0.002  # white without structure
-    assert np.mean(cell.ri[~cell.mask] <= window["start"]) > 0.99  # the medium is black
+    grey = (CYTOPLASM - window["start"]) / (window["end"] - window["start"])
+    assert 0.2 < grey < 0.6  # neither black as the medium nor white as the granule
     assert window["min"] <= window["start"] < window["end"] <= window["max"]
+
+
+def test_fill_far_below_the_medium_does_not_wash_the_cell_out() -> None:
+    cell = a_cell()
+    cell.ri[:, :10] = 0.0
+    low, high = display_window(cell)
+    assert low == pytest.approx(MEDIUM - 0.01)
+    assert high > NUCLEUS
 
 
 def test_the_fixed_window_is_a_choice(tmp_path: Path) -> None:

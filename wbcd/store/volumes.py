@@ -53,6 +53,7 @@ LEVEL_FACTORS: Final = ((1, 1, 1), (1, 2, 2), (2, 4, 4))
 
 FIXED_WINDOW_RI: Final = (1.33, 1.42)
 WINDOW_PERCENTILES: Final = (1.0, 99.9)
+BELOW_MEDIUM_RI: Final = 0.01
 FULL_RANGE_RI: Final = (1.33, 1.5)
 """What a viewer's slider spans, unless the cell has more."""
 
@@ -86,7 +87,7 @@ def write_tomogram(
 ) -> Path:
     """Write the refractive index around one cell, its mask and what is known of it; gives the folder of the image.
 
-    ``window``: what a viewer shows from black to white: :data:`WINDOW_PERCENTILES` of the cell, or :data:`FIXED_WINDOW_RI`.
+    ``window``: what a viewer shows from black to white (:func:`display_window`).
     The same cell again returns the image that is there, if it is whole; a damaged one is replaced. So the label in it is that
     of the model named beside it; those of other models are in the database only.
     Raises :class:`wbcd.errors.NoSpace` when the disk is full, else :class:`wbcd.errors.StoreError`.
@@ -342,17 +343,20 @@ def _mask_attributes(cell: Cell, ours: dict[str, Any]) -> dict[str, Any]:
 
 
 def display_window(cell: Cell, window: Window = "cell") -> tuple[float, float]:
-    """RI shown black and RI shown white: percentiles of the voxels in the mask (of all, where it is empty), or the fixed two.
+    """RI shown black and RI shown white: :data:`WINDOW_PERCENTILES` of the cell, or :data:`FIXED_WINDOW_RI`.
 
-    A cell of one value, or of none that is finite, has the fixed ones too.
+    The upper is that of the voxels in the mask (of all, where it is empty): those around it would hide the brightest part. The
+    lower is that of the whole crop, so that the medium is black and what has the threshold's RI is not; fill far below the
+    medium does not count. A cell of one value, or of none that is finite, has the fixed window too.
     """
     if window == "fixed":
         return FIXED_WINDOW_RI
-    inside = cell.ri[cell.mask] if cell.mask.any() else cell.ri.ravel()
-    finite = inside[np.isfinite(inside)]
-    if finite.size == 0:
+    around = cell.ri[np.isfinite(cell.ri)]
+    inside = cell.ri[cell.mask & np.isfinite(cell.ri)] if cell.mask.any() else around
+    if inside.size == 0:
         return FIXED_WINDOW_RI
-    low, high = (float(value) for value in np.percentile(finite, WINDOW_PERCENTILES))
+    low, high = (float(value) for value in np.percentile(inside, WINDOW_PERCENTILES))
+    low = min(low, max(float(np.percentile(around, WINDOW_PERCENTILES[0])), cell.medium_ri - BELOW_MEDIUM_RI))
     return (low, high) if low < high else FIXED_WINDOW_RI
 
 
