@@ -351,9 +351,9 @@ def display_window(cell: Cell, window: Window = "cell") -> tuple[float, float]:
     """
     if window == "fixed":
         return FIXED_WINDOW_RI
-    around = cell.ri[np.isfinite(cell.ri)]
-    inside = cell.ri[cell.mask & np.isfinite(cell.ri)] if cell.mask.any() else around
-    if inside.size == 0:
+    thinned = cell.ri[::2, ::2, ::2]  # every eighth voxel tells the background's range as well
+    around, inside = (values[np.isfinite(values)] for values in (thinned, cell.ri[cell.mask] if cell.mask.any() else cell.ri))
+    if around.size == 0 or inside.size == 0:
         return FIXED_WINDOW_RI
     low, high = (float(value) for value in np.percentile(inside, WINDOW_PERCENTILES))
     low = min(low, max(float(np.percentile(around, WINDOW_PERCENTILES[0])), cell.medium_ri - BELOW_MEDIUM_RI))
