@@ -73,7 +73,8 @@ def configuration_page() -> str:
         for key, item in known_keys().items():
             if key.startswith(f"recipe.{section}."):
                 value = getattr(getattr(defaults.recipe, section), item.name)
-                parts.append(f"| `{item.name}` | {_shown(value)} | {_recipe_limits(f'{section}.{item.name}', value)} |\n")
+                limits = _recipe_limits(f"{section}.{item.name}", value, item.metadata)
+                parts.append(f"| `{item.name}` | {_shown(value)} | {limits} |\n")
     return "".join(parts)
 
 
@@ -91,9 +92,9 @@ def _limits(metadata: object) -> str:
     return f"{low:g} to {high:g}" if low is not None and high is not None else ""
 
 
-def _recipe_limits(key: str, default: object) -> str:
-    if isinstance(default, bool):
-        return ""
+def _recipe_limits(key: str, default: object, metadata: object) -> str:
+    if isinstance(default, (bool, str)):
+        return _limits(metadata)
     low, high = RECIPE_LIMITS.get(key, (0.0, None))
     return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
 

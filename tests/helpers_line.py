@@ -105,7 +105,7 @@ def fake_stages(**changes: Any) -> Stages:
         judge_cell=judge_cell,
         predict=predict,
         picture=lambda cell: b"PNG",
-        keep=lambda cell, acquisition: None,
+        keep=lambda cell, acquisition, prediction: None,
         model_id=MODEL,
         model_card={"simulated": True},
     )

@@ -85,6 +85,9 @@ class OutputSettings:
 
     dir: Path = _limited(Path("wbcd-output"), "folder for tomograms, pictures and the daemon's state")
     keep_tomograms: bool = _limited(False, "keep each cell's RI volume as OME-Zarr")
+    tomogram_window: str = _limited(
+        "cell", "what viewers show of it: 1st to 99.9th percentile, or RI 1.33 to 1.42", choices=("cell", "fixed")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +268,7 @@ def _from_toml(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows put a byte order mark before it
     except OSError as error:
         raise BadValue(f"The configuration file {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -445,7 +448,7 @@ def _password(settings: DatabaseSettings, env: Mapping[str, str]) -> str | None:
     if source is None:
         return None
     try:
-        return source.read_text(encoding="utf-8").strip() or None  # an empty file is there for systemd's sake
+        return source.read_text(encoding="utf-8-sig").strip() or None  # an empty file is there for systemd's sake
     except OSError as error:
         raise BadValue(f"database.password_file {source} cannot be read: {error.strerror}.") from error
 

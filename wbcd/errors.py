@@ -17,6 +17,7 @@
     |   |-- BadField                  wrong type, shape, unit or value
     |   |-- CorruptContent            a checksum, a zero frame or a non-finite value says damage
     |   |-- Forbidden                 links, external storage, unknown filters: refused unread
+    |   |-- OwnTomogram               wbcd wrote it itself: its cell is counted with the acquisition that it came from
     |   |-- TooLarge                  declares more bytes than the limit
     |   |-- ReaderDied                the isolated reader crashed, hung or ran out of its limits
     |   `-- Poison                    the daemon died each time that it was begun
@@ -164,6 +165,11 @@ class CorruptContent(InputError):
 class Forbidden(InputError):
     code = "input.forbidden"
     action = "Repack the file without links, external storage or unusual filters (h5repack)."
+
+
+class OwnTomogram(InputError):
+    code = "input.own_tomogram"
+    action = "Nothing to do; give --accept-own-tomograms if it should be counted as an acquisition of its own."
 
 
 class TooLarge(InputError):

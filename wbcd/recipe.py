@@ -45,7 +45,8 @@ class QualityRecipe:
 
     ``frame_quantile``: a per-frame value is judged by what this share of the frames keeps to. ``max_lost_frames`` is a
     share of the recorded frames; ``max_phase_residue_fraction`` is per pixel and frame. ``max_instrument_drift``: in tolerances
-    of the stored calibration, where there is one; above 1 it is told, above this refused.
+    of the stored calibration, where there is one; above 1 it is told, above this refused. ``accept_own_tomograms``: a tomogram
+    that wbcd wrote counts as an acquisition of its own.
     """
 
     frame_quantile: float = 0.9
@@ -80,6 +81,7 @@ class QualityRecipe:
     max_lobes: int = 1
     max_medium_offset_ri: float = 0.004
     max_instrument_drift: float = 10.0
+    accept_own_tomograms: bool = False
 
 
 @dataclass(frozen=True, slots=True)

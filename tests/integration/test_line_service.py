@@ -349,7 +349,7 @@ def test_the_status_shows_the_pause(tmp_path: Path) -> None:
 def test_a_full_output_folder_pauses_and_is_noted(tmp_path: Path) -> None:
     tries = iter([NoSpace("/output: the disk is full"), NoSpace("/output: the disk is full")])
 
-    def keep(cell: Any, acquisition: Any) -> str:
+    def keep(cell: Any, acquisition: Any, prediction: Any) -> str:
         for error in tries:
             raise error
         return "kept"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from wbcd.classification import Classifier, Envelope, fit_gauge, load_bundle, sa
 from wbcd.cli import cli
 from wbcd.errors import BadValue
 from wbcd.training import dataset as sets
-from wbcd.training import train
+from wbcd.training import judge, train
 from wbcd.training.calibration import expected_calibration_error
 from wbcd.training.evaluation import probabilities_of
 from wbcd.training.judge import compare_models, judge_models
@@ -61,6 +62,28 @@ def test_the_report_of_two_seeds(store: Path, models: list[Path], tmp_path: Path
         with Image.open(out / name) as picture:
             assert picture.size[0] > 300
             assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_a_report_without_a_mistake_has_no_picture_of_mistakes(
+    store: Path, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an earlier report in the same folder had one."""
+    judge_models([models[0]], store, device="cpu", out=tmp_path)
+    assert "failures.png" in (tmp_path / "report.md").read_text()
+    data = sets.load(store)
+
+    answers_of = judge.answers_of
+
+    def all_right(classifier: Classifier, ri: Any, cells: Any) -> Any:
+        _, early = answers_of(classifier, ri, cells)
+        return 0.96 * np.eye(len(data.classes))[data.label[cells]] + 0.01, early
+
+    monkeypatch.setattr(judge, "answers_of", all_right)
+    judge_models([models[0]], store, device="cpu", out=tmp_path)
+    assert not (tmp_path / "failures.png").exists()
+    page = (tmp_path / "report.md").read_text()
+    assert "failures.png" not in page
+    assert page.rstrip().endswith("No cell was labelled wrongly.")
 
 
 def test_calibration_before_scaling_is_that_of_the_bare_logits(store: Path, models: list[Path]) -> None:

@@ -63,7 +63,7 @@ class History(RuleBasedStateMachine):
                 raise TooLarge(f"{acquisition.path.name} is too large.")
             return read(acquisition)
 
-        def keeps(cell: Cell, acquisition: Acquisition) -> str:
+        def keeps(cell: Cell, acquisition: Acquisition, _: Any) -> str:
             path = write_tomogram(self.root, cell, acquisition=acquisition, recipe_id=config.recipe.recipe_id)
             self.die(place, "after_keep")
             return str(path)

@@ -33,6 +33,17 @@ def test_each_later_source_wins(tmp_path: Path) -> None:
     assert (config.watch.quiet_s, config.watch.rescan_s, config.watch.mode) == (5.0, 40.0, "polling")
 
 
+def test_a_byte_order_mark_before_the_file_is_none_of_its_text(tmp_path: Path) -> None:
+    """As Windows' editors save it; the file with the password too."""
+    path = tmp_path / "wbcd.toml"
+    path.write_bytes(b"\xef\xbb\xbf[watch]\r\nquiet_s = 3\r\n")
+    assert Config.load(path, {}).watch.quiet_s == 3
+    secret = tmp_path / "password"
+    secret.write_bytes(b"\xef\xbb\xbfhush\r\n")
+    config = Config.load(None, {}, {"database.url": "postgresql://wbcd@localhost/wbcd", "database.password_file": secret})
+    assert config.database_url({}) == "postgresql://wbcd:hush@localhost/wbcd"
+
+
 def test_the_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
     path = written(tmp_path, "[limits]\nmax_tries = 7\n")
     assert Config.load(None, {"WBCD_CONFIG": str(path)}).limits.max_tries == 7
@@ -172,3 +183,17 @@ def test_the_import_is_light() -> None:
     heavy = ("torch", "numpy", "scipy", "skimage", "h5py", "zarr", "sqlalchemy", "matplotlib")
     code = f"import sys, wbcd, wbcd.config, wbcd.errors, wbcd.recipe; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_page_gives_choices_for_what_is_chosen_and_ranges_for_numbers_alone() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "configuration.md").read_text()
+    assert "| `mode` | `fast` | fast, accurate |" in page
+    for key, item in known_keys().items():
+        if item.metadata.get("choices"):
+            (row,) = [
+                line
+                for line in page.splitlines()
+                if line.startswith(f"| `{item.name}` ") and item.metadata["choices"][0] in line
+            ]
+            assert ", ".join(item.metadata["choices"]) in row, key
+            assert "or more" not in row

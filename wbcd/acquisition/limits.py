@@ -36,12 +36,14 @@ MAX_ARRAY_BYTES = 768 * MIB
 class ReadDefaults:
     """``medium_ri``: for files that do not state it. ``sample_id``: for files that name no sample of their own.
 
-    ``max_logical_bytes``: the most that one array of a file may unpack to.
+    ``max_logical_bytes``: the most that one array of a file may unpack to. ``accept_own_tomograms``: read tomograms that wbcd
+    itself wrote, too.
     """
 
     medium_ri: float = 1.337
     sample_id: str | None = None
     max_logical_bytes: int = MAX_ARRAY_BYTES
+    accept_own_tomograms: bool = False
 
 
 def plain_text(value: str, *, where: str) -> str:

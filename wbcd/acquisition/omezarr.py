@@ -31,6 +31,7 @@ from wbcd.acquisition.limits import (
     plain_text,
     within,
 )
+from wbcd.acquisition.owntomogram import demand_foreign
 from wbcd.acquisition.source import Source
 from wbcd.acquisition.volume import assemble, decode, demand_loadable, slabs
 from wbcd.errors import (
@@ -97,16 +98,21 @@ class ZarrHeader:
 def read_zarr_header(source: Source, defaults: ReadDefaults) -> tuple[Acquisition, ZarrHeader]:
     """Validate metadata and the presence of every chunk; the ticket comes back completed.
 
-    Raises UnknownFormat, MissingField, BadField, Forbidden, TooLarge, Incomplete (chunks missing), NotARegularFile.
+    Raises UnknownFormat, MissingField, BadField, Forbidden, TooLarge, Incomplete (chunks missing), NotARegularFile, and
+    OwnTomogram for what wbcd wrote itself, unless the defaults accept it.
     """
     path = source.path
     with source.opened() as folder:
         names = set(folder_files(path, folder))
         demand_unchanged_folder(source)
         version, group = _group(folder, names, path)
+        if not defaults.accept_own_tomograms:
+            demand_foreign(group, path)
         image = _multiscale(group, path)
         dataset = _first_dataset(image, path)
         meta = _json(folder, f"{dataset}/{'zarr.json' if version == 3 else '.zarray'}", path)
+        if not defaults.accept_own_tomograms:
+            demand_foreign(meta, path)
     try:
         header = _header(version, group, image, dataset, meta, path, defaults)
     except RecursionError as error:

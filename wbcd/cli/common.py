@@ -198,6 +198,22 @@ def with_setting(config: Config, section: str, **values: Any) -> Config:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **given)})
 
 
+def accept_own_option(command: F) -> F:
+    """--accept-own-tomograms: :func:`accepting_own` puts it into the recipe, for it changes what is counted."""
+    option = click.option(
+        "--accept-own-tomograms", is_flag=True, help="Count tomograms that wbcd itself wrote, as acquisitions of their own."
+    )
+    return option(command)
+
+
+def accepting_own(config: Config, accept: bool) -> Config:
+    """The configuration with a recipe that accepts them, if asked for; else as it is."""
+    if not accept:
+        return config
+    quality = dataclasses.replace(config.recipe.quality, accept_own_tomograms=True)
+    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, quality=quality))
+
+
 @contextmanager
 def exits() -> Iterator[None]:
     """Ends the process with the status that belongs to an error of wbcd, or to a file, its sentence on standard error."""

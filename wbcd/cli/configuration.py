@@ -32,7 +32,10 @@ def show(config: Config, as_json: bool) -> None:
 @site_options
 def check(config: Config) -> None:
     """Check the configuration; status 78 and a sentence when it is wrong."""
+    from wbcd.daemon.places import demand_apart
+
     config.database_url()
+    demand_apart(config)
     if config.watch.dir is not None and not Path(config.watch.dir).is_dir():
         click.echo(f"note: watch.dir {config.watch.dir} is not there now", err=True)
     click.echo(f"good; recipe {config.recipe.recipe_id}")

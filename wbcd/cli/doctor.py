@@ -212,6 +212,14 @@ def _inotify(folder: Path) -> Iterator[Finding]:
         yield _good("inotify", f"{needed} of {watches} watches, {queue} queued events; what overflows, the rescan finds")
 
 
+def _folders_apart(config: Config) -> Iterator[Finding]:
+    from wbcd.daemon.places import demand_apart
+
+    if config.watch.dir is not None:
+        demand_apart(config)
+        yield _good("folders apart", "watch folder, output folder and database lie apart")
+
+
 def _output_folder(config: Config) -> Iterator[Finding]:
     folder = _existing(config.output.dir)
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -383,6 +391,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _sqlite,
     _reader,
     _watch_folder,
+    _folders_apart,
     _output_folder,
     _temporary_folder,
     _shared_memory,

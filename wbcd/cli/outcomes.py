@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 SIX = ("volume_fl", "surface_area_um2", "sphericity", "dry_mass_pg", "protein_density_g_dl", "mean_ri")
 
 
+def object_of(result: Outcome | StoredOutcome, path: Path, output: Path) -> dict[str, Any]:
+    """Of what processing one path gave: a fresh outcome, or the stored one of the same content."""
+    from wbcd.store import StoredOutcome
+
+    return stored_object(result, path, output) if isinstance(result, StoredOutcome) else outcome_object(result, path)
+
+
 def outcome_object(outcome: Outcome, path: Path) -> dict[str, Any]:
     """Of a fresh outcome. ``cells`` are those that count; ``refused_cells`` failed their own verdict, with the reason."""
     made: dict[str, Any] = {"path": str(path), "outcome": outcome.kind, "reason": None, "message": None, "cells": []}
@@ -25,15 +32,18 @@ def outcome_object(outcome: Outcome, path: Path) -> dict[str, Any]:
     return made | ({"refused_cells": refused} if refused else {})
 
 
-def stored_object(stored: StoredOutcome, path: Path) -> dict[str, Any]:
-    """Of an outcome that the database holds already: the same object, with ``duplicate_of`` (the path counted first)."""
+def stored_object(stored: StoredOutcome, path: Path, output: Path) -> dict[str, Any]:
+    """Of an outcome that the database holds already: the same object, with ``duplicate_of`` (the path counted first).
+
+    ``output``: the output folder as it lies now, in which its tomograms are sought first.
+    """
     counted = stored.outcome == "measured"
     return {
         "path": str(path),
         "outcome": stored.outcome,
         "reason": stored.reason,
         "message": stored.message,
-        "cells": [_stored_cell(cell) for cell in stored.cells if cell.accepted and counted],
+        "cells": [_stored_cell(cell, output) for cell in stored.cells if cell.accepted and counted],
         "duplicate_of": stored.path,
     }
 
@@ -60,14 +70,16 @@ def _refused(cell: MeasuredCell) -> dict[str, Any]:
     }
 
 
-def _stored_cell(cell: StoredCell) -> dict[str, Any]:
+def _stored_cell(cell: StoredCell, output: Path) -> dict[str, Any]:
+    from wbcd.store.verification import locate
+
     return {
         "number": cell.number,
         **{name: getattr(cell.morphology, name) for name in SIX},
         "label": cell.label,
         "probability": cell.probability,
         "flags": list(cell.flags),
-        "tomogram": cell.tomogram_path,
+        "tomogram": str(locate(output.absolute(), cell.tomogram_path)) if cell.tomogram_path else None,
     }
 
 

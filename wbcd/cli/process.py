@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, EXIT_IO, echo, site_options, to_json, with_setting
+from wbcd.cli.common import (
+    EXAMPLES,
+    EXIT_IO,
+    accept_own_option,
+    accepting_own,
+    echo,
+    site_options,
+    to_json,
+    with_setting,
+)
 from wbcd.cli.progress import Bar
 
 if TYPE_CHECKING:
@@ -42,6 +51,7 @@ class Named(click.Path):
 @click.option("--sample", help="Sample of files that name none.")
 @click.option("--model", help="Model bundle: a folder, or `reference`.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@accept_own_option
 @site_options
 def process(
     config: Config,
@@ -51,8 +61,11 @@ def process(
     sample: str | None,
     model: str | None,
     device: str | None,
+    accept_own_tomograms: bool,
 ) -> None:
     """Process files or folders once and print each outcome.
+
+    Tomograms that wbcd keeps in the output folder are passed over where that lies in a folder given.
 
     Exit status: 0 when every file reached an outcome, whatever it was; 2 wrong usage; 74 when a folder could not be
     listed, which is named; 78 wrong configuration.
@@ -60,10 +73,16 @@ def process(
     config = with_setting(config, "output", keep_tomograms=keep_tomograms or None)
     config = with_setting(config, "defaults", sample_id=sample)
     config = with_setting(config, "classification", model=model, device=device)
+    config = accepting_own(config, accept_own_tomograms)
+    from wbcd.daemon.places import demand_apart
+
+    demand_apart(config)
     if len(paths) == 1 and paths[0].is_dir() and config.watch.dir is None:
         # Below it no link is followed, and one reader serves all its folders.
         config = with_setting(config, "watch", dir=paths[0])
     files, unlisted = candidates(paths)
+    if not config.recipe.quality.accept_own_tomograms:
+        files = _without_kept(config.output.dir, paths, files)
     for folder in unlisted:
         click.echo(f"wbcd: {_unlisted(folder)}", err=True)
     if not files and not unlisted:
@@ -98,6 +117,22 @@ def candidates(paths: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
     return files, unlisted
 
 
+def _without_kept(output: Path, named: tuple[Path, ...], files: list[Path]) -> list[Path]:
+    """``files`` without the images that wbcd keeps in its output folder, which are named in one line; a path given stays."""
+    from wbcd.daemon.places import lies_in, read_mounts, resolved
+
+    mounts = read_mounts()
+    if not any(lies_in(output, folder, mounts) or lies_in(folder, output, mounts) for folder in named if folder.is_dir()):
+        return files
+    from wbcd.store.volumes import images_under
+
+    kept = set(images_under(resolved(output)))
+    left = [path for path in files if path in named or resolved(path) not in kept]
+    if len(left) < len(files):
+        click.echo(f"wbcd: {len(files) - len(left)} tomograms that wbcd keeps in {output} were passed over.", err=True)
+    return left
+
+
 def _unlisted(folder: Path) -> str:
     length = len(os.fsencode(folder.absolute()))
     if length < PATH_MAX:
@@ -110,19 +145,17 @@ def _unlisted(folder: Path) -> str:
 
 def outcomes(config: Config, files: list[Path]) -> Iterator[dict[str, Any]]:
     """Each file's outcome as its JSON object, in order, committed before it is given."""
-    from wbcd.cli.outcomes import outcome_object, stored_object
+    from wbcd.cli.outcomes import object_of
     from wbcd.daemon.assembly import make_stages, open_ledger
     from wbcd.daemon.logs import configure_logging
     from wbcd.daemon.once import ProcessOnce
-    from wbcd.store import StoredOutcome
 
     configure_logging(config.service)
     stages = make_stages(config)
     with closing(stages), open_ledger(config, stages) as ledger:
         once = ProcessOnce(config, stages, ledger)
         for path in files:
-            result = once(path)
-            yield stored_object(result, path) if isinstance(result, StoredOutcome) else outcome_object(result, path)
+            yield object_of(once(path), path, config.output.dir)
 
 
 def _line(made: dict[str, Any]) -> str:

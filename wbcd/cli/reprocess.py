@@ -48,17 +48,19 @@ def reprocess(
         refined = dataclasses.replace(config.recipe.reconstruction, mode="accurate")
         config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, reconstruction=refined))
     config = with_setting(config, "output", keep_tomograms=keep_tomograms or None)
+    from wbcd.daemon.places import demand_apart
+
+    demand_apart(config)
     for made in _made(config, samples, outcome, dry_run, show=not as_json):
         echo(to_json(made) if as_json else _line(made))
 
 
 def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool, *, show: bool) -> Iterator[dict[str, Any]]:
     """An object for each acquisition, committed before it is given; those that cannot be processed first."""
-    from wbcd.cli.outcomes import outcome_object, stored_object
+    from wbcd.cli.outcomes import object_of
     from wbcd.daemon.assembly import make_stages, open_ledger
     from wbcd.daemon.logs import configure_logging
     from wbcd.daemon.once import ProcessOnce
-    from wbcd.store import StoredOutcome
 
     configure_logging(config.service)
     stages = make_stages(config)
@@ -77,7 +79,7 @@ def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool,
             for path in todo:
                 result = once(path)
                 bar.advance()
-                yield stored_object(result, path) if isinstance(result, StoredOutcome) else outcome_object(result, path)
+                yield object_of(result, path, config.output.dir)
 
 
 def chosen(ledger: Ledger, samples: tuple[str, ...], outcome: str) -> list[tuple[Path, str]]:

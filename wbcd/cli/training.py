@@ -317,6 +317,7 @@ def from_db(
             seed=seed,
             simulated=None if measured is None else not measured,
             on_part=on_part,
+            root=config.output.dir,
         )
     click.echo(f"{out}: {len(chosen.sources)} cells of {len(chosen.donors)} donors, data hash {digest}")
     for why, count in chosen.left_out.items():

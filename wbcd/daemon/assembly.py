@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import structlog
 
@@ -19,10 +20,10 @@ from wbcd.daemon.stages import Stages
 from wbcd.morphology import find_cells, measure
 from wbcd.quality import judge_cell, judge_fields, judge_fringes, judge_tomogram
 from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields
-from wbcd.records import Acquisition, Cell, Payload
+from wbcd.records import Acquisition, Cell, Payload, Prediction
 from wbcd.report.figures import thumbnail_png
 from wbcd.store import Ledger
-from wbcd.store.volumes import clean_stale, demand_volumes, discard_tomograms, write_tomogram
+from wbcd.store.volumes import Window, clean_stale, demand_volumes, discard_tomograms, write_tomogram
 
 _log = structlog.get_logger(__name__)
 
@@ -44,6 +45,7 @@ def make_stages(config: Config) -> Stages:
         medium_ri=config.recipe.reconstruction.default_medium_ri,
         sample_id=config.defaults.sample_id,
         max_logical_bytes=config.limits.max_logical_bytes,
+        accept_own_tomograms=config.recipe.quality.accept_own_tomograms,
     )
     # Below the watch folder no link is followed: what is swapped in after the scan is refused.
     root = config.watch.dir.absolute() if config.watch.dir else None
@@ -107,13 +109,16 @@ class ReaderPool:
             reader.close()
 
 
-def _keeper(config: Config) -> Callable[[Cell, Acquisition], str | None]:
-    root, recipe_id = config.output.dir, config.recipe.recipe_id
+def _keeper(config: Config) -> Callable[[Cell, Acquisition, Prediction | None], str | None]:
+    # Absolute: a row is read by programs that were not started where the daemon was.
+    root, recipe_id = config.output.dir.absolute(), config.recipe.recipe_id
+    window = cast(Window, config.output.tomogram_window)  # one of the two: the configuration is checked
 
-    def keep(cell: Cell, acquisition: Acquisition) -> str | None:
+    def keep(cell: Cell, acquisition: Acquisition, prediction: Prediction | None) -> str | None:
         if not config.output.keep_tomograms:
             return None
-        return str(write_tomogram(root, cell, acquisition=acquisition, recipe_id=recipe_id))
+        written = write_tomogram(root, cell, acquisition=acquisition, recipe_id=recipe_id, prediction=prediction, window=window)
+        return str(written)
 
     return keep
 

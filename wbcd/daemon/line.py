@@ -286,7 +286,7 @@ def finish(part: ExaminedCell, prediction: Prediction | None, stages: Stages) ->
         morphology=part.morphology,
         prediction=prediction,
         thumbnail_png=stages.picture(cell),
-        tomogram_path=stages.keep(cell, part.acquisition),
+        tomogram_path=stages.keep(cell, part.acquisition, prediction),
     )
 
 

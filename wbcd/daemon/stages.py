@@ -56,10 +56,12 @@ class Identify(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is
-    kept, below ``volumes_root``; ``discard`` removes those volumes of a content that are not among the named ones (None when
-    none are kept); ``demand_volumes`` raises :class:`wbcd.errors.VolumeGone` when one is not there; ``close`` ends what
-    the stages hold (reader processes); ``judge_instrument``: drift against the stored calibration, where there is one."""
+    """What each room does for the line. ``keep`` writes a cell's volume (with its label, if it has one) and returns its
+    absolute path below ``volumes_root``, or None when none is kept; ``discard`` removes those volumes of a content that are
+    not among the named ones (None when none are kept); ``demand_volumes`` raises :class:`wbcd.errors.VolumeGone` when one is
+    not there; ``close`` ends what the stages hold (reader processes); ``judge_instrument``: drift against the stored
+    calibration, where there is one."""
+
 
     look: Look
     identify: Identify
@@ -75,7 +77,7 @@ class Stages:
     judge_cell: Callable[[Cell, Morphology, Recipe], Verdict]
     predict: Callable[[Sequence[Cell]], Sequence[Prediction]]
     picture: Callable[[Cell], bytes]
-    keep: Callable[[Cell, Acquisition], str | None]
+    keep: Callable[[Cell, Acquisition, Prediction | None], str | None]
     model_id: str
     model_card: dict[str, object]
     companions: FindCompanions = lambda path, others=(): ()  # noqa: ARG005 - a test's rig without companions

@@ -10,13 +10,15 @@ from wbcd.acquisition.watch import FolderWatcher, Mode
 from wbcd.config import Config
 from wbcd.daemon.desk import LedgerLike
 from wbcd.daemon.logs import Limiter, RateLimit, configure_logging
+from wbcd.daemon.places import demand_apart
 from wbcd.daemon.service import Service
 from wbcd.daemon.stages import Stages
 from wbcd.errors import BadValue
 
 
 def start(config: Config, *, until_idle: bool = False) -> None:
-    """Run until stopped. Raises BadValue without a watch folder, StageFailed when a stage breaks.
+    """Run until stopped. Raises BadValue without a watch folder, or when it, the output folder and the database do not lie
+    apart; StageFailed when a stage breaks.
 
     A folder that is absent now (a share not mounted yet) is awaited, except ``until_idle``: that would end at once.
     """
@@ -32,6 +34,7 @@ def start(config: Config, *, until_idle: bool = False) -> None:
         stop_when_idle=until_idle,
         on_beat=lambda: limiter.tell(log),
     )
+    demand_apart(config)
     try:
         service.run()
     finally:

@@ -25,7 +25,7 @@ def calibration_png(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 9), layout="constrained")
+    figure, axes = pyplot.subplots(2, 2, figsize=(13, 9), layout="constrained")
     _spectrum(axes[0, 0], calibration, frame)
     _ring(axes[0, 1], calibration, k_in_rad_um)
     _contrast(axes[1, 0], contrast)
@@ -53,7 +53,12 @@ def _spectrum(axis: Any, calibration: Calibration, frame: NDArray[Any]) -> None:
         _circle(axis, x, y, radius, colour, name)
     axis.set(title=f"spectrum: {calibration.carrier_separation:.2f} NA/lambda from the zero order", xlim=(-half, half))
     axis.set(ylim=(-half, half), xlabel="f_x, cycles/um", ylabel="f_y, cycles/um")
-    axis.legend(loc="upper left", fontsize=8)
+    _legend(axis)
+
+
+def _legend(axis: Any) -> None:
+    """Beside the axes, where nothing that is drawn lies under it."""
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, fontsize=8)
 
 
 def _circle(axis: Any, x: float, y: float, radius: float, colour: str, name: str | None = None) -> None:
@@ -73,7 +78,7 @@ def _ring(axis: Any, calibration: Calibration, k_in: NDArray[np.float64]) -> Non
     found = f"roundness {100 * ring.roundness:.2f} %, {len(ring.gaps_deg)} missing, {len(ring.repeated)} repeated"
     axis.set(title=f"illumination: {found}", xlabel="NA, x", ylabel="NA, y")
     axis.set_aspect("equal")
-    axis.legend(loc="upper right", fontsize=8)
+    _legend(axis)
 
 
 def _contrast(axis: Any, contrast: NDArray[Any]) -> None:

@@ -90,8 +90,8 @@ class CellRejectionRow:
 
 @dataclass(frozen=True, slots=True)
 class BacklogRow:
-    """Work without an outcome. ``waiting``: hashed, never begun; ``begun``: once; ``retried``: more than once; ``companion``: it
-    waits for a file that belongs to it."""
+    """Work without an outcome. ``waiting``: hashed, never begun; ``begun``: once; ``retried``: more than once;
+    ``companion``: it waits for a file that belongs to it."""
 
     state: str
     n: int

@@ -3,6 +3,7 @@
     ROOT/ab/<content id>-<recipe id>-<number>.ome.zarr     (-<companions> before the number, where it was read with others)
         zarr.json    attributes.ome: multiscales, omero window; attributes.wbcd: where the numbers come from
         0, 1, 2      refractive index, float32 [z, y, x]; every chunk ends in its CRC-32C
+        labels/cell  the cell's mask as a label image of the same levels: the cell's number within, 0 outside
         manifest.json   size and digest of every file (:mod:`wbcd.store.manifest`)
 
 Level 1 is the mean of 1 x 2 x 2 voxels, level 2 of 2 x 4 x 4. Each level has its scale and then its translation in um: the
@@ -14,6 +15,7 @@ read as NaN, not as zero.
 
 from __future__ import annotations
 
+import datetime as dt
 import fcntl
 import hashlib
 import itertools
@@ -25,7 +27,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import zarr
@@ -37,7 +39,7 @@ from zarr.storage import MemoryStore
 
 from wbcd import __version__
 from wbcd.errors import CorruptContent, StoreError, VolumeGone
-from wbcd.records import Acquisition, Cell, Triple
+from wbcd.records import Acquisition, Cell, Prediction, Triple
 from wbcd.store.failures import from_os_error
 from wbcd.store.manifest import has_manifest, manifest_problems, write_manifest
 from wbcd.store.rows import clean_json
@@ -45,11 +47,21 @@ from wbcd.store.rows import clean_json
 SUFFIX: Final = ".ome.zarr"
 TEMPORARY: Final = ".wbcd-part-"
 NAMESPACE: Final = "wbcd"
+NGFF_VERSION: Final = "0.5"
 AXES: Final = ("z", "y", "x")
 LEVEL_FACTORS: Final = ((1, 1, 1), (1, 2, 2), (2, 4, 4))
 """Down to nearly isotropic voxels first: 0.2 x 0.1 x 0.1 um becomes 0.2 x 0.2 x 0.2 um."""
 
-DISPLAY_WINDOW_RI: Final = (1.335, 1.365)
+FIXED_WINDOW_RI: Final = (1.33, 1.42)
+WINDOW_PERCENTILES: Final = (1.0, 99.9)
+BELOW_MEDIUM_RI: Final = 0.01
+FULL_RANGE_RI: Final = (1.33, 1.5)
+"""What a viewer's slider spans, unless the cell has more."""
+
+Window = Literal["cell", "fixed"]
+LABELS: Final = "labels"
+MASK: Final = "cell"
+MASK_RGBA: Final = (255, 140, 0, 128)
 CHUNK_Z: Final = 25
 """Slabs of 25 planes: four files of about 2 MB at full size, and a plane costs one of them."""
 
@@ -72,10 +84,20 @@ def tomogram_path(
     return root / content_id[:2] / f"{content_id}-{recipe_id}{beside}-{number:03d}{SUFFIX}"
 
 
-def write_tomogram(root: Path, cell: Cell, *, acquisition: Acquisition, recipe_id: str) -> Path:
-    """Write the refractive index around one cell; gives the folder of the image.
+def write_tomogram(
+    root: Path,
+    cell: Cell,
+    *,
+    acquisition: Acquisition,
+    recipe_id: str,
+    prediction: Prediction | None = None,
+    window: Window = "cell",
+) -> Path:
+    """Write the refractive index around one cell, its mask and what is known of it; gives the folder of the image.
 
-    The same cell again returns the image that is there, if it is whole; a damaged one is replaced.
+    ``window``: what a viewer shows from black to white (:func:`display_window`).
+    The same cell again returns the image that is there, if it is whole; a damaged one is replaced. So the label in it is that
+    of the model named beside it; those of other models are in the database only.
     Raises :class:`wbcd.errors.NoSpace` when the disk is full, else :class:`wbcd.errors.StoreError`.
     """
     path = tomogram_path(
@@ -91,8 +113,9 @@ def write_tomogram(root: Path, cell: Cell, *, acquisition: Acquisition, recipe_i
         path.parent.mkdir(parents=True, exist_ok=True)
         _sync_folder(root)
         with _temporary(path.parent) as part:
-            _write_image(part / "image", cell, _provenance(cell, acquisition, recipe_id))
-            _verify(part / "image", cell.ri)
+            ours = _provenance(cell, acquisition, recipe_id, prediction)
+            _write_image(part / "image", cell, {"ome": _ome_attributes(cell, window), NAMESPACE: ours})
+            _verify(part / "image", cell)
             write_manifest(part / "image")
             _publish(part / "image", path, part)
     return path
@@ -131,15 +154,41 @@ def remove_image(image: Path) -> None:
 
 def read_tomogram(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Refractive index at full resolution, float32 [z, y, x], and our attributes. Raises :class:`CorruptContent`."""
+    with _whole(path):
+        attributes, finest = _finest_level(path)
+        ri = np.asarray(finest[...], dtype=np.float32)
+    return ri, _ours(attributes)
+
+
+def read_cell_mask(path: Path) -> NDArray[np.bool_] | None:
+    """The cell's mask at full resolution, bool [z, y, x]; None of an image of a version that wrote none.
+
+    Raises :class:`CorruptContent`.
+    """
+    label_image = path / LABELS / MASK
+    if not label_image.is_dir():
+        return None
+    with _whole(path):
+        _, finest = _finest_level(label_image)
+        inside: NDArray[np.bool_] = np.asarray(finest[...]) != 0
+    return inside
+
+
+def _finest_level(path: Path) -> tuple[dict[str, Any], zarr.Array[Any]]:
+    """Attributes and first level of an image that has every chunk of every level."""
+    attributes = zarr.open_group(str(path), mode="r", zarr_format=3).attrs.asdict()
+    finest, *_ = [_whole_array(path / str(dataset["path"])) for dataset in _multiscale(attributes)["datasets"]]
+    return attributes, finest
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
     try:
-        attributes = zarr.open_group(str(path), mode="r", zarr_format=3).attrs.asdict()
-        levels = [_whole_array(path / str(dataset["path"])) for dataset in _multiscale(attributes)["datasets"]]
-        ri = np.asarray(levels[0][...], dtype=np.float32)
+        yield
     except (OSError, LookupError, TypeError, ValueError, RuntimeError, BaseZarrError) as error:
         raise CorruptContent(
             f"{path}: is not a whole tomogram of ours: {error}.", action="Process the acquisition again."
         ) from error
-    return ri, _ours(attributes)
 
 
 def image_problems(path: Path) -> list[str]:
@@ -155,6 +204,7 @@ def image_problems(path: Path) -> list[str]:
         if has_manifest(path):
             return manifest_problems(path)
         read_tomogram(path)
+        read_cell_mask(path)
     except CorruptContent as error:
         return [error.message]
     except OSError as error:
@@ -201,12 +251,19 @@ def _clean_one(part: Path, limit: float) -> bool:
 # --- content ------------------------------------------------------------------------------------------
 
 
-def _provenance(cell: Cell, acquisition: Acquisition, recipe_id: str) -> dict[str, Any]:
+def _provenance(cell: Cell, acquisition: Acquisition, recipe_id: str, prediction: Prediction | None) -> dict[str, Any]:
+    """``cell_id`` is content id and number: the row's own number is not known before the acquisition is stored."""
     provenance = {
         "wbcd_version": __version__,
         "source_content_id": acquisition.content_id,
         "recipe_id": recipe_id,
+        "cell_id": f"{acquisition.content_id}-{cell.number}",
         "cell_number": int(cell.number),
+        "label": prediction.label if prediction else None,
+        "probability": float(prediction.probability) if prediction else None,
+        "model_id": prediction.model_id if prediction else None,
+        "written_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "acquired_at": acquisition.acquired_at,
         "time_index": int(cell.time_index),
         "centre_um": [float(v) for v in cell.centre_um],
         "medium_ri": float(cell.medium_ri),
@@ -235,51 +292,94 @@ def _whole_array(path: Path) -> zarr.Array[Any]:
     return array
 
 
-def _write_image(path: Path, cell: Cell, provenance: dict[str, Any]) -> None:
-    levels = [_reduced(cell.ri, factors) for factors in LEVEL_FACTORS if _fits(cell.ri.shape, factors)]
-    attributes = {"ome": _ome_attributes(cell, len(levels)), NAMESPACE: provenance}
+def _write_image(path: Path, cell: Cell, attributes: dict[str, Any]) -> None:
     # Encoded in memory, written here one file after another: a folder store writes from threads, and on a full disk those
     # still under way would make the temporary anew while it is being removed.
     files: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=attributes)
-    for number, level in enumerate(levels):
-        array = group.create_array(
-            str(number),
-            shape=level.shape,
-            dtype=level.dtype,
-            chunks=(min(CHUNK_Z, level.shape[0]), *level.shape[1:]),
-            compressors=[ZstdCodec(level=_COMPRESSION_LEVEL), Crc32cCodec()],
-            fill_value=math.nan,
-            dimension_names=list(AXES),
-            config={"write_empty_chunks": True},
-        )
-        array[...] = level
+    _add_levels(group, [_reduced(cell.ri, factors) for factors in _factors(cell)], chunk_z=CHUNK_Z, fill_value=math.nan)
+    labels = group.create_group(LABELS, attributes={"ome": {"version": NGFF_VERSION, "labels": [MASK]}})
+    mask = labels.create_group(MASK, attributes=_mask_attributes(cell, attributes[NAMESPACE]))
+    # A mask shrinks to a hundredth: one file a level.
+    _add_levels(mask, [_reduced_mask(cell, factors) for factors in _factors(cell)], chunk_z=cell.mask.shape[0], fill_value=0)
     for name, content in files.items():
         file = path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content.as_buffer_like())
 
 
-def _ome_attributes(cell: Cell, levels: int) -> dict[str, Any]:
-    low, high = DISPLAY_WINDOW_RI
+def _add_levels(group: zarr.Group, levels: Sequence[NDArray[Any]], *, chunk_z: int, fill_value: float) -> None:
+    for number, level in enumerate(levels):
+        array = group.create_array(
+            str(number),
+            shape=level.shape,
+            dtype=level.dtype,
+            chunks=(min(chunk_z, level.shape[0]), *level.shape[1:]),
+            compressors=[ZstdCodec(level=_COMPRESSION_LEVEL), Crc32cCodec()],
+            fill_value=fill_value,
+            dimension_names=list(AXES),
+            config={"write_empty_chunks": True},
+        )
+        array[...] = level
+
+
+def _factors(cell: Cell) -> list[tuple[int, int, int]]:
+    return [factors for factors in LEVEL_FACTORS if _fits(cell.ri.shape, factors)]
+
+
+def _ome_attributes(cell: Cell, window: Window) -> dict[str, Any]:
+    low, high = display_window(cell, window)
     channel = {
         "label": "refractive index",
         "color": "FFFFFF",
         "active": True,
-        "window": {"min": 1.33, "max": 1.5, "start": low, "end": high},
+        "window": {"min": min(FULL_RANGE_RI[0], low), "max": max(FULL_RANGE_RI[1], high), "start": low, "end": high},
     }
     return {
-        "version": "0.5",
-        "multiscales": [
-            {
-                "name": f"cell {cell.number}",
-                "axes": [{"name": name, "type": "space", "unit": "micrometer"} for name in AXES],
-                "datasets": [_dataset(cell, number) for number in range(levels)],
-                "type": "mean",
-            }
-        ],
+        "version": NGFF_VERSION,
+        "multiscales": [_multiscales(f"cell {cell.number}", cell, "mean")],
         "omero": {"channels": [channel]},
     }
+
+
+def _multiscales(name: str, cell: Cell, method: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "axes": [{"name": name, "type": "space", "unit": "micrometer"} for name in AXES],
+        "datasets": [_dataset(cell, number) for number, _ in enumerate(_factors(cell))],
+        "type": method,
+    }
+
+
+def _mask_attributes(cell: Cell, ours: dict[str, Any]) -> dict[str, Any]:
+    """The label image's: what is known of the object of that number, so that a viewer shows it beside the contour."""
+    value = {"label-value": int(cell.number)}
+    known = {name: ours[name] for name in ("cell_id", "label", "probability") if ours[name] is not None}
+    label_image = {
+        "colors": [{**value, "rgba": list(MASK_RGBA)}],
+        "properties": [{**value, **known}],
+        "source": {"image": "../../"},
+    }
+    multiscales = [_multiscales(MASK, cell, "majority")]
+    return {"ome": {"version": NGFF_VERSION, "multiscales": multiscales, "image-label": label_image}, NAMESPACE: ours}
+
+
+def display_window(cell: Cell, window: Window = "cell") -> tuple[float, float]:
+    """RI shown black and RI shown white: :data:`WINDOW_PERCENTILES` of the cell, or :data:`FIXED_WINDOW_RI`.
+
+    The upper is that of the voxels in the mask (of all, where it is empty): those around it would hide the brightest part. The
+    lower is that of the whole crop, so that the medium is black and what has the threshold's RI is not; fill far below the
+    medium does not count. A cell of one value, or of none that is finite, has the fixed window too.
+    """
+    if window == "fixed":
+        return FIXED_WINDOW_RI
+    thinned = cell.ri[::2, ::2, ::2]  # every eighth voxel tells the background's range as well
+    around, inside = (values[np.isfinite(values)] for values in (thinned, cell.ri[cell.mask] if cell.mask.any() else cell.ri))
+    if around.size == 0 or inside.size == 0:
+        return FIXED_WINDOW_RI
+    low, high = (float(value) for value in np.percentile(inside, WINDOW_PERCENTILES))
+    low = min(low, max(float(np.percentile(around, WINDOW_PERCENTILES[0])), cell.medium_ri - BELOW_MEDIUM_RI))
+    return (low, high) if low < high else FIXED_WINDOW_RI
 
 
 def _dataset(cell: Cell, number: int) -> dict[str, Any]:
@@ -308,10 +408,23 @@ def _fits(shape: tuple[int, ...], factors: tuple[int, ...]) -> bool:
 
 def _reduced(ri: NDArray[np.float32], factors: tuple[int, ...]) -> NDArray[np.float32]:
     """Mean of blocks; an odd plane at the end is left out."""
-    whole = ri[tuple(slice(size // factor * factor) for size, factor in zip(ri.shape, factors, strict=True))]
-    split = itertools.chain.from_iterable((size // factor, factor) for size, factor in zip(whole.shape, factors, strict=True))
-    means: NDArray[np.float32] = whole.reshape(tuple(split)).mean(axis=(1, 3, 5), dtype=np.float64).astype(np.float32)
-    return means
+    return (_block_sums(ri, factors, np.float64) / math.prod(factors)).astype(np.float32)
+
+
+def _reduced_mask(cell: Cell, factors: tuple[int, ...]) -> NDArray[np.unsignedinteger[Any]]:
+    """The cell's number where at least half of a block is the cell."""
+    inside = 2 * _block_sums(cell.mask, factors, np.uint8) >= math.prod(factors)
+    return np.where(inside, cell.number, 0).astype(np.min_scalar_type(cell.number))
+
+
+def _block_sums(values: NDArray[Any], factors: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """Plane by plane of the blocks: a third of the time that a sum over three axes at once takes."""
+    sizes = [size // factor for size, factor in zip(values.shape, factors, strict=True)]
+    sums = np.zeros(sizes, dtype)
+    for offset in itertools.product(*map(range, factors)):
+        parts = zip(offset, sizes, factors, strict=True)
+        sums += values[tuple(slice(start, start + size * factor, factor) for start, size, factor in parts)]
+    return sums
 
 
 def _real_folders(folder: Path) -> Iterator[Path]:
@@ -326,9 +439,11 @@ def _real_folders(folder: Path) -> Iterator[Path]:
 # --- durability ---------------------------------------------------------------------------------------
 
 
-def _verify(path: Path, ri: NDArray[np.float32]) -> None:
+def _verify(path: Path, cell: Cell) -> None:
     found, _ = read_tomogram(path)
-    if found.shape != ri.shape or not np.array_equal(found, ri, equal_nan=True):
+    mask = read_cell_mask(path)
+    same_ri = found.shape == cell.ri.shape and np.array_equal(found, cell.ri, equal_nan=True)
+    if not same_ri or mask is None or not np.array_equal(mask, cell.mask):
         raise StoreError(f"{path}: what was written reads back otherwise.", action="Check the disk of the output folder.")
 
 
@@ -337,6 +452,7 @@ def _is_whole(path: Path) -> bool:
         return False
     try:
         read_tomogram(path)
+        read_cell_mask(path)
     except CorruptContent:
         return False
     return True

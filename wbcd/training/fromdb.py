@@ -30,6 +30,7 @@ from wbcd.store import CellLabel, Ledger, StoredCell, read_tomogram, schema
 from wbcd.store.engine import READ_ONLY, make_engine
 from wbcd.store.failures import foreign_errors
 from wbcd.store.urls import parse_url
+from wbcd.store.verification import locate
 from wbcd.training import dataset as sets
 from wbcd.training.card import finish
 from wbcd.training.pictures import projected
@@ -80,11 +81,13 @@ def dataset_from_db(
     seed: int = 0,
     simulated: bool | None = None,
     on_part: OnPart | None = None,
+    root: Path | None = None,
 ) -> tuple[str, Plan]:
     """Write the set; returns its hash and what was taken. Run again with the same database content, it goes on.
 
     ``classes``: take only these labels, in this order. ``donors``: sample name -> donor. ``recipe_id``: needed when cells of
     several recipes were stored. ``simulated``: None asks the database whether the simulated microscope wrote any of the files.
+    ``root``: the output folder as it lies now; without it the tomograms are sought where the rows say.
     Raises BadValue when nothing can be taken, naming why; where ``donors`` lacks a sample; and where ``simulated`` is False
     though the simulated microscope wrote a file.
     """
@@ -111,7 +114,7 @@ def dataset_from_db(
     total = len(chosen.sources)
     for part in sets.missing_parts(out):
         cells = sets.part_range(part, total)
-        sets.write_part(out, part, [_sample(chosen.sources[i], spec, threshold) for i in cells])
+        sets.write_part(out, part, [_sample(chosen.sources[i], spec, threshold, root) for i in cells])
         if on_part is not None:
             on_part(cells.stop, total)
     return finish(out), chosen
@@ -224,9 +227,10 @@ def _in_order(labels: set[str]) -> tuple[str, ...]:
     return (*known, *sorted(labels - set(known)))
 
 
-def _sample(source: Source, spec: InputSpec, threshold_ri: float) -> sets.CellSample:
+def _sample(source: Source, spec: InputSpec, threshold_ri: float, root: Path | None) -> sets.CellSample:
     stored = source.cell
-    path = Path(str(stored.tomogram_path))
+    stated = str(stored.tomogram_path)
+    path = Path(stated) if root is None else locate(root, stated)
     try:
         ri, provenance = read_tomogram(path)
         cell, optics = _cell(stored, ri, provenance, _pitch(path), threshold_ri)

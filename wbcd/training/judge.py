@@ -42,6 +42,7 @@ from wbcd.training.splits import warnings_of
 
 SUMMARISED = ("accuracy", "balanced_accuracy", "expected_calibration_error", "negative_log_likelihood", "brier", "aurc")
 SHOWN_FAILURES = 18
+FAILURES = "failures.png"
 COVERAGES = (0.8, 0.9, 0.95, 1.0)
 
 
@@ -305,7 +306,10 @@ def _write(out: Path, answer: _Answer, data: sets.TrainingSet, cells: NDArray[np
     labels = data.label[cells]
     what = "simulated" if data.simulated else "measured"
     _draw_overview(out / "overview.png", answer, labels, data.classes, what, facts)
-    _draw_failures(out / "failures.png", answer, data, cells, what)
+    if _mistakes(facts):
+        _draw_failures(out / FAILURES, answer, data, cells, what)
+    else:
+        (out / FAILURES).unlink(missing_ok=True)  # of an earlier report in this folder
     write_file(out / "report.json", (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
     write_file(out / "report.md", page(facts).encode())
 
@@ -313,7 +317,7 @@ def _write(out: Path, answer: _Answer, data: sets.TrainingSet, cells: NDArray[np
 def _draw_overview(
     path: Path, answer: _Answer, labels: NDArray[np.int64], classes: tuple[str, ...], what: str, facts: Mapping[str, Any]
 ) -> None:
-    made = plots.figure(10, 8.6)
+    made = plots.figure(13, 8.6)
     made.suptitle(f"{answer.bundle.model_id} on {len(labels)} {what} cells")
     grid = made.subplots(2, 2)
     plots.confusion(grid[0, 0], answer.evaluation.confusion, classes, "confusion")
@@ -427,8 +431,14 @@ def page(facts: Mapping[str, Any]) -> str:
         f"| {r['donor']} | {r['n']} | {r['accuracy']:.1%} | {r['ci_low']:.1%} to {r['ci_high']:.1%} |"
         for r in facts["per_donor"]
     ]
-    lines += ["", "![the most confident mistakes](failures.png)"]
+    lines += ["", f"![the most confident mistakes]({FAILURES})" if _mistakes(facts) else "No cell was labelled wrongly."]
     return "\n".join(lines) + "\n"
+
+
+def _mistakes(facts: Mapping[str, Any]) -> int:
+    """Cells that the first model labels wrongly: what stands off the diagonal."""
+    table = np.asarray(facts["models"][0]["confusion"])
+    return int(table.sum() - np.trace(table))
 
 
 def part_sentence(row: Mapping[str, Any]) -> str:

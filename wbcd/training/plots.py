@@ -10,11 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbcd.errors import ConfigurationError
+from wbcd.report.figures import VALUES
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
 """Okabe and Ito's, distinct to the colour-blind."""
 RI_RANGE = (0.0, 0.05)
 """Grey scale of n - n_m in galleries."""
+
+
+UNITS = {"um2": "µm²"}
+"""As matplotlib's font can write them."""
+
+
+def title_of(column: str) -> str:
+    """What a column of the six parameters is called in a picture, with its unit: "Volume (fL)"."""
+    name, unit = next((title, unit) for known, title, unit, _ in VALUES if known == column)
+    return f"{name} ({UNITS.get(unit, unit)})" if unit else name
+
+
+def legend(axes: Any) -> None:
+    """Beside the axes, where no point or bar can lie under it."""
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
 
 def figure(width: float, height: float) -> Any:
@@ -66,7 +82,7 @@ def roc_curves(axes: Any, curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.set_title("ROC, class against rest (area)", fontsize=10)
-    axes.legend(fontsize=8, loc="lower right")
+    legend(axes)
 
 
 def reliability(axes: Any, before: Sequence[Any], after: Sequence[Any], errors: tuple[float, float]) -> None:
@@ -80,7 +96,7 @@ def reliability(axes: Any, before: Sequence[Any], after: Sequence[Any], errors: 
     axes.set_xlabel("confidence")
     axes.set_ylabel("share that is right")
     axes.set_title("reliability, temperature scaling", fontsize=10)
-    axes.legend(fontsize=8, loc="upper left")
+    legend(axes)
 
 
 def risk_coverage(axes: Any, coverage: NDArray[Any], risk: NDArray[Any], area: float) -> None:

@@ -246,7 +246,7 @@ def figure_2(run: _Run) -> dict[str, Any]:
         published = [POPULATION[name].get(c, (np.nan,))[0] for c in data.classes]
         axes.plot(range(1, len(data.classes) + 1), published, "D", color=plots.COLOURS[5], ms=5)
         axes.set_xticks(range(1, len(data.classes) + 1), [c.replace("_", "\n") for c in data.classes], fontsize=8)
-        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_title(plots.title_of(name), fontsize=10)
     plots.save(made, run.out / "fig2.png")
     return {"table": table}
 
@@ -379,7 +379,7 @@ def _umap(run: _Run, name: str, data: sets.TrainingSet) -> str:
     plane = reducer.fit_transform(features)
     # Its compiler gives OpenMP all cores, torch's too: whatever is trained next would not be what its seed says.
     torch.set_num_threads(threads)
-    made = plots.figure(6, 5.4)
+    made = plots.figure(7.4, 5.4)
     axes = made.subplots()
     for k, kind in enumerate(run.data.classes):
         here = run.data.label[cells] == k
@@ -387,7 +387,7 @@ def _umap(run: _Run, name: str, data: sets.TrainingSet) -> str:
     axes.set_title(f"{run.what}: features after the second downsampling block\n({name}, UMAP, held-out cells)", fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.legend(fontsize=8)
+    plots.legend(axes)
     plots.save(made, run.out / f"fig3-umap-{name}.png")
     rows = [(int(c), run.data.classes[run.data.label[c]], *map(float, p)) for c, p in zip(cells, plane, strict=True)]
     _write_csv(run.out / f"fig3-umap-{name}.csv", ("cell", "class", "x", "y"), rows)
@@ -416,7 +416,7 @@ def figure_4(run: _Run) -> dict[str, Any]:
 
 def _draw_bars(run: _Run, facts: Mapping[str, Any]) -> None:
     names = (*NAMES, *KINDS, "3d")
-    made = plots.figure(10, 4.4)
+    made = plots.figure(12, 4.4)
     axes = made.subplots()
     for i, split in enumerate(run.splits()):
         rows = [facts[n][split] for n in names]
@@ -431,7 +431,7 @@ def _draw_bars(run: _Run, facts: Mapping[str, Any]) -> None:
     axes.set_ylabel("accuracy")
     axes.set_ylim(0, 1.02)
     axes.set_title(f"{run.what}: accuracy on held-out cells, 95 % limits by cell", fontsize=10)
-    axes.legend(fontsize=8, loc="lower left")
+    plots.legend(axes)
     plots.save(made, run.out / "fig4.png")
 
 
@@ -444,7 +444,7 @@ def figure_s2(run: _Run) -> dict[str, Any]:
     for share in run.size.shares:
         name = "3d-four" if share == 1 else f"3d-four-{100 * share:g}-percent"
         rows.append({"share": share, **_judged(run, name, run.data, share=share)})
-    made = plots.figure(6, 4.4)
+    made = plots.figure(7.4, 4.4)
     axes = made.subplots()
     for i, split in enumerate(run.splits()):
         means = [r[split]["accuracy"]["mean"] for r in rows]
@@ -460,7 +460,7 @@ def figure_s2(run: _Run) -> dict[str, Any]:
     axes.set_xlabel(f"% of the {len(run.data.indices('train'))} training cells")
     axes.set_ylabel("accuracy")
     axes.set_title(f"{run.what}: learning curve, 95 % limits by cell", fontsize=10)
-    axes.legend(fontsize=8)
+    plots.legend(axes)
     plots.save(made, run.out / "figS2.png")
     return {"curve": rows, "paper": f"a tenth of the training cells: at least {TENTH_AT_LEAST}"}
 
