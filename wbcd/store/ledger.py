@@ -262,9 +262,12 @@ class Ledger:
 
         return _pages(page)
 
-    def current(self, outcome: str | None = None) -> Iterator[CurrentRun]:
-        """The current result of each acquisition (the view ``current_run``), of one outcome or of all, as stored; flat memory."""
-        query = queries.current_runs(outcome)
+    def current(self, outcome: str | None = None, *, content_id: str | None = None) -> Iterator[CurrentRun]:
+        """The current result of each acquisition (the view ``current_run``), in the order of the store; flat memory.
+
+        ``outcome``, ``content_id``: only of these.
+        """
+        query = queries.current_runs(outcome, content_id)
 
         def page(after: int) -> list[tuple[int, CurrentRun]]:
             limited = query.where(schema.run.c.id > after).limit(PAGE_ROWS)

@@ -46,7 +46,7 @@ def is_current() -> ColumnElement[bool]:
     return ~exists().where(other.c.acquisition_id == run.c.acquisition_id, later).correlate(run)
 
 
-def current_runs(outcome: str | None = None) -> Select[Any]:
+def current_runs(outcome: str | None = None, content_id: str | None = None) -> Select[Any]:
     """Current results, as stored: the run's id, then what :class:`wbcd.store.rows.CurrentRun` holds."""
     run, acquisition, sample = schema.run.c, schema.acquisition.c, schema.sample.c
     query = (
@@ -59,7 +59,8 @@ def current_runs(outcome: str | None = None) -> Select[Any]:
         .where(is_current())
         .order_by(run.id)
     )
-    return query if outcome is None else query.where(run.outcome == outcome)
+    wanted = ((run.outcome, outcome), (acquisition.content_id, content_id))
+    return query.where(*(column == value for column, value in wanted if value is not None))
 
 
 def counted_files(paths: Sequence[str], recipe_id: str, model_id: str) -> Select[Any]:
