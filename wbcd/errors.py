@@ -28,6 +28,7 @@
     |-- StoreError                    the database or the output folder cannot take a result
     |   |-- DatabaseUnavailable       no answer; tried again, nothing is lost
     |   |-- SchemaMismatch            migrations are missing or from a newer wbcd
+    |   |-- NotStored                 no such sample or cell; exit status 65
     |   `-- NoSpace                   the disk is full; intake pauses
     |-- Unforeseen                    an exception that wbcd has no name for, met on one item; set aside
     `-- StageFailed                   a stage broke for a reason that is not the item's
@@ -210,6 +211,11 @@ class DatabaseUnavailable(StoreError):
 class SchemaMismatch(StoreError):
     code = "store.schema"
     action = "Run `wbcd db upgrade`."
+
+
+class NotStored(StoreError):
+    code = "store.not_stored"
+    action = "`wbcd status` and `wbcd counts` show what is stored."
 
 
 class NoSpace(StoreError):

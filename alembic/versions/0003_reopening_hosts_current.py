@@ -113,6 +113,7 @@ FROM (
          cell.accepted AS accepted, CAST(NULL AS TEXT) AS reason, COUNT(*) AS n
   FROM current_run
   JOIN cell ON cell.run_id = current_run.run_id AND cell.accepted AND cell.time_index = 0
+  WHERE current_run.outcome = 'measured'
   GROUP BY current_run.acquisition_id, current_run.model, current_run.recipe, cell.accepted
   UNION ALL
   SELECT current_run.acquisition_id, current_run.model, current_run.recipe, cell.accepted, cell.reason, COUNT(*)
@@ -148,6 +149,7 @@ CELL_RESULT = """
 CREATE VIEW cell_result AS
 SELECT cell.id AS cell_id, sample.name AS sample, acquisition.path AS file, acquisition.content_id AS content_id,
        acquisition.instrument_id AS instrument_id, acquisition.acquired_at AS acquired_at,
+       run.outcome AS outcome,
        cell.number AS number, cell.time_index AS time_index, cell.accepted AS accepted, cell.reason AS reason,
        prediction.counted_as AS counted_as, prediction.label AS label, prediction.probability AS probability,
        prediction.flags AS flags,
@@ -156,7 +158,8 @@ SELECT cell.id AS cell_id, sample.name AS sample, acquisition.path AS file, acqu
        cell.volume_uncertainty_fl AS volume_uncertainty_fl, cell.dry_mass_uncertainty_pg AS dry_mass_uncertainty_pg,
        cell.mean_ri_uncertainty AS mean_ri_uncertainty,
        reading.label AS review, reading.reviewer AS reviewer, reading.at AS reviewed_at,
-       run.recipe_id AS recipe, run.model_id AS model, run.wbcd_version AS wbcd_version, run.finished_at AS finished_at,
+       run.recipe_id AS recipe, run.model_id AS model, model.simulated AS simulated_model,
+       run.wbcd_version AS wbcd_version, run.finished_at AS finished_at,
        NOT EXISTS (
   SELECT 1 FROM run AS other
   WHERE other.acquisition_id = run.acquisition_id
@@ -168,6 +171,7 @@ FROM cell
 JOIN run ON run.id = cell.run_id
 JOIN acquisition ON acquisition.id = run.acquisition_id
 JOIN sample ON sample.id = acquisition.sample_id
+JOIN model ON model.id = run.model_id
 LEFT JOIN prediction ON prediction.cell_id = cell.id AND prediction.model_id = run.model_id
 LEFT JOIN review AS reading ON reading.id = (SELECT MAX(review.id) FROM review WHERE review.cell_id = cell.id)
 """

@@ -23,7 +23,13 @@ OUTCOMES = ("measured", "rejected", "set_aside")
 @click.command(epilog=EXAMPLES["reprocess"])
 @click.option("--accurate", is_flag=True, help="Reconstruct with the multi-slice model (tens of seconds a cell).")
 @click.option("--sample", "samples", multiple=True, help="Only this sample; may be given again.")
-@click.option("--outcome", type=click.Choice(OUTCOMES), default="measured", show_default=True, help="Only what ends so by its current result.")
+@click.option(
+    "--outcome",
+    type=click.Choice(OUTCOMES),
+    default="measured",
+    show_default=True,
+    help="Only what ends so by its current result.",
+)
 @click.option("--dry-run", is_flag=True, help="Say of each file what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line and acquisition.")
 @click.option("--keep-tomograms", is_flag=True, help="Keep each cell's RI volume as OME-Zarr in the output folder.")
@@ -84,9 +90,7 @@ def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool,
 
 def chosen(ledger: Ledger, samples: tuple[str, ...], outcome: str) -> list[tuple[Path, str]]:
     """Path and content id of each acquisition whose current result is ``outcome``, each once, in the order of the store."""
-    return [
-        (Path(run.path), run.content_id) for run in ledger.current(outcome) if not samples or run.sample in samples
-    ]
+    return [(Path(run.path), run.content_id) for run in ledger.current(outcome) if not samples or run.sample in samples]
 
 
 def _plan(ledger: Ledger, path: Path, content_id: str, recipe_id: str, model_id: str) -> str:

@@ -271,9 +271,7 @@ class Ledger:
 
         def page(after: int) -> list[tuple[int, CurrentRun]]:
             limited = query.where(schema.run.c.id > after).limit(PAGE_ROWS)
-            return self._read(
-                lambda connection: [(row.run_id, CurrentRun(*row[1:])) for row in connection.execute(limited)]
-            )
+            return self._read(lambda connection: [(row.run_id, CurrentRun(*row[1:])) for row in connection.execute(limited)])
 
         return _pages(page)
 
@@ -284,12 +282,14 @@ class Ledger:
         recipe_id: str | None = None,
         model_id: str | None = None,
         accepted: bool | None = True,
+        outcome: str | None = None,
         current: bool = False,
         with_thumbnails: bool = False,
     ) -> Iterator[StoredCell]:
         """Cells in the order in which they were stored; ``accepted`` None gives the refused ones as well. Flat memory.
 
-        ``current``: only those of current results, one for each cell of an acquisition (and time point).
+        ``outcome``: only those of acquisitions that ended so. ``current``: only those of current results, one for each cell of
+        an acquisition (and time point).
         """
         query = queries.cells(with_thumbnails=with_thumbnails)
         wanted: list[tuple[Any, Any]] = [
@@ -297,6 +297,7 @@ class Ledger:
             (schema.run.c.recipe_id, recipe_id),
             (schema.run.c.model_id, model_id),
             (schema.cell.c.accepted, accepted),
+            (schema.run.c.outcome, outcome),
         ]
         query = query.where(*(column == value for column, value in wanted if value is not None))
         query = query.where(queries.is_current()) if current else query

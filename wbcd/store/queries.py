@@ -51,7 +51,13 @@ def current_runs(outcome: str | None = None, content_id: str | None = None) -> S
     run, acquisition, sample = schema.run.c, schema.acquisition.c, schema.sample.c
     query = (
         select(
-            run.id.label("run_id"), acquisition.content_id, acquisition.path, sample.name, run.recipe_id, run.model_id, run.outcome
+            run.id.label("run_id"),
+            acquisition.content_id,
+            acquisition.path,
+            sample.name,
+            run.recipe_id,
+            run.model_id,
+            run.outcome,
         )
         .select_from(schema.run)
         .join(schema.acquisition, acquisition.id == run.acquisition_id)
