@@ -6,13 +6,14 @@ in the order of an index where they can, and are sorted by the database where th
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from wbcd.report.counts import UNCLASSIFIED, _moment, _reading
+from wbcd.report.counts import UNCLASSIFIED, _reading
 
 Order: TypeAlias = Literal["oldest", "newest", "doubtful"]
 
@@ -138,8 +139,14 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     for name in _TRUTHS:
         row[name] = bool(row[name])
     for name in _TIMES:
-        moment = _moment(row[name])
-        row[name] = None if moment is None else moment.isoformat(timespec="milliseconds")
+        row[name] = _iso(row[name])
     flags = row["flags"]
-    row["flags"] = json.loads(flags) if isinstance(flags, str) else flags or []
+    row["flags"] = (json.loads(flags) if isinstance(flags, str) else flags) if flags and flags != "[]" else []
     return row
+
+
+def _iso(moment: Any) -> str | None:
+    """As :meth:`Status.as_dict` writes a time; SQLite's text of fixed width is only cut, for there are a million of them."""
+    if moment is None or isinstance(moment, str):
+        return None if moment is None else f"{moment[:23]}+00:00"
+    return str(moment.astimezone(dt.UTC).isoformat(timespec="milliseconds"))

@@ -315,10 +315,11 @@ BEGIN
     END IF;
     RAISE EXCEPTION 'run % stands: its outcome was not opened again', OLD.id;
   END IF;
-  IF TG_TABLE_NAME = 'cell' AND EXISTS (SELECT 1 FROM run WHERE run.id = OLD.run_id AND run.reopened_at IS NOT NULL) THEN
-    RETURN OLD;
-  END IF;
-  IF TG_TABLE_NAME = 'prediction' AND EXISTS (
+  IF TG_TABLE_NAME = 'cell' THEN
+    IF EXISTS (SELECT 1 FROM run WHERE run.id = OLD.run_id AND run.reopened_at IS NOT NULL) THEN
+      RETURN OLD;
+    END IF;
+  ELSIF EXISTS (
       SELECT 1 FROM cell JOIN run ON run.id = cell.run_id WHERE cell.id = OLD.cell_id AND run.reopened_at IS NOT NULL) THEN
     RETURN OLD;
   END IF;
