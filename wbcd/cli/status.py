@@ -93,7 +93,8 @@ def collect(config: Config, *, every: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {"daemon": {"state": state.state, "reason": state.reason, **_told(state.details)}}
     try:
         status = read_status(config.database_url(), every=every)
-        found["store"] = {**status.as_dict(), "mixed_samples": [] if every else mixed_samples(status.counts)}
+        mixed = [] if every else mixed_samples(status.counts)
+        found["store"] = {**status.as_dict(), "all_results": every, "mixed_samples": mixed}
     except StoreError as error:  # the daemon's own word on why it waits must be shown all the more
         found["store"] = {"database": redact(config.database.url), "error": error.sentence()}
     return found
@@ -138,7 +139,8 @@ def _store_lines(store: dict[str, Any]) -> list[str]:
         f"cells      {store['cells']} counted, {store['cells_refused']} refused; {store['per_minute']:.1f} outcomes a minute"
     )
     out += [f"           {row['n']} {row['outcome'].replace('_', ' ')}: {row['reason']}" for row in store["rejections"]]
-    others = other_lines(store["other_results"], store["mixed_samples"], "wbcd status --all")
+    left_out = 0 if store["all_results"] else store["other_results"]
+    others = other_lines(left_out, store["mixed_samples"], "wbcd status --all")
     out += [f"           {line}" for line in others]
     if store["changed_after_count"]:
         out.append(f"warning    {store['changed_after_count']} files were changed after they had been counted")
