@@ -131,9 +131,14 @@ def _table(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _line(row: Row) -> str:
-    numbers = ((row["probability"], 2), (row["volume_fl"], 1), (row["dry_mass_pg"], 1), (row["mean_ri"], 4))
-    texts = ("-" if value is None else f"{value:.{decimals}f}" for value, decimals in numbers)
-    return _columns(str(row["cell_id"]), row["sample"], row["counted_as"] or row["reason"] or "-", *texts, row["review"] or "")
+    name = row["counted_as"] or row["reason"] or "-"
+    p, mean_ri = _number(row["probability"], 2), _number(row["mean_ri"], 4)
+    volume, mass = _number(row["volume_fl"], 1), _number(row["dry_mass_pg"], 1)
+    return _columns(str(row["cell_id"]), row["sample"], name, p, volume, mass, mean_ri, row["review"] or "")
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
 
 
 def _columns(cell_id: str, sample: str, label: str, p: str, volume: str, mass: str, mean_ri: str, review: str) -> str:

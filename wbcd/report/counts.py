@@ -337,7 +337,8 @@ def _status(database: _Database, read_at: dt.datetime, *, every: bool) -> Status
     current = _differential(database, None, every=False)
     counts = _differential(database, None, every=True) if every else current
     outcomes = {row["outcome"]: row["n"] for row in database.rows(_OUTCOMES)}
-    cells = {bool(row["accepted"]): row["n"] for row in database.rows(_CELLS)}
+    cells = database.rows(_CELLS)
+    refused = [CellRejectionRow(r["sample"], r["model"], r["recipe"], r["reason"], r["n"]) for r in cells if not r["accepted"]]
     last = _first(database, _LAST_RUN)
     window_outcomes, per_minute = _throughput(database, read_at)
     return Status(
@@ -347,14 +348,12 @@ def _status(database: _Database, read_at: dt.datetime, *, every: bool) -> Status
         rejected=outcomes.get("rejected", 0),
         set_aside=outcomes.get("set_aside", 0),
         other_results=_other_results(database, None),
-        cells=cells.get(True, 0),
-        cells_refused=cells.get(False, 0),
+        cells=sum(row["n"] for row in cells if row["accepted"]),
+        cells_refused=sum(row.n for row in refused),
         unclassified=sum(row.n for row in current if row.label == UNCLASSIFIED),
         backlog=_backlog(database),
         rejections=tuple(RejectionRow(**row) for row in database.rows(_EVERY_REJECTION if every else _REJECTIONS)),
-        cell_rejections=tuple(
-            CellRejectionRow(**row) for row in database.rows(_EVERY_CELL_REJECTION if every else _CELL_REJECTIONS)
-        ),
+        cell_rejections=tuple([CellRejectionRow(**row) for row in database.rows(_EVERY_CELL_REJECTION)] if every else refused),
         counts=tuple(counts),
         lineages=tuple(lineage_counts(counts)),
         recipe=last.get("recipe"),
@@ -371,7 +370,6 @@ def _status(database: _Database, read_at: dt.datetime, *, every: bool) -> Status
 
 # Views alone, no table: a login in wbcd_reader may read nothing else.
 _OUTCOMES: Final = "SELECT outcome, COUNT(*) AS n FROM current_run GROUP BY outcome"
-_CELLS: Final = "SELECT accepted, CAST(SUM(n) AS BIGINT) AS n FROM current_cell_count GROUP BY accepted"
 _LAST_RUN: Final = (
     "SELECT recipe, model, sample, finished_at, simulated_model FROM run_result ORDER BY finished_at DESC, run_id DESC LIMIT 1"
 )
@@ -382,7 +380,7 @@ _REJECTIONS: Final = (
     f"GROUP BY sample, model, recipe, outcome, reason {_ORDER}"
 )
 _EVERY_REJECTION: Final = f"SELECT sample, model, recipe, outcome, reason, n FROM rejection_count {_ORDER}"
-_CELL_REJECTIONS: Final = f"SELECT sample, model, recipe, reason, n FROM current_cell_count WHERE NOT accepted {_ORDER}"
+_CELLS: Final = f"SELECT sample, model, recipe, accepted, reason, n FROM current_cell_count {_ORDER}"
 _EVERY_CELL_REJECTION: Final = f"SELECT sample, model, recipe, reason, n FROM cell_rejection_count {_ORDER}"
 _WINDOW: Final = "SELECT COUNT(*) AS n, MIN(finished_at) AS first FROM run_result WHERE finished_at > ?"
 _CHANGED: Final = "SELECT COUNT(*) AS n FROM journal WHERE kind = 'changed_after_count'"
