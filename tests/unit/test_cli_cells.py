@@ -136,7 +136,7 @@ def test_the_table_of_a_person_fits_80_columns_and_names_the_id(filled: str) -> 
     made = make_cell().morphology
     assert f"{made.volume_fl:.1f}" in reviewed
     assert f"{made.mean_ri:.4f}" in reviewed
-    assert sum("  plate...rged  " in line for line in lines) == 1
+    assert sum("  plate...orged  " in line for line in lines) == 1
     assert "forged" not in {line.strip() for line in lines}
     assert "5 cells" in lines
 
@@ -242,8 +242,23 @@ def test_one_sample_of_many_is_read_by_its_index(sqlite_ledger: Ledger, tmp_path
         plan = [row[3] for row in connection.execute(query, ("s7",))]
         assert not [step for step in plan if step.startswith("SCAN")], plan
     connection.close()
-    with read_cells(tmp_path / "wbcd.db", sample="s7") as rows:
-        assert sum(1 for _ in rows) == 100
+    assert sum(1 for _ in read_cells(tmp_path / "wbcd.db", sample="s7")) == 100
+
+
+def test_what_becomes_of_the_output_is_no_fault_of_the_database(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wbcd cells --csv > full`: the disk of the output, and no sentence names the database."""
+    import wbcd.cli.cells as verb
+
+    class Closed:
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
+
+        def flush(self) -> None: ...
+
+    monkeypatch.setattr(verb.sys, "stdout", Closed())
+    for words in (["--csv"], ["--json"], []):
+        with pytest.raises(OSError, match="No space left"):  # not NoSpace of the database
+            verb.cells.main([*words, "--db", filled], standalone_mode=False)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,7 +72,7 @@ def cells(
         raise click.UsageError("--json and --csv exclude each other")
     url = config.database_url()
     chosen: Any = order or ("doubtful" if uncertain else "oldest")
-    with read_cells(
+    asked = read_cells(
         url,
         sample=sample,
         label=label,
@@ -81,9 +82,10 @@ def cells(
         every=every,
         order=chosen,
         limit=limit,
-    ) as found:
+    )
+    with closing(asked) as found:
         first = next(found, None)
-        rows = found if first is None else itertools.chain([first], found)
+        rows: Iterable[Row] = found if first is None else itertools.chain([first], found)
         if first is None:
             _demand_known(url, sample, label)
         if pictures is not None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -69,7 +68,6 @@ _UNCERTAIN: Final = f"(counted_as = '{UNCLASSIFIED}' OR CAST(flags AS TEXT) <> '
 """The model refused to name it, or named it and said that it may be another class."""
 
 
-@contextmanager
 def read_cells(
     url: str | Path,
     *,
@@ -81,8 +79,8 @@ def read_cells(
     every: bool = False,
     order: Order = "oldest",
     limit: int | None = None,
-) -> Iterator[Iterator[dict[str, Any]]]:
-    """While the database is open, an iterator over the cells that count, a dictionary of :data:`COLUMNS` each.
+) -> Generator[dict[str, Any], None, None]:
+    """The cells that count, a dictionary of :data:`COLUMNS` each; the database is open until the last, or until it is closed.
 
     ``label``: only what is counted as this class ("unclassified" is one). ``uncertain``: only what the model would not name, or
     with another class in its prediction set. ``refused``: refused cells and those of rejected acquisitions too.
@@ -108,7 +106,7 @@ def read_cells(
         query += f" LIMIT {int(limit)}"
     parameters = [value for _, values in wanted for value in values]
     with _reading(url) as database:
-        yield map(_plain, database.stream(query, *parameters))
+        yield from map(_plain, database.stream(query, *parameters))
 
 
 def known_samples(url: str | Path) -> list[str]:
