@@ -107,23 +107,23 @@ JOIN newton ON newton.n = totalled.n AND newton.total = totalled.total AND newto
 CURRENT_CELL_COUNT = """
 CREATE VIEW current_cell_count AS
 SELECT sample.name AS sample, counted.model AS model, counted.recipe AS recipe, counted.accepted AS accepted,
-       counted.reason AS reason, CAST(SUM(counted.n) AS BIGINT) AS n
+       counted.reason AS reason, counted.n AS n
 FROM (
-  SELECT current_run.acquisition_id AS acquisition_id, current_run.model AS model, current_run.recipe AS recipe,
+  SELECT acquisition.sample_id AS sample_id, current_run.model AS model, current_run.recipe AS recipe,
          cell.accepted AS accepted, CAST(NULL AS TEXT) AS reason, COUNT(*) AS n
   FROM current_run
+  JOIN acquisition ON acquisition.id = current_run.acquisition_id
   JOIN cell ON cell.run_id = current_run.run_id AND cell.accepted AND cell.time_index = 0
   WHERE current_run.outcome = 'measured'
-  GROUP BY current_run.acquisition_id, current_run.model, current_run.recipe, cell.accepted
+  GROUP BY acquisition.sample_id, current_run.model, current_run.recipe, cell.accepted
   UNION ALL
-  SELECT current_run.acquisition_id, current_run.model, current_run.recipe, cell.accepted, cell.reason, COUNT(*)
+  SELECT acquisition.sample_id, current_run.model, current_run.recipe, cell.accepted, cell.reason, COUNT(*)
   FROM current_run
+  JOIN acquisition ON acquisition.id = current_run.acquisition_id
   JOIN cell ON cell.run_id = current_run.run_id AND NOT cell.accepted AND cell.time_index = 0
-  GROUP BY current_run.acquisition_id, current_run.model, current_run.recipe, cell.accepted, cell.reason
+  GROUP BY acquisition.sample_id, current_run.model, current_run.recipe, cell.accepted, cell.reason
 ) AS counted
-JOIN acquisition ON acquisition.id = counted.acquisition_id
-JOIN sample ON sample.id = acquisition.sample_id
-GROUP BY sample.name, counted.model, counted.recipe, counted.accepted, counted.reason
+JOIN sample ON sample.id = counted.sample_id
 """
 
 RUN_RESULT = """
