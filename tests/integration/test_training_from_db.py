@@ -260,7 +260,7 @@ OTHER = "model@2"
 
 
 def test_the_cells_of_the_current_result_are_taken(tmp_path: Path) -> None:
-    """mono-1: 0 and 1 again under the next recipe, 2 not, 3 rejected there; mono-2: two models, the first one's was reviewed."""
+    """mono-1: 0 and 1 again under the next recipe, 2 not, 3 rejected there; mono-2: two models, the first one reviewed."""
     with opened(str(tmp_path / "wbcd.db")) as ledger:
         ledger.register(NEXT, OTHER, {})
         for number in range(4):
