@@ -101,10 +101,14 @@ class SecureServer(OwnServer):
         from wbcd.config import Config
 
         settings = Config.load(None, {}, {"database.url": url})
-        folder = self._folder / "credentials"
-        folder.mkdir(exist_ok=True)
+        return settings.database_url({"CREDENTIALS_DIRECTORY": str(self.keep(name))})
+
+    def keep(self, name: str) -> Path:
+        """A folder with the password of a login, as systemd hands a credential over."""
+        folder = self._folder / "credentials" / name
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "database-password").write_text(self.passwords[name] + "\n")
-        return settings.database_url({"CREDENTIALS_DIRECTORY": str(folder)})
+        return folder
 
     def connect(self, name: str) -> psycopg.Connection:
         """As a login, with its password, each statement by itself."""

@@ -32,6 +32,7 @@
     |-- StoreError                    the database or the output folder cannot take a result
     |   |-- DatabaseUnavailable       no answer; tried again, nothing is lost
     |   |-- SchemaMismatch            migrations are missing or from a newer wbcd
+    |   |-- NotStored                 no such sample or cell; exit status 65
     |   |-- NoSpace                   the disk is full; intake pauses
     |   `-- VolumeGone                a kept volume was removed before its row was stored; it is made again
     |-- Unforeseen                    an exception that wbcd has no name for, met on one item; set aside
@@ -248,6 +249,11 @@ class DatabaseUnavailable(StoreError):
 class SchemaMismatch(StoreError):
     code = "store.schema"
     action = "Run `wbcd db upgrade`."
+
+
+class NotStored(StoreError):
+    code = "store.not_stored"
+    action = "`wbcd status` and `wbcd counts` show what is stored."
 
 
 class NoSpace(StoreError):

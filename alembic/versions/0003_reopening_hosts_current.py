@@ -56,14 +56,100 @@ FROM run
 WHERE NOT EXISTS (
   SELECT 1 FROM run AS other
   WHERE other.acquisition_id = run.acquisition_id
-    AND (other.asked_at > run.asked_at OR (other.asked_at = run.asked_at AND other.id > run.id))
+    AND (COALESCE(other.asked_at, other.finished_at) > COALESCE(run.asked_at, run.finished_at)
+         OR (COALESCE(other.asked_at, other.finished_at) = COALESCE(run.asked_at, run.finished_at) AND other.id > run.id))
 )
+"""
+
+CURRENT_COUNT = """
+CREATE VIEW current_count AS
+WITH RECURSIVE counted AS (
+  SELECT sample.name AS sample, prediction.model_id AS model, run.recipe_id AS recipe,
+         prediction.counted_as AS label, COUNT(*) AS n
+  FROM run
+  JOIN cell ON cell.run_id = run.id AND cell.accepted AND cell.time_index = 0
+  JOIN prediction ON prediction.cell_id = cell.id
+  JOIN acquisition ON acquisition.id = run.acquisition_id
+  JOIN sample ON sample.id = acquisition.sample_id
+  WHERE run.outcome = 'measured' AND NOT EXISTS (
+  SELECT 1 FROM run AS other
+  WHERE other.acquisition_id = run.acquisition_id
+    AND (COALESCE(other.asked_at, other.finished_at) > COALESCE(run.asked_at, run.finished_at)
+         OR (COALESCE(other.asked_at, other.finished_at) = COALESCE(run.asked_at, run.finished_at) AND other.id > run.id))
+)
+  GROUP BY sample.name, prediction.model_id, run.recipe_id, prediction.counted_as
+), totalled AS (
+  SELECT sample, model, recipe, label, n,
+         CAST(SUM(n) OVER (PARTITION BY sample, model, recipe) AS BIGINT) AS total
+  FROM counted
+), newton (n, total, square, root, step) AS (
+  SELECT n, total, square, 1.0 + square / 2.0, 0
+  FROM (
+    SELECT DISTINCT n, total,
+           CAST(n AS DOUBLE PRECISION) * (total - n) / total + 0.9603647051735313 AS square
+    FROM totalled
+  ) AS pairs
+  UNION ALL
+  SELECT n, total, square, (root + square / root) / 2.0, step + 1 FROM newton WHERE step < 40
+)
+SELECT totalled.sample, totalled.model, totalled.recipe, totalled.label, totalled.n, totalled.total,
+       CAST(totalled.n AS DOUBLE PRECISION) / totalled.total AS fraction,
+       CASE WHEN totalled.n = 0 THEN 0.0
+            ELSE (totalled.n + 1.9207294103470627 - 1.959963984540054 * newton.root)
+                 / (totalled.total + 3.8414588206941255) END AS ci_low,
+       CASE WHEN totalled.n = totalled.total THEN 1.0
+            ELSE (totalled.n + 1.9207294103470627 + 1.959963984540054 * newton.root)
+                 / (totalled.total + 3.8414588206941255) END AS ci_high
+FROM totalled
+JOIN newton ON newton.n = totalled.n AND newton.total = totalled.total AND newton.step = 40
+"""
+
+CURRENT_CELL_COUNT = """
+CREATE VIEW current_cell_count AS
+SELECT sample.name AS sample, counted.model AS model, counted.recipe AS recipe, counted.accepted AS accepted,
+       counted.reason AS reason, counted.n AS n
+FROM (
+  SELECT acquisition.sample_id AS sample_id, current_run.model AS model, current_run.recipe AS recipe,
+         cell.accepted AS accepted, CAST(NULL AS TEXT) AS reason, COUNT(*) AS n
+  FROM current_run
+  JOIN acquisition ON acquisition.id = current_run.acquisition_id
+  JOIN cell ON cell.run_id = current_run.run_id AND cell.accepted AND cell.time_index = 0
+  WHERE current_run.outcome = 'measured'
+  GROUP BY acquisition.sample_id, current_run.model, current_run.recipe, cell.accepted
+  UNION ALL
+  SELECT acquisition.sample_id, current_run.model, current_run.recipe, cell.accepted, cell.reason, COUNT(*)
+  FROM current_run
+  JOIN acquisition ON acquisition.id = current_run.acquisition_id
+  JOIN cell ON cell.run_id = current_run.run_id AND NOT cell.accepted AND cell.time_index = 0
+  GROUP BY acquisition.sample_id, current_run.model, current_run.recipe, cell.accepted, cell.reason
+) AS counted
+JOIN sample ON sample.id = counted.sample_id
+"""
+
+RUN_RESULT = """
+CREATE VIEW run_result AS
+SELECT run.id AS run_id, sample.name AS sample, acquisition.path AS file, acquisition.content_id AS content_id,
+       acquisition.instrument_id AS instrument_id, acquisition.acquired_at AS acquired_at,
+       run.outcome AS outcome, run.reason AS reason, run.message AS message, run.tries AS tries, run.seconds AS seconds,
+       run.recipe_id AS recipe, run.model_id AS model, model.simulated AS simulated_model, run.wbcd_version AS wbcd_version,
+       run.finished_at AS finished_at, run.asked_at AS asked_at,
+       NOT EXISTS (
+  SELECT 1 FROM run AS other
+  WHERE other.acquisition_id = run.acquisition_id
+    AND (COALESCE(other.asked_at, other.finished_at) > COALESCE(run.asked_at, run.finished_at)
+         OR (COALESCE(other.asked_at, other.finished_at) = COALESCE(run.asked_at, run.finished_at) AND other.id > run.id))
+) AS is_current
+FROM run
+JOIN acquisition ON acquisition.id = run.acquisition_id
+JOIN sample ON sample.id = acquisition.sample_id
+JOIN model ON model.id = run.model_id
 """
 
 CELL_RESULT = """
 CREATE VIEW cell_result AS
 SELECT cell.id AS cell_id, sample.name AS sample, acquisition.path AS file, acquisition.content_id AS content_id,
        acquisition.instrument_id AS instrument_id, acquisition.acquired_at AS acquired_at,
+       run.outcome AS outcome,
        cell.number AS number, cell.time_index AS time_index, cell.accepted AS accepted, cell.reason AS reason,
        prediction.counted_as AS counted_as, prediction.label AS label, prediction.probability AS probability,
        prediction.flags AS flags,
@@ -72,20 +158,80 @@ SELECT cell.id AS cell_id, sample.name AS sample, acquisition.path AS file, acqu
        cell.volume_uncertainty_fl AS volume_uncertainty_fl, cell.dry_mass_uncertainty_pg AS dry_mass_uncertainty_pg,
        cell.mean_ri_uncertainty AS mean_ri_uncertainty,
        reading.label AS review, reading.reviewer AS reviewer, reading.at AS reviewed_at,
-       run.recipe_id AS recipe, run.model_id AS model, run.wbcd_version AS wbcd_version, run.finished_at AS finished_at,
+       run.recipe_id AS recipe, run.model_id AS model, model.simulated AS simulated_model,
+       run.wbcd_version AS wbcd_version, run.finished_at AS finished_at,
        NOT EXISTS (
-         SELECT 1 FROM run AS other
-         WHERE other.acquisition_id = run.acquisition_id
-           AND (other.asked_at > run.asked_at OR (other.asked_at = run.asked_at AND other.id > run.id))
-       ) AS is_current,
+  SELECT 1 FROM run AS other
+  WHERE other.acquisition_id = run.acquisition_id
+    AND (COALESCE(other.asked_at, other.finished_at) > COALESCE(run.asked_at, run.finished_at)
+         OR (COALESCE(other.asked_at, other.finished_at) = COALESCE(run.asked_at, run.finished_at) AND other.id > run.id))
+) AS is_current,
        cell.tomogram_path AS tomogram_path
 FROM cell
 JOIN run ON run.id = cell.run_id
 JOIN acquisition ON acquisition.id = run.acquisition_id
 JOIN sample ON sample.id = acquisition.sample_id
+JOIN model ON model.id = run.model_id
 LEFT JOIN prediction ON prediction.cell_id = cell.id AND prediction.model_id = run.model_id
 LEFT JOIN review AS reading ON reading.id = (SELECT MAX(review.id) FROM review WHERE review.cell_id = cell.id)
 """
+
+CELL_PICTURE = """
+CREATE VIEW cell_picture AS
+SELECT cell.id AS cell_id, cell.thumbnail_png AS thumbnail_png FROM cell
+"""
+
+KNOWN_MODEL = """
+CREATE VIEW known_model AS
+SELECT model.id AS model, model.simulated AS simulated, model.registered_at AS registered_at FROM model
+"""
+
+LABELLED_SAMPLE = """
+CREATE VIEW labelled_sample AS
+SELECT sample_label.id AS label_id, sample.name AS sample, sample_label.label AS label, sample_label.purity AS purity,
+       sample_label.labelled_by AS labelled_by, sample_label.note AS note, sample_label.at AS at
+FROM sample_label
+JOIN sample ON sample.id = sample_label.sample_id
+"""
+
+JOURNAL = """
+CREATE VIEW journal AS
+SELECT event.id AS event_id, event.at AS at, event.kind AS kind, event.code AS code, event.message AS message FROM event
+"""
+
+KNOWN_CLASS = {
+    "sqlite": """
+CREATE VIEW known_class AS
+SELECT item.value AS label, 'model' AS source, model.id AS model FROM model JOIN json_each(model.card, '$.wbcd.classes') AS item
+UNION
+SELECT sample_label.label, 'sample', CAST(NULL AS TEXT) FROM sample_label
+UNION
+SELECT review.label, 'review', CAST(NULL AS TEXT) FROM review
+""",
+    "postgresql": """
+CREATE VIEW known_class AS
+SELECT item.label AS label, 'model' AS source, model.id AS model FROM model CROSS JOIN LATERAL jsonb_array_elements_text(
+  CASE WHEN jsonb_typeof(model.card->'wbcd'->'classes') = 'array' THEN model.card->'wbcd'->'classes'
+       ELSE CAST('[]' AS JSONB) END) AS item (label)
+UNION
+SELECT sample_label.label, 'sample', CAST(NULL AS TEXT) FROM sample_label
+UNION
+SELECT review.label, 'review', CAST(NULL AS TEXT) FROM review
+""",
+}
+
+VIEWS = (
+    BACKLOG,
+    CURRENT_RUN,
+    CURRENT_COUNT,
+    CURRENT_CELL_COUNT,
+    RUN_RESULT,
+    CELL_RESULT,
+    CELL_PICTURE,
+    KNOWN_MODEL,
+    LABELLED_SAMPLE,
+    JOURNAL,
+)
 
 STANDING = ("acquisition_id", "recipe_id", "model_id", "outcome", "reason", "tries", "finished_at", "wbcd_version")
 
@@ -127,7 +273,7 @@ def upgrade() -> None:
         where = sa.text(f"{column} IS NOT NULL")
         shown = "id" if column == "waits_for" else "acquisition_id" if column == "reopened_at" else column
         op.create_index(name, table, [shown], unique=False, sqlite_where=where, postgresql_where=where)
-    for statement in (BACKLOG, CURRENT_RUN, CELL_RESULT, *guards()):
+    for statement in (*VIEWS, KNOWN_CLASS[op.get_bind().dialect.name], *guards()):
         run(statement)
     mend_simulated()
 
@@ -136,8 +282,8 @@ def downgrade() -> None:
     """Companions, conditions and versions of runs are forgotten; of two machines' files of one path one is kept."""
     for statement in guards_off():
         run(statement)
-    for view in ("cell_result", "current_run", "backlog"):
-        run(f"DROP VIEW {view}")
+    for statement in reversed((*VIEWS, KNOWN_CLASS["sqlite"])):
+        run(f"DROP VIEW {statement.split()[2]}")
     for name, table, _ in INDEXES:
         op.drop_index(name, table_name=table)
     rebuild_source_file(keyed_by_host=False)

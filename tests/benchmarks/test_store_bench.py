@@ -76,7 +76,11 @@ def multiply(path: Path, count: int) -> None:
             "SELECT ?1, model_id, label, 1, probabilities, flags, ?2 FROM prediction WHERE cell_id = 1",
             (number, ("b_lymphocyte", "t_lymphocyte", "monocyte")[number % 3]),
         )
-        connection.execute("INSERT INTO source_file VALUES ('p' || ?1, 1, 1, 'c' || ?1, '')", (number,))
+        connection.execute(
+            "INSERT INTO source_file (host, path, size_bytes, mtime_ns, content_id, seen_at) "
+            "VALUES ('', 'p' || ?1, 1, 1, 'c' || ?1, '')",
+            (number,),
+        )
     connection.execute("COMMIT")
     connection.close()
 

@@ -122,6 +122,36 @@ def test_the_accurate_mode_for_what_is_stored(tmp_path: Path, bundle: Path) -> N
 def test_a_dry_run_and_a_sample_that_is_not_there_do_nothing(site: Site) -> None:
     planned = site("reprocess", "--dry-run", threshold_ri=1.345)
     assert [item["outcome"] for item in planned] == [None] * 3
-    assert all(os.fspath(path) in item["message"] for path, item in zip(site.files, planned, strict=True))
+    assert [item["message"] for item in planned] == [f"{os.fspath(path)} would be processed" for path in site.files]
     assert site("reprocess", "--sample", "nobody") == []
     assert site.rows("SELECT COUNT(*) FROM run") == [(3,)]
+
+
+def test_a_dry_run_promises_what_the_run_does(site: Site) -> None:
+    """What has its outcome under the recipe asked for is not processed; a broken-off run goes on with the others."""
+    (same, *_) = site("reprocess", "--dry-run")
+    assert same["message"].endswith("would be left as it is: it has its outcome under this recipe and model (measured)")
+    moved = site.files[0].rename(site.folder / "away.h5")
+    site("reprocess", threshold_ri=1.345)  # as far as it got: two of three
+    moved.rename(site.files[0])
+    planned = {item["path"]: item["message"] for item in site("reprocess", "--dry-run", threshold_ri=1.345)}
+    assert [path for path, message in planned.items() if message.endswith("would be processed")] == [str(site.files[0])]
+    before = {row[0] for row in site.rows("SELECT id FROM run")}
+    done = {item["path"]: "duplicate_of" in item for item in site("reprocess", threshold_ri=1.345)}
+    assert done == {path: "would be left as it is" in message for path, message in planned.items()}
+    assert len(site.rows("SELECT id FROM run")) == len(before) + 1
+    back = site("reprocess", "--dry-run")
+    assert all(item["message"].endswith("(measured), which would be the current one") for item in back)
+    assert site.rows("SELECT COUNT(*), COUNT(DISTINCT recipe) FROM current_run") == [(3, 1)]
+
+
+def test_what_ends_otherwise_by_its_current_result_is_not_chosen(site: Site) -> None:
+    """`--outcome` speaks of the result that holds, not of one that another recipe replaced."""
+    site.settings["recipe.quality.min_volume_fl"] = 2000.0
+    assert [item["outcome"] for item in site("reprocess")] == ["rejected"] * 3
+    del site.settings["recipe.quality.min_volume_fl"]
+    assert site("reprocess", "--dry-run") == []
+    again = site("reprocess", "--dry-run", "--outcome", "rejected")
+    assert len(again) == 3
+    site("reprocess", "--outcome", "rejected", threshold_ri=1.345)
+    assert site.rows("SELECT outcome, COUNT(*) FROM current_run GROUP BY outcome") == [("measured", 3)]

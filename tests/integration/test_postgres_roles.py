@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 from pathlib import Path
 
 import psycopg
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from helpers_pgsecure import LOGINS, SecureServer, make_authority, make_certificate, make_roles, system_programs
 from helpers_postgres import programs_folder
 from helpers_store import KEY, opened
@@ -20,14 +21,14 @@ from wbcd.store import Ledger, backup, downgrade, upgrade, verification
 from wbcd.store.chain import CHAINED
 from wbcd.store.engine import Retry
 from wbcd.store.roles import GRANTS, OWNER, ROLES, roles_sql
-from wbcd.store.schema import metadata
+from wbcd.store.schema import SCHEMA_REVISION, metadata
 from wbcd.store.urls import parse_url
-from wbcd.store.views import VIEWS
+from wbcd.store.views import VIEW_NAMES
 from wbcd.testing import make_acquisition, make_cell, make_measured, make_rejected
 
 NEVER = Retry(0.0)
 ROOT = Path(__file__).parents[2]
-RELATIONS = sorted((*metadata.tables, *VIEWS, "alembic_version"))
+RELATIONS = sorted((*metadata.tables, *VIEW_NAMES, "alembic_version"))
 WRITES = {
     "INSERT": "INSERT INTO {0} SELECT * FROM {0} WHERE FALSE",
     "UPDATE": "UPDATE {0} SET {1} = {1} WHERE FALSE",
@@ -109,30 +110,178 @@ def test_no_login_but_the_owner_changes_the_schema_or_its_guards(counted: Secure
     assert not may(counted, login, statement)
 
 
+def wbcd(server: SecureServer, login: str, *words: str) -> Result:
+    """The command line as this login, its password where a person keeps it."""
+    return CliRunner().invoke(
+        cli, [*words, "--db", server.login(login)], env={"CREDENTIALS_DIRECTORY": str(server.keep(login))}
+    )
+
+
+READING = (
+    ("status",),
+    ("status", "--json"),
+    ("status", "--all"),
+    ("status", "--prometheus"),
+    ("counts",),
+    ("counts", "--all", "--sample", "S1"),
+    ("cells",),
+    ("cells", "--all", "--refused", "--uncertain", "--json"),
+    ("cells", "--sample", "S1", "--csv"),
+    ("db", "current"),
+    ("label", "--list"),
+    ("label", "--json"),
+)
+
+
+@pytest.mark.parametrize("login", ["alice", "bob", "carol", "wbcd_daemon"])
+@pytest.mark.parametrize("words", READING, ids=" ".join)
+def test_whoever_may_read_reads_on_the_command_line(counted: SecureServer, login: str, words: tuple[str, ...]) -> None:
+    done = wbcd(counted, login, *words)
+    assert done.exit_code == 0, done.output
+    assert "error" not in done.output
+    assert "permission" not in done.output
+
+
+@pytest.mark.parametrize("login", ["alice", "bob", "carol"])
+def test_they_all_see_the_same(counted: SecureServer, login: str, tmp_path: Path) -> None:
+    store = json.loads(wbcd(counted, login, "status", "--json").stdout)["store"]
+    assert (store["measured"], store["rejected"], store["other_results"], store["model"]) == (1, 1, 0, KEY[1])
+    first, second = (json.loads(line) for line in wbcd(counted, login, "cells", "--json").stdout.splitlines())
+    assert (first["counted_as"], second["counted_as"]) == ("b_lymphocyte", "monocyte")
+    shown = wbcd(counted, login, "cells", "--pictures", str(tmp_path / "look"))
+    assert shown.exit_code == 0, shown.output
+    assert len(list((tmp_path / "look").iterdir())) == 2  # the thumbnails
+
+
 def test_a_reader_counts_and_sees_nothing_else(counted: SecureServer) -> None:
     url = counted.with_password(counted.login("alice"), "alice")
     assert [(row.label, row.n) for row in read_differential(url)] == [("b_lymphocyte", 1), ("monocyte", 1)]
-    with pytest.raises(StoreError, match="permission denied for table"):
-        read_status(url)
+    assert read_status(url).measured == 1
+    for words in (("review", "1", "--as", "monocyte"), ("label", "--sample", "S1", "--as", "monocyte"), ("verify",)):
+        done = wbcd(counted, "alice", *words)
+        assert done.exit_code != 0, words
+        assert "permission denied" in done.output
+
+
+def test_a_reviewer_reviews_and_labels_on_the_command_line(counted: SecureServer) -> None:
+    reviewed = wbcd(counted, "bob", "review", "2", "--as", "myelocyte", "--by", "bob", "--note", "granules")
+    assert (reviewed.exit_code, "cell 2: myelocyte" in reviewed.stdout) == (0, True), reviewed.output
+    labelled = wbcd(counted, "bob", "label", "--sample", "S1", "--as", "monocyte", "--purity", "0.9", "--by", "bob")
+    assert labelled.exit_code == 0, labelled.output
+    near = wbcd(counted, "bob", "review", "2", "--as", "myelocite", "--by", "bob")
+    assert "myelocyte" in near.output  # what was named before, without a look into the tables
+    (cell,) = (
+        row for row in map(json.loads, wbcd(counted, "bob", "cells", "--json").stdout.splitlines()) if row["cell_id"] == 2
+    )
+    assert cell["reviewer"] == "bob"
+    given = json.loads(wbcd(counted, "bob", "label", "--json").stdout)[-1]
+    assert (given["sample"], given["label"], given["purity"], given["labelled_by"]) == ("S1", "monocyte", 0.9, "bob")
+    audited = wbcd(counted, "carol", "verify").output
+    assert "model: model@1 is not what its stored card says" in audited  # the card of the tests has no digest
+    assert "1 things do not hold" in audited
+    refused = wbcd(counted, "carol", "review", "2", "--as", "monocyte")
+    assert refused.exit_code != 0
+    assert "permission denied" in refused.output
+
+
+FORGED = (
+    "INSERT INTO review (id, cell_id, reviewer, label, at, previous_hash, row_hash)"
+    " VALUES (1, 1, 'bob', 'monocyte', now(), 'x', 'y')",
+    "INSERT INTO review (id, cell_id, reviewer, label) VALUES (9223372036854775807, 1, 'bob', 'monocyte')",
+    "INSERT INTO sample_label (id, sample_id, label, labelled_by, at, row_hash) VALUES (-5, 1, 'monocyte', 'bob', now(), 'y')",
+)
+
+
+@pytest.mark.parametrize("statement", FORGED)
+def test_a_reviewer_who_forges_a_place_in_the_chain_gets_the_next_one(counted: SecureServer, statement: str) -> None:
+    """The trigger gives id and hashes, whatever the row says; the auditor finds the chain whole, and the row in it."""
+    table = statement.split()[2]
+    url = counted.with_password(counted.login("carol"), "carol")
+    with Ledger.open(url, create=False) as ledger:
+        before = verification.heads(ledger)
+    with counted.connect("bob") as connection:
+        connection.execute(statement)
+    with Ledger.open(url, create=False) as ledger:
+        after = verification.heads(ledger)
+        assert [finding for name in CHAINED for finding in verification.check_chain(ledger, name)] == []
+    assert after[table].last_id == before[table].last_id + 1
+    assert {name: after[name] for name in CHAINED if name != table} == {name: before[name] for name in CHAINED if name != table}
+
+
+NO_RIGHT = ("42501", "0A000", "55000")
+"""No right; or the function of a trigger, which nobody calls; or a view of two tables, which takes no rows."""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit_head SET last_id = 0",
+        "UPDATE review SET label = 'monocyte'",
+        "DELETE FROM review",
+        "TRUNCATE sample_label",
+        "INSERT INTO audit_head VALUES ('mine', 0, '')",
+        "INSERT INTO event (at, kind, message, details) VALUES (now(), 'x', 'y', '{}')",
+        "UPDATE labelled_sample SET label = 'x'",
+        "DELETE FROM cell_picture",
+        "UPDATE known_model SET simulated = false",
+        "INSERT INTO journal (at, kind, message) VALUES (now(), 'x', 'y')",
+        "SELECT wbcd_chain_review()",
+        "SELECT card FROM model",
+        "SELECT details FROM event",
+        "UPDATE run SET reopened_at = now()",
+        "DELETE FROM cell",
+    ],
+)
+def test_a_reviewer_may_neither_touch_the_chain_nor_write_through_a_view(counted: SecureServer, statement: str) -> None:
+    with counted.connect("bob") as connection, pytest.raises(psycopg.Error) as caught:
+        connection.execute(statement)
+    assert caught.value.sqlstate in NO_RIGHT, caught.value
+
+
+def test_a_temporary_table_of_a_reviewer_misleads_no_trigger(counted: SecureServer) -> None:
+    with counted.connect("bob") as connection:
+        connection.execute("CREATE TEMPORARY TABLE audit_head (name text, last_id bigint, row_hash text)")
+        connection.execute("INSERT INTO audit_head VALUES ('review', 0, 'mine')")
+        connection.execute("INSERT INTO review (cell_id, reviewer, label) VALUES (1, 'bob', 'monocyte')")
+        assert connection.execute("SELECT last_id, row_hash FROM pg_temp.audit_head").fetchall() == [(0, "mine")]
+    with Ledger.open(counted.with_password(counted.login("carol"), "carol"), create=False) as ledger:
+        assert list(verification.check_chain(ledger, "review")) == []
+
+
+def test_the_daemon_replaces_only_what_is_opened_again(counted: SecureServer) -> None:
+    with counted.connect("wbcd_daemon") as connection:
+        for statement in ("DELETE FROM prediction", "DELETE FROM cell", "UPDATE run SET outcome = 'rejected', reason = 'x'"):
+            with pytest.raises(psycopg.errors.RaiseException, match="not opened again"):
+                connection.execute(statement)
+        with connection.transaction(force_rollback=True):
+            connection.execute("UPDATE run SET asked_at = now() WHERE outcome = 'measured'")
+            connection.execute("UPDATE run SET reopened_at = now() WHERE outcome = 'measured'")
+            connection.execute("DELETE FROM prediction")
+            connection.execute("DELETE FROM cell WHERE NOT EXISTS (SELECT FROM review WHERE cell_id = cell.id)")
+            connection.execute("UPDATE run SET wbcd_version = 'next' WHERE reopened_at IS NOT NULL")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("DELETE FROM run")
 
 
 def test_a_reviewer_adds_by_psql_and_by_wbcd_and_every_row_is_chained(counted: SecureServer) -> None:
     by_hand = "INSERT INTO review (cell_id, reviewer, label) VALUES (1, 'bob', 'monocyte')"
     environment = {"PGPASSWORD": counted.passwords["bob"], "PATH": ""}
     psql = [str(programs_folder() / "psql"), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-c", by_hand, counted.login("bob")]
+    carol = counted.with_password(counted.login("carol"), "carol")
+    with Ledger.open(carol, create=False) as ledger:
+        before, labels = verification.heads(ledger)["review"].last_id, len(ledger.sample_labels())
     subprocess.run(psql, env=environment, check=True, capture_output=True)
     with Ledger.open(counted.with_password(counted.login("bob"), "bob"), create=False) as ledger:
         ledger.review(2, "bob", "b_lymphocyte")
         ledger.label_sample("S1", "monocyte", purity=0.9, by="bob")
         with pytest.raises(StoreError, match="permission denied"):
             ledger.event("note", "not his")
-        with pytest.raises(StoreError, match="permission denied"):
-            ledger.sample_labels()
+        assert [label.label for label in ledger.sample_labels("S1")][-1:] == ["monocyte"]
     with Ledger.open(counted.with_password(counted.login("carol"), "carol"), create=False) as ledger:
         found = [finding for table in CHAINED for finding in verification.check_chain(ledger, table)]
         assert found == []
-        assert verification.heads(ledger)["review"].last_id == 2
-        assert len(ledger.sample_labels()) == 1
+        assert verification.heads(ledger)["review"].last_id == before + 2
+        assert len(ledger.sample_labels()) == labels + 1
     with counted.connect("alice") as connection:
         assert connection.execute("SELECT source, COUNT(*) FROM cell_label GROUP BY source").fetchall() == [("review", 2)]
 
@@ -171,7 +320,7 @@ def test_the_daemon_does_not_migrate_and_says_what_to_do(counted: SecureServer) 
     with pytest.raises(StoreError, match=r"permission denied|must be owner"):
         downgrade(empty_daemon, "base")
     assert downgrade(empty_owner, "base") == "base"
-    assert upgrade(empty_owner) == "0002"
+    assert upgrade(empty_owner) == SCHEMA_REVISION
     with psycopg.connect(counted.url("empty"), autocommit=True) as connection:
         connection.execute(roles_sql())  # again, with the tables there: nothing changes
     with opened(empty_daemon) as ledger:

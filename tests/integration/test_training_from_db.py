@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from helpers_classification import SPEC, toy_cell
-from helpers_store import MODEL_ID, RECIPE, RECIPE_ID, opened
+from helpers_store import KEY, MODEL_ID, RECIPE, RECIPE_ID, opened
 
 from wbcd.classification.medium import medium_ri, noise_ri
 from wbcd.classification.preparation import delta_ri
 from wbcd.cli import cli
 from wbcd.errors import BadValue
 from wbcd.morphology import measure
-from wbcd.records import Acquisition, Check, Measured, MeasuredCell, Verdict
+from wbcd.records import Acquisition, Check, Measured, MeasuredCell, Rejected, Verdict
 from wbcd.simulation.microscope import INSTRUMENT_ID
 from wbcd.store import Ledger, write_tomogram
 from wbcd.store.volumes import tomogram_path
 from wbcd.training import dataset as sets
-from wbcd.training.fromdb import dataset_from_db, read_donors
+from wbcd.training.fromdb import dataset_from_db, plan, read_donors
 from wbcd.training.unknown import instrument_of
 
 REFUSED = Verdict((Check("cell_volume", 1.0, 30.0, "min", "fL"),))
@@ -42,6 +43,8 @@ def store_cell(
     keep: bool = True,
     refused: bool = False,
     instrument: str = INSTRUMENT_ID,
+    key: tuple[str, str] = KEY,
+    rejected: bool = False,
 ) -> None:
     """One acquisition of one cell, its tomogram kept or not."""
     content = hashlib.blake2b(f"{sample} {number}".encode(), digest_size=20).hexdigest()
@@ -63,7 +66,11 @@ def store_cell(
         1, 0, (0.0, 0.0, 0.0), verdict, measure(cell, RECIPE), None, tomogram_path=None if path is None else str(path)
     )
     ledger.begin(acquisition)
-    ledger.commit(Measured(acquisition, Verdict(), (made,)), RECIPE_ID, MODEL_ID)
+    failed = REFUSED.checks[0]
+    outcome = (
+        Rejected(acquisition, REFUSED, failed.code, "no", (made,)) if rejected else Measured(acquisition, Verdict(), (made,))
+    )
+    ledger.commit(outcome, *key)
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +253,54 @@ def test_no_label_and_a_lost_tomogram_are_named(stored: Path, tmp_path: Path) ->
     image.rename(tmp_path / "elsewhere")
     with pytest.raises(BadValue, match="cannot be used"):
         dataset_from_db(url(tmp_path), tmp_path / "f.zarr", spec=SPEC)
+
+
+NEXT = replace(RECIPE, morphology=replace(RECIPE.morphology, threshold_ri=RECIPE.morphology.threshold_ri + 1e-4))
+OTHER = "model@2"
+
+
+def test_the_cells_of_the_current_result_are_taken(tmp_path: Path) -> None:
+    """mono-1: 0 and 1 again under the next recipe, 2 not, 3 rejected there; mono-2: two models, the first one reviewed."""
+    with opened(str(tmp_path / "wbcd.db")) as ledger:
+        ledger.register(NEXT, OTHER, {})
+        for number in range(4):
+            store_cell(ledger, tmp_path, "mono-1", number)
+        for number in (0, 1):
+            store_cell(ledger, tmp_path, "mono-1", number, key=(NEXT.recipe_id, MODEL_ID))
+        store_cell(ledger, tmp_path, "mono-1", 3, key=(NEXT.recipe_id, MODEL_ID), rejected=True)
+        for number in (0, 1):
+            store_cell(ledger, tmp_path, "mono-2", number, key=(NEXT.recipe_id, MODEL_ID))
+            store_cell(ledger, tmp_path, "mono-2", number, key=(NEXT.recipe_id, OTHER))
+        for sample in ("mono-1", "mono-2"):
+            ledger.label_sample(sample, "monocyte", by="me")
+        ledger.review(1, "me", "myelocyte")  # of mono-1-0, under the first recipe
+        of_2 = [cell.cell_id for cell in ledger.cells(sample="mono-2")]
+        ledger.review(of_2[0], "me", "myelocyte")  # of mono-2-0, under the model before
+
+    def taken(recipe_id: str | None) -> tuple[list[tuple[str, str, str]], dict[str, int]]:
+        with Ledger.open(url(tmp_path)) as ledger:
+            chosen = plan(ledger, "sample", recipe_id=recipe_id)
+        return [(s.cell.path.rsplit("/", 1)[1], s.cell.model_id, s.given.label) for s in chosen.sources], dict(chosen.left_out)
+
+    with pytest.raises(BadValue, match="current results of the labelled cells are of 2 recipes") as caught:
+        taken(None)
+    assert "wbcd reprocess" in caught.value.advice
+    with opened(str(tmp_path / "wbcd.db")) as ledger:
+        store_cell(ledger, tmp_path, "mono-1", 2, key=(NEXT.recipe_id, MODEL_ID))
+    rows, left_out = taken(None)
+    assert sorted(rows) == [
+        ("mono-1-0.h5", MODEL_ID, "monocyte"),
+        ("mono-1-1.h5", MODEL_ID, "monocyte"),
+        ("mono-1-2.h5", MODEL_ID, "monocyte"),
+        ("mono-2-0.h5", MODEL_ID, "myelocyte"),
+        ("mono-2-1.h5", OTHER, "monocyte"),
+    ]
+    assert left_out["are of a result that is not current"] == 3
+    reviewed = "were reviewed in a result that is not current (review them again, or choose its recipe with --recipe)"
+    assert left_out[reviewed] == 1
+    rows, _ = taken(RECIPE_ID)
+    assert [row[0] for row in rows] == [f"mono-1-{number}.h5" for number in range(4)]
+    assert rows[0][2] == "myelocyte"
 
 
 # --- the verbs ------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from wbcd.report.counts import read_differential
 from wbcd.store import Ledger, chain, current_revision, downgrade, migrate, schema, upgrade
 from wbcd.store.chain import CHAINED, GENESIS
 from wbcd.store.urls import parse_url
-from wbcd.store.views import VIEWS, append_only_triggers, chain_triggers, result_guards
+from wbcd.store.views import VIEWS, append_only_triggers, chain_triggers, result_guards, views
 from wbcd.testing import make_measured
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def test_the_migrated_text_is_the_code_s_on_sqlite(tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'made.db'}")
     with engine.begin() as connection:
         schema.metadata.create_all(connection)
-        for statement in (*VIEWS.values(), *guards("sqlite")):
+        for statement in (*views("sqlite").values(), *guards("sqlite")):
             connection.execute(text(statement))
     engine.dispose()
 
@@ -208,7 +208,7 @@ def test_the_migrated_text_is_the_code_s_on_postgresql(postgres_url: str) -> Non
     engine = create_engine(parse_url(postgres_url).sqlalchemy_url)
     with engine.begin() as connection:
         schema.metadata.create_all(connection)
-        for statement in (*VIEWS.values(), *guards("postgresql")):
+        for statement in (*views("postgresql").values(), *guards("postgresql")):
             connection.exec_driver_sql(statement.replace("%", "%%"))
     engine.dispose()
     assert looking(postgres_url, views_and_guards) == migrated

@@ -1,8 +1,8 @@
 """After any history of processes, kills, models, limits, companions and retention: every volume that a row names exists,
 and, once a daemon has started again, no other does.
 
-The real ledger on SQLite, the real volumes, and what `wbcd process` calls for a file; a kill is an exception that nothing catches,
-at each place where the two could come apart.
+The real ledger on SQLite, the real volumes, and what `wbcd process` calls for a file; a kill is an exception that nothing
+catches, at each place where the two could come apart.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def test_every_line_is_of_the_format_and_every_sample_has_a_type(sqlite_ledger: 
             match = SAMPLE.fullmatch(line)
             assert match, line
             assert match[1] in typed
-    assert 'wbcd_acquisitions_total{outcome="rejected"} 1.0' in text
+    assert 'wbcd_acquisitions{outcome="rejected"} 1.0' in text
     assert 'wbcd_backlog_acquisitions{state="begun"} 1.0' in text
     assert r'sample="odd \"name\"\\\nof two lines"' in text
     assert "wbcd_intake_paused 0.0" in text

@@ -15,6 +15,7 @@ from wbcd.errors import StoreError
 from wbcd.morphology import find_cells
 from wbcd.recipe import Recipe
 from wbcd.records import Cell
+from wbcd.report import figures
 from wbcd.report.figures import VALUES, representative_cells, thumbnail_png, typical_rows
 
 RECIPE = Recipe()
@@ -141,3 +142,13 @@ def test_a_cell_of_another_crop_is_drawn_too() -> None:
     body = as_tomogram(sphere(4.0, shape=(40, 64, 96)))
     small = Cell(1, body.ri, body.ri > 1.35, (0.2, 0.1, 0.1), 1.337, (0.0, 0.0, 0.0))
     assert opened(thumbnail_png(small)).size == (96 + 2 + 80, 64 + 2 + 80)
+
+
+def test_a_card_names_the_cell_by_its_id_where_it_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(figures.ImageDraw.ImageDraw, "text", lambda self, at, words, *a, **k: drawn.append(words))
+    png = figures._png(figures.Image.new("L", (8, 8)))
+    figures.representative_cells([row("T", png, number=3, cell_id=1204)], tmp_path / "known.png")
+    assert "the only cell, sample donor-1, cell id 1204" in drawn
+    figures.representative_cells([row("T", png, number=3)], tmp_path / "unknown.png")
+    assert "the only cell, sample donor-1, cell 3 of its file" in drawn

@@ -20,6 +20,7 @@ VERBS = {
     "calibrate": ("wbcd.cli.calibrate", "calibrate", "Measure the instrument from a bead or an empty field; --store it."),
     "status": ("wbcd.cli.status", "status", "What the daemon does, and the counts so far."),
     "counts": ("wbcd.cli.status", "counts", "The differential count with 95 % confidence limits."),
+    "cells": ("wbcd.cli.cells", "cells", "Cells one by one, with the id that `wbcd review` wants."),
     "db": ("wbcd.cli.database", "db", "Make, upgrade and back up the database."),
     "verify": ("wbcd.cli.verify", "verify", "Check that what is stored still holds."),
     "retention": ("wbcd.cli.retention", "retention", "Remove old tomograms; rows stay."),

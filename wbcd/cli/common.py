@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from wbcd.config import Config
-from wbcd.errors import ConfigurationError, DeviceError, ModelError, SchemaMismatch, StoreError, WbcdError
+from wbcd.errors import ConfigurationError, DeviceError, ModelError, NotStored, SchemaMismatch, StoreError, WbcdError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,10 +72,17 @@ Examples:
   wbcd status
   wbcd status --watch
   wbcd status --json | jq .daemon.state
+  wbcd status --all
   wbcd status --prometheus > wbcd.prom""",
     "counts": """\b
-Example:
-  wbcd counts --sample donor-7 --json""",
+Examples:
+  wbcd counts --sample donor-7 --json
+  wbcd counts --all""",
+    "cells": """\b
+Examples:
+  wbcd cells --uncertain --limit 20
+  wbcd cells --sample donor-7 --label monocyte --pictures look
+  wbcd cells --all --csv > cells.csv""",
     "db": """\b
 Examples:
   wbcd db upgrade --db postgresql://wbcd_owner@localhost/wbcd
@@ -233,7 +240,9 @@ def exits() -> Iterator[None]:
 
 
 def exit_status(error: WbcdError) -> int:
-    """78 wrong configuration or another daemon there, 69 database away, 74 device lost, 70 anything else."""
+    """78 wrong configuration or another daemon there, 65 no such sample or cell, 69 database away, 74 device lost, 70 else."""
+    if isinstance(error, NotStored):
+        return EXIT_DATA
     if isinstance(error, (ConfigurationError, ModelError, SchemaMismatch)):
         return EXIT_CONFIG
     if isinstance(error, StoreError):

@@ -266,10 +266,10 @@ def _picture(places: Places) -> Path:
     from wbcd.store import Ledger
 
     with Ledger.open(places.url(), create=False) as ledger:
-        rows = [_row(cell) for cell in ledger.cells(with_thumbnails=True)]
+        rows = [_row(cell) for cell in ledger.cells(outcome="measured", current=True, with_thumbnails=True)]
     return representative_cells(rows, places.picture, simulated=True)
 
 
 def _row(cell: Any) -> dict[str, Any]:
-    names = ("sample", "number", "label", "counted_as", "probability", "thumbnail_png")
+    names = ("cell_id", "sample", "number", "label", "counted_as", "probability", "thumbnail_png")
     return {**{name: getattr(cell, name) for name in names}, **dataclasses.asdict(cell.morphology)}

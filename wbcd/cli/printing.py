@@ -9,19 +9,17 @@ Row = dict[str, Any]
 
 
 def counts_table(rows: Sequence[Row], title: str) -> Any:
-    """A rich table: label, n, percent and its 95 % limits; the sample too when there are several."""
+    """A rich table: sample, label, n, percent and its 95 % limits."""
     from rich.table import Table
 
-    several = len({row["sample"] for row in rows}) > 1
     table = Table(title=title, title_justify="left")
-    if several:
-        table.add_column("sample")
+    table.add_column("sample")
     table.add_column("class")
     for name in ("cells", "%", "95 % limits"):
         table.add_column(name, justify="right")
     for row in rows:
-        values = [row["label"], str(row["n"]), f"{100 * row['fraction']:.1f}", limits(row)]
-        table.add_row(*([row["sample"], *values] if several else values))
+        values = [row["sample"], row["label"], str(row["n"]), f"{100 * row['fraction']:.1f}", limits(row)]
+        table.add_row(*values)
     return table
 
 

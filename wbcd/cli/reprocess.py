@@ -23,8 +23,14 @@ OUTCOMES = ("measured", "rejected", "set_aside")
 @click.command(epilog=EXAMPLES["reprocess"])
 @click.option("--accurate", is_flag=True, help="Reconstruct with the multi-slice model (tens of seconds a cell).")
 @click.option("--sample", "samples", multiple=True, help="Only this sample; may be given again.")
-@click.option("--outcome", type=click.Choice(OUTCOMES), default="measured", show_default=True, help="Only what ended so.")
-@click.option("--dry-run", is_flag=True, help="Say what would be processed, and do nothing.")
+@click.option(
+    "--outcome",
+    type=click.Choice(OUTCOMES),
+    default="measured",
+    show_default=True,
+    help="Only what ends so by its current result.",
+)
+@click.option("--dry-run", is_flag=True, help="Say of each file what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line and acquisition.")
 @click.option("--keep-tomograms", is_flag=True, help="Keep each cell's RI volume as OME-Zarr in the output folder.")
 @site_options
@@ -40,7 +46,8 @@ def reprocess(
     """Process stored acquisitions again, as the configuration now says.
 
     Their source files are read once more: one that is gone, or whose content is not what was counted, is named and left
-    alone. What has an outcome under the recipe and the model asked for is left as it is, so that a broken-off run goes on.
+    alone. What has an outcome under the recipe and the model asked for is not processed again, so that a broken-off run
+    goes on; that outcome becomes the current one, which is counted.
 
     Exit status: 0; 2 wrong usage; 78 wrong configuration.
     """
@@ -71,7 +78,8 @@ def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool,
             if problem:
                 yield {"path": str(path), "outcome": None, "message": problem}
             elif dry_run:
-                yield {"path": str(path), "outcome": None, "message": f"{path} would be processed"}
+                message = _plan(ledger, path, content_id, config.recipe.recipe_id, stages.model_id)
+                yield {"path": str(path), "outcome": None, "message": message}
             else:
                 todo.append(path)
         once = ProcessOnce(config, stages, ledger, replace_changed=True)
@@ -83,13 +91,18 @@ def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool,
 
 
 def chosen(ledger: Ledger, samples: tuple[str, ...], outcome: str) -> list[tuple[Path, str]]:
-    """Path and content id of each acquisition that some recipe and model ended in ``outcome``, each once, oldest first."""
-    found = {
-        stored.content_id: Path(stored.path)
-        for stored in ledger.outcomes()
-        if stored.outcome == outcome and (not samples or stored.sample in samples)
-    }
-    return [(path, content_id) for content_id, path in found.items()]
+    """Path and content id of each acquisition whose current result is ``outcome``, each once, in the order of the store."""
+    return [(Path(run.path), run.content_id) for run in ledger.current(outcome) if not samples or run.sample in samples]
+
+
+def _plan(ledger: Ledger, path: Path, content_id: str, recipe_id: str, model_id: str) -> str:
+    """What a run would do, by the question that it asks itself."""
+    stored = ledger.known(content_id, recipe_id, model_id)
+    if stored is None:
+        return f"{path} would be processed"
+    held = f"{path} would be left as it is: it has its outcome under this recipe and model ({stored.outcome.replace('_', ' ')})"
+    (current,) = ledger.current(content_id=content_id)
+    return held if (current.recipe_id, current.model_id) == (recipe_id, model_id) else f"{held}, which would be the current one"
 
 
 def _problem(path: Path, content_id: str, identify: Any) -> str | None:

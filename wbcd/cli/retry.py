@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wbcd.cli.common import EXAMPLES, EXIT_DATA, echo, site_options, to_json
-from wbcd.errors import StoreError
+from wbcd.errors import NotStored
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -123,11 +123,11 @@ def move(
 
 
 def _chosen(ledger: Ledger, what: tuple[str, ...], source: str | None) -> dict[str, str]:
-    """Content id -> path of the acquisitions meant. Raises :class:`StoreError` for a name that means none."""
+    """Content id -> path of the acquisitions meant. Raises `NotStored` for a name that means none."""
     known = ledger.acquisitions(sample=source)
     if source is not None:
         if not known:
-            raise StoreError(f"There is no sample {source!r}.", action="Name a sample of `wbcd counts`.")
+            raise NotStored(f"There is no sample {source!r}.", action="Name a sample of `wbcd counts`.")
         return known
     by_path = {path: content_id for content_id, path in known.items()}
     chosen: dict[str, str] = {}
@@ -136,6 +136,6 @@ def _chosen(ledger: Ledger, what: tuple[str, ...], source: str | None) -> dict[s
         held = None if file is None else file.content_id
         content_id = next((one for one in (name, held, by_path.get(str(Path(name).absolute()))) if one in known), None)
         if content_id is None:
-            raise StoreError(f"{name} is no file or content id that was processed.", action="Name one of `wbcd cells --json`.")
+            raise NotStored(f"{name} is no file or content id that was processed.", action="Name one of `wbcd cells --json`.")
         chosen[content_id] = known[content_id]
     return chosen

@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--prometheus", is_flag=True, help="The database's figures as Prometheus text, once.")
 @click.option("--watch", is_flag=True, help="Show it again every second until interrupted.")
+@click.option("--all", "every", is_flag=True, help="Rows of every recipe and model; totals are of current results.")
 @site_options
-def status(config: Config, as_json: bool, prometheus: bool, watch: bool) -> None:
+def status(config: Config, as_json: bool, prometheus: bool, watch: bool, every: bool) -> None:
     """What the daemon does, and the counts so far."""
     if prometheus and (as_json or watch):
         raise click.UsageError("--prometheus goes with neither --json nor --watch")
-    show = _show_prometheus if prometheus else _show_json if as_json else _show
+    if prometheus:
+        _show_prometheus(config)
+        return
     if not watch:
-        show(config)
+        (_show_json if as_json else _show)(config, every)
         return
     try:
-        _watch(config, as_json=as_json)
+        _watch(config, as_json=as_json, every=every)
     except KeyboardInterrupt:
         return
 
@@ -37,18 +40,27 @@ def status(config: Config, as_json: bool, prometheus: bool, watch: bool) -> None
 @click.command(epilog=EXAMPLES["counts"])
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
 @click.option("--sample", help="Only this sample.")
+@click.option("--all", "every", is_flag=True, help="Every recipe and model, each by itself, not only the current results.")
 @site_options
-def counts(config: Config, as_json: bool, sample: str | None) -> None:
-    """The differential count with Wilson 95 % confidence limits, per sample, model and recipe."""
-    from wbcd.report.counts import read_differential
+def counts(config: Config, as_json: bool, sample: str | None, every: bool) -> None:
+    """The differential count with Wilson 95 % confidence limits, per sample, model and recipe.
 
-    rows = [row.as_dict() for row in read_differential(config.database_url(), sample)]
+    Of each acquisition the current result is counted: that of the recipe and the model which were asked for last.
+    """
+    from wbcd.report.counts import count_other_results, mixed_samples, read_differential
+
+    url = config.database_url()
+    found = read_differential(url, sample, every=every)
+    rows = [row.as_dict() for row in found]
     if as_json:
         click.echo(to_json(rows))
     elif not rows:
         click.echo("No cells are counted yet.")
     else:
         _print_counts(rows)
+    if not as_json and not every:
+        for line in other_lines(count_other_results(url, sample), mixed_samples(found), "wbcd counts --all"):
+            click.echo(line)
 
 
 def _print_counts(rows: list[dict[str, Any]]) -> None:
@@ -60,15 +72,29 @@ def _print_counts(rows: list[dict[str, Any]]) -> None:
         console.print(counts_table(chosen, f"model {model}, recipe {recipe}"))
 
 
-def collect(config: Config) -> dict[str, Any]:
-    """``daemon`` (its state file) and ``store`` (the database, or why it cannot be read) as one JSON-ready object."""
+def other_lines(results: int, mixed: list[str], verb: str) -> list[str]:
+    """What the shown counts leave out, and which of them are each of a part of a sample."""
+    out = [f"{results} results of other recipes or models are not counted here: {verb}"] if results else []
+    return out + [
+        f"sample {name} is counted in parts, by the recipe and model of each file; `wbcd reprocess` brings them together"
+        for name in mixed
+    ]
+
+
+def collect(config: Config, *, every: bool = False) -> dict[str, Any]:
+    """``daemon`` (its state file) and ``store`` (the database, or why it cannot be read) as one JSON-ready object.
+
+    ``every``: the rows of every recipe and model, not only of current results.
+    """
     from wbcd.daemon.state import read_state
-    from wbcd.report.counts import read_status
+    from wbcd.report.counts import mixed_samples, read_status
 
     state = read_state(config.output.dir)
     found: dict[str, Any] = {"daemon": {"state": state.state, "reason": state.reason, **_told(state.details)}}
     try:
-        found["store"] = read_status(config.database_url()).as_dict()
+        status = read_status(config.database_url(), every=every)
+        mixed = [] if every else mixed_samples(status.counts)
+        found["store"] = {**status.as_dict(), "all_results": every, "mixed_samples": mixed}
     except StoreError as error:  # the daemon's own word on why it waits must be shown all the more
         found["store"] = {"database": redact(config.database.url), "error": error.sentence()}
     return found
@@ -90,8 +116,8 @@ def _told(details: dict[str, Any] | None) -> dict[str, Any]:
     return {name: details[name] for name in wanted if name in details} if details else {}
 
 
-def _show_json(config: Config) -> None:
-    click.echo(to_json(collect(config)))
+def _show_json(config: Config, every: bool) -> None:
+    click.echo(to_json(collect(config, every=every)))
 
 
 def _show_prometheus(config: Config) -> None:
@@ -102,8 +128,8 @@ def _show_prometheus(config: Config) -> None:
     click.echo(prometheus_text(read_status(config.database_url())), nl=False)
 
 
-def _show(config: Config) -> None:
-    click.echo("\n".join(lines(collect(config))))
+def _show(config: Config, every: bool) -> None:
+    click.echo("\n".join(lines(collect(config, every=every))))
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -126,6 +152,9 @@ def _store_lines(store: dict[str, Any]) -> list[str]:
         f"cells      {store['cells']} counted, {store['cells_refused']} refused; {store['per_minute']:.1f} outcomes a minute"
     )
     out += [f"           {row['n']} {row['outcome'].replace('_', ' ')}: {row['reason']}" for row in store["rejections"]]
+    left_out = 0 if store["all_results"] else store["other_results"]
+    others = other_lines(left_out, store["mixed_samples"], "wbcd status --all")
+    out += [f"           {line}" for line in others]
     if store["changed_after_count"]:
         out.append(f"warning    {store['changed_after_count']} files were changed after they had been counted")
     if store["note"]:
@@ -140,16 +169,16 @@ def _store_lines(store: dict[str, Any]) -> list[str]:
     return out
 
 
-def _watch(config: Config, *, as_json: bool) -> None:
+def _watch(config: Config, *, as_json: bool, every: bool) -> None:
     console = quiet_console()
     if as_json or not console.is_terminal:
         while True:
-            (_show_json if as_json else _show)(config)
+            (_show_json if as_json else _show)(config, every)
             time.sleep(1.0)
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(Text("\n".join(lines(collect(config)))), refresh=True)
+            live.update(Text("\n".join(lines(collect(config, every=every)))), refresh=True)
             time.sleep(1.0)

@@ -283,7 +283,7 @@ def make(
 )
 @click.option("--classes", help="Only these labels, in this order: a,b,c.")
 @click.option("--donors", type=click.Path(exists=True, path_type=Path), help="CSV with the columns sample and donor.")
-@click.option("--recipe", help="Recipe id, where cells of several recipes are stored.")
+@click.option("--recipe", help="Recipe id, instead of each file's current one.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the splits.")
 @click.option("--measured/--simulated", default=None, help="What the cells are.  [default: as their files say]")
 @new_input_options

@@ -62,7 +62,6 @@ class Stages:
     not there; ``close`` ends what the stages hold (reader processes); ``judge_instrument``: drift against the stored
     calibration, where there is one."""
 
-
     look: Look
     identify: Identify
     read: Callable[[Acquisition], tuple[Acquisition, Payload]]

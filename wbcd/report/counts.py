@@ -35,6 +35,7 @@ _BY_LINEAGE: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 _OPEN_STATES: Final = ("waiting", "begun", "retried", "companion")
+_STREAMED_ROWS: Final = 2000
 _PAUSED, _RESUMED = "intake_paused", "intake_resumed"
 
 
@@ -105,8 +106,10 @@ class BacklogRow:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where the line stands, at one moment. Counts of runs are over all recipes and models.
+    """Where the line stands, at one moment. Totals are over current results (the view ``current_run``): an acquisition once.
 
+    ``other_results``: outcomes of other recipes or models, which are in no total; ``counts``, ``lineages``, ``rejections`` and
+    ``cell_rejections`` have them too where they were asked for.
     ``recipe`` and ``model`` are those of the last outcome. ``per_minute``: outcomes a minute over the last
     ``window_min``. ``note``: why intake is paused, or None.
     """
@@ -116,6 +119,7 @@ class Status:
     measured: int
     rejected: int
     set_aside: int
+    other_results: int
     cells: int
     cells_refused: int
     unclassified: int
@@ -150,20 +154,38 @@ class Status:
         return {**plain, "outcomes": self.outcomes, "open": self.open}
 
 
-def read_differential(url: str | Path, sample: str | None = None) -> list[CountRow]:
+def read_differential(url: str | Path, sample: str | None = None, *, every: bool = False) -> list[CountRow]:
     """The differential of one sample or of all, a row a label, in the order of :data:`wbcd.records.LINEAGE`, unclassified last.
 
+    Of current results, so that no cell is in two rows; with ``every`` of every recipe and model, each by itself.
     Raises :class:`DatabaseUnavailable` (no such database, no answer) and :class:`SchemaMismatch`.
     """
     with _reading(url) as database:
-        return _differential(database, sample)
+        return _differential(database, sample, every=every)
 
 
-def read_status(url: str | Path, *, now: dt.datetime | None = None) -> Status:
-    """Everything that `wbcd status` shows, from one snapshot. Raises as :func:`read_differential`."""
+def read_status(url: str | Path, *, now: dt.datetime | None = None, every: bool = False) -> Status:
+    """Everything that `wbcd status` shows, from one snapshot; ``every``: the rows of every recipe and model, see Status.
+
+    Raises as :func:`read_differential`.
+    """
     read_at = dt.datetime.now(dt.UTC) if now is None else now
     with _reading(url) as database:
-        return _status(database, read_at)
+        return _status(database, read_at, every=every)
+
+
+def count_other_results(url: str | Path, sample: str | None = None) -> int:
+    """Outcomes, of one sample or of all, that are not current: of other recipes or models. Raises likewise."""
+    with _reading(url) as database:
+        return _other_results(database, sample)
+
+
+def mixed_samples(counts: Iterable[CountRow]) -> list[str]:
+    """Samples whose current results are of several recipes or models: their fractions are each of a part of the sample."""
+    keys: dict[str, set[tuple[str, str]]] = {}
+    for row in counts:
+        keys.setdefault(row.sample, set()).add((row.model, row.recipe))
+    return [sample for sample, theirs in keys.items() if len(theirs) > 1]
 
 
 def lineage_counts(counts: Iterable[CountRow]) -> list[CountRow]:
@@ -197,6 +219,7 @@ class _Database(Protocol):
     target: Target
 
     def rows(self, query: str, *parameters: object) -> list[dict[str, Any]]: ...
+    def stream(self, query: str, *parameters: object) -> Iterator[dict[str, Any]]: ...
     def time(self, moment: dt.datetime) -> object: ...
 
 
@@ -206,7 +229,10 @@ class _Sqlite:
         self._connection = connection
 
     def rows(self, query: str, *parameters: object) -> list[dict[str, Any]]:
-        return [dict(row) for row in self._connection.execute(query, parameters)]
+        return list(self.stream(query, *parameters))
+
+    def stream(self, query: str, *parameters: object) -> Iterator[dict[str, Any]]:
+        return (dict(row) for row in self._connection.execute(query, parameters))
 
     def time(self, moment: dt.datetime) -> object:
         return moment.astimezone(dt.UTC).strftime(UTC_TEXT)
@@ -221,6 +247,15 @@ class _Postgres:
         cursor = self._connection.execute(query.replace("?", "%s"), parameters)
         names = [column.name for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def stream(self, query: str, *parameters: object) -> Iterator[dict[str, Any]]:
+        # A cursor on the server: the driver would else fetch everything before it gives the first row.
+        with self._connection.cursor(name="wbcd_stream") as cursor:
+            cursor.itersize = _STREAMED_ROWS
+            cursor.execute(query.replace("?", "%s"), parameters)
+            names = [column.name for column in cursor.description]
+            for row in cursor:
+                yield dict(zip(names, row, strict=True))
 
     def time(self, moment: dt.datetime) -> object:
         return moment
@@ -279,10 +314,11 @@ def _open_postgres(target: Target) -> Iterator[Any]:
 # --- the figures ------------------------------------------------------------------------------------
 
 
-def _differential(database: _Database, sample: str | None) -> list[CountRow]:
+def _differential(database: _Database, sample: str | None, *, every: bool) -> list[CountRow]:
+    view = "differential_count" if every else "current_count"
     where, parameters = ("", ()) if sample is None else (" WHERE sample = ?", (sample,))
     columns = ", ".join(field.name for field in dataclasses.fields(CountRow))
-    found = [CountRow(**row) for row in database.rows(f"SELECT {columns} FROM differential_count{where}", *parameters)]
+    found = [CountRow(**row) for row in database.rows(f"SELECT {columns} FROM {view}{where}", *parameters)]
     return sorted(found, key=_reading_order)
 
 
@@ -298,10 +334,12 @@ def _summed(rows: Sequence[CountRow], lineage: str, labels: tuple[str, ...]) -> 
     return dataclasses.replace(rows[0], label=lineage, n=n, fraction=n / total, ci_low=low, ci_high=high)
 
 
-def _status(database: _Database, read_at: dt.datetime) -> Status:
-    counts = _differential(database, None)
-    outcomes = {row["outcome"]: row["n"] for row in database.rows("SELECT outcome, COUNT(*) AS n FROM run GROUP BY outcome")}
-    cells = {bool(row["accepted"]): row["n"] for row in database.rows(_CELLS)}
+def _status(database: _Database, read_at: dt.datetime, *, every: bool) -> Status:
+    current = _differential(database, None, every=False)
+    counts = _differential(database, None, every=True) if every else current
+    outcomes = {row["outcome"]: row["n"] for row in database.rows(_OUTCOMES)}
+    cells = database.rows(_CELLS)
+    refused = [CellRejectionRow(r["sample"], r["model"], r["recipe"], r["reason"], r["n"]) for r in cells if not r["accepted"]]
     last = _first(database, _LAST_RUN)
     window_outcomes, per_minute = _throughput(database, read_at)
     return Status(
@@ -310,17 +348,18 @@ def _status(database: _Database, read_at: dt.datetime) -> Status:
         measured=outcomes.get("measured", 0),
         rejected=outcomes.get("rejected", 0),
         set_aside=outcomes.get("set_aside", 0),
-        cells=cells.get(True, 0),
-        cells_refused=cells.get(False, 0),
-        unclassified=sum(row.n for row in counts if row.label == UNCLASSIFIED),
+        other_results=_other_results(database, None),
+        cells=sum(row["n"] for row in cells if row["accepted"]),
+        cells_refused=sum(row.n for row in refused),
+        unclassified=sum(row.n for row in current if row.label == UNCLASSIFIED),
         backlog=_backlog(database),
-        rejections=tuple(RejectionRow(**row) for row in database.rows(_REJECTIONS)),
-        cell_rejections=tuple(CellRejectionRow(**row) for row in database.rows(_CELL_REJECTIONS)),
+        rejections=tuple(RejectionRow(**row) for row in database.rows(_EVERY_REJECTION if every else _REJECTIONS)),
+        cell_rejections=tuple([CellRejectionRow(**row) for row in database.rows(_EVERY_CELL_REJECTION)] if every else refused),
         counts=tuple(counts),
         lineages=tuple(lineage_counts(counts)),
-        recipe=last.get("recipe_id"),
-        model=last.get("model_id"),
-        simulated_model=bool(last["simulated"]) if last else None,
+        recipe=last.get("recipe"),
+        model=last.get("model"),
+        simulated_model=bool(last["simulated_model"]) if last else None,
         last_outcome_at=_moment(last.get("finished_at")),
         window_min=WINDOW_MIN,
         window_outcomes=window_outcomes,
@@ -330,20 +369,29 @@ def _status(database: _Database, read_at: dt.datetime) -> Status:
     )
 
 
-_CELLS: Final = "SELECT accepted, COUNT(*) AS n FROM cell WHERE time_index = 0 GROUP BY accepted"
+# Views alone, no table: a login in wbcd_reader may read nothing else.
+_OUTCOMES: Final = "SELECT outcome, COUNT(*) AS n FROM current_run GROUP BY outcome"
 _LAST_RUN: Final = (
-    "SELECT run.recipe_id, run.model_id, run.finished_at, model.simulated FROM run JOIN model ON model.id = run.model_id "
-    "ORDER BY run.finished_at DESC, run.id DESC LIMIT 1"
+    "SELECT recipe, model, sample, finished_at, simulated_model FROM run_result ORDER BY finished_at DESC, run_id DESC LIMIT 1"
 )
+_OTHERS: Final = "SELECT COUNT(*) AS n FROM run_result WHERE NOT is_current"
+_ORDER: Final = "ORDER BY n DESC, reason, sample, model, recipe"
 _REJECTIONS: Final = (
-    "SELECT sample, model, recipe, outcome, reason, n FROM rejection_count ORDER BY n DESC, reason, sample, model, recipe"
+    "SELECT sample, model, recipe, outcome, reason, COUNT(*) AS n FROM run_result WHERE outcome <> 'measured' AND is_current "
+    f"GROUP BY sample, model, recipe, outcome, reason {_ORDER}"
 )
-_CELL_REJECTIONS: Final = (
-    "SELECT sample, model, recipe, reason, n FROM cell_rejection_count ORDER BY n DESC, reason, sample, model, recipe"
-)
-_WINDOW: Final = "SELECT COUNT(*) AS n, MIN(finished_at) AS first FROM run WHERE finished_at > ?"
-_CHANGED: Final = "SELECT COUNT(*) AS n FROM event WHERE kind = 'changed_after_count'"
-_LAST_PAUSE: Final = "SELECT kind, message FROM event WHERE kind IN (?, ?) ORDER BY id DESC LIMIT 1"
+_EVERY_REJECTION: Final = f"SELECT sample, model, recipe, outcome, reason, n FROM rejection_count {_ORDER}"
+_CELLS: Final = f"SELECT sample, model, recipe, accepted, reason, n FROM current_cell_count {_ORDER}"
+_EVERY_CELL_REJECTION: Final = f"SELECT sample, model, recipe, reason, n FROM cell_rejection_count {_ORDER}"
+_WINDOW: Final = "SELECT COUNT(*) AS n, MIN(finished_at) AS first FROM run_result WHERE finished_at > ?"
+_CHANGED: Final = "SELECT COUNT(*) AS n FROM journal WHERE kind = 'changed_after_count'"
+_LAST_PAUSE: Final = "SELECT kind, message FROM journal WHERE kind IN (?, ?) ORDER BY event_id DESC LIMIT 1"
+
+
+def _other_results(database: _Database, sample: str | None) -> int:
+    if sample is None:
+        return int(_first(database, _OTHERS)["n"])
+    return int(_first(database, f"{_OTHERS} AND sample = ?", sample)["n"])
 
 
 def _first(database: _Database, query: str, *parameters: object) -> dict[str, Any]:

@@ -153,6 +153,27 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def labelled_picture(png: bytes, path: Path, *, cell_id: int, sample: str, said: str) -> Path:
+    """Write a stored thumbnail with the cell's id below it, which `wbcd review` wants, its sample and what it was counted as.
+
+    Bytes that are no picture give a frame with the words alone. Raises StoreError when ``path`` cannot be written.
+    """
+    try:
+        with Image.open(io.BytesIO(png)) as picture:
+            colours = picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError):  # pillow's words for bytes that are no PNG
+        colours = Image.new("RGB", (300, 300), CARD)
+    width = max(colours.width, 300)
+    sheet = Image.new("RGB", (width, colours.height + 44), BACKGROUND)
+    sheet.paste(colours, ((width - colours.width) // 2, 0))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((8, colours.height + 6), f"cell id {cell_id}", fill=INK, font=_font(16))
+    draw.text((width - 8, colours.height + 8), _short(said, 22), fill=ACCENT, font=_font(14), anchor="ra")
+    draw.text((8, colours.height + 26), f"sample {_short(sample, 36)}", fill=MUTED, font=_font(13))
+    _write(path, _png(sheet))
+    return path
+
+
 # --- representative cells ----------------------------------------------------------------------
 
 BACKGROUND, CARD, INK, MUTED, ACCENT = "#0b0a12", "#15131f", "#f4f1ea", "#9a95a8", "#fd9668"
@@ -174,7 +195,7 @@ def representative_cells(rows: Iterable[Mapping[str, Any]], path: Path, *, simul
     """Write a PNG that shows, for each class, the cell nearest to the class's medians, with the six values beside them.
 
     ``rows``: one mapping a cell with the columns of the database: ``label``, ``probability``, ``thumbnail_png`` and the six
-    parameters; ``sample``, ``number``, ``counted_as`` where known. Rows without a label or a thumbnail, counted as
+    parameters; ``cell_id``, ``sample``, ``number``, ``counted_as`` where known. Rows without a label or a thumbnail, counted as
     something else, or with a value that is not finite, are passed over. ``simulated``: say so in the picture.
 
     Raises StoreError (NoSpace on a full disk) when ``path`` cannot be written.
@@ -254,12 +275,14 @@ def _probability(value: float) -> str:
 
 
 def _source(typical: _Typical) -> str:
-    sample, number = typical.row.get("sample"), typical.row.get("number")
+    sample, number, cell_id = (typical.row.get(name) for name in ("sample", "number", "cell_id"))
     parts = [f"one of {typical.count} cells" if typical.count > 1 else "the only cell"]
     if sample:
         parts.append(f"sample {_short(str(sample), 22)}")
-    if number is not None:
-        parts.append(f"cell {number}")
+    if cell_id is not None:  # the id in the database, which `wbcd review` wants
+        parts.append(f"cell id {cell_id}")
+    elif number is not None:
+        parts.append(f"cell {number} of its file")
     return ", ".join(parts)
 
 

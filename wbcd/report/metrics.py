@@ -32,9 +32,12 @@ def prometheus_text(status: Status) -> str:
 def _families(status: Status) -> Iterable[_Family]:
     yield _one("wbcd_info", "gauge", "Version, and the recipe and model of the last outcome.", 1, _info(status))
     outcomes = {"measured": status.measured, "rejected": status.rejected, "set_aside": status.set_aside}
-    yield _by("wbcd_acquisitions_total", "counter", "Acquisitions by outcome.", "outcome", outcomes)
+    # Gauges: when an acquisition is processed again its current result moves from one outcome to another.
+    yield _by("wbcd_acquisitions", "gauge", "Acquisitions by the outcome of their current result.", "outcome", outcomes)
+    others = float(status.other_results)
+    yield _one("wbcd_other_results", "gauge", "Outcomes of other recipes or models, in no other figure here.", others)
     verdicts = {"accepted": status.cells, "refused": status.cells_refused}
-    yield _by("wbcd_cells_total", "counter", "Cells by the verdict on them.", "verdict", verdicts)
+    yield _by("wbcd_cells", "gauge", "Cells of current results by the verdict on them.", "verdict", verdicts)
     yield _rejections(status)
     backlog = {row.state: row.n for row in status.backlog}
     yield _by("wbcd_backlog_acquisitions", "gauge", "Acquisitions without an outcome.", "state", backlog)
@@ -65,7 +68,7 @@ def _rejections(status: Status) -> _Family:
         ({"sample": r.sample, "model": r.model, "recipe": r.recipe, "outcome": r.outcome, "reason": r.reason}, float(r.n))
         for r in status.rejections
     )
-    return _Family("wbcd_rejections_total", "counter", "Acquisitions that gave no count, by reason.", samples)
+    return _Family("wbcd_rejections", "gauge", "Acquisitions that gave no count, by reason.", samples)
 
 
 def _differential(counts: Iterable[CountRow]) -> Iterable[_Family]:

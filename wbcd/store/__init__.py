@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wbcd.store.ledger import Ledger
     from wbcd.store.migrate import current_revision, downgrade, upgrade
-    from wbcd.store.rows import CellLabel, Health, SampleLabel, StoredCell, StoredOutcome, Unfinished
+    from wbcd.store.rows import CellLabel, CurrentRun, Health, SampleLabel, StoredCell, StoredOutcome, Unfinished
     from wbcd.store.volumes import clean_stale, read_tomogram, write_tomogram
 
 __all__ = [
     "CellLabel",
+    "CurrentRun",
     "Health",
     "Ledger",
     "SampleLabel",
@@ -32,6 +33,7 @@ __all__ = [
 
 _HOMES = {
     "CellLabel": "rows",
+    "CurrentRun": "rows",
     "Health": "rows",
     "Ledger": "ledger",
     "SampleLabel": "rows",

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, func, or_, select, text, union, update
+from sqlalchemy import Connection, Engine, Table, func, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from wbcd import __version__
@@ -32,7 +32,17 @@ from wbcd.records import NAME, NAME_RULE, Acquisition, MeasuredCell, Outcome
 from wbcd.store import chain, outcomes, queries, rows, schema, sources
 from wbcd.store.engine import READ_ONLY, Retry, WriterLock, make_engine
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
-from wbcd.store.rows import CellLabel, Health, SampleLabel, SetAsideRow, SourceFile, StoredCell, StoredOutcome, Unfinished
+from wbcd.store.rows import (
+    CellLabel,
+    CurrentRun,
+    Health,
+    SampleLabel,
+    SetAsideRow,
+    SourceFile,
+    StoredCell,
+    StoredOutcome,
+    Unfinished,
+)
 from wbcd.store.urls import Target, parse_url
 
 T = TypeVar("T")
@@ -466,6 +476,19 @@ class Ledger:
 
         return _pages(page)
 
+    def current(self, outcome: str | None = None, *, content_id: str | None = None) -> Iterator[CurrentRun]:
+        """The current result of each acquisition (the view ``current_run``), in the order of the store; flat memory.
+
+        ``outcome``, ``content_id``: only of these.
+        """
+        query = queries.current_runs(outcome, content_id)
+
+        def page(after: int) -> list[tuple[int, CurrentRun]]:
+            limited = query.where(schema.run.c.id > after).limit(PAGE_ROWS)
+            return self._read(lambda connection: [(row.run_id, CurrentRun(*row[1:])) for row in connection.execute(limited)])
+
+        return _pages(page)
+
     def cells(
         self,
         *,
@@ -473,17 +496,25 @@ class Ledger:
         recipe_id: str | None = None,
         model_id: str | None = None,
         accepted: bool | None = True,
+        outcome: str | None = None,
+        current: bool = False,
         with_thumbnails: bool = False,
     ) -> Iterator[StoredCell]:
-        """Cells in the order in which they were stored; ``accepted`` None gives the refused ones as well. Flat memory."""
+        """Cells in the order in which they were stored; ``accepted`` None gives the refused ones as well. Flat memory.
+
+        ``outcome``: only those of acquisitions that ended so. ``current``: only those of current results, one for each cell of
+        an acquisition (and time point).
+        """
         query = queries.cells(with_thumbnails=with_thumbnails)
         wanted: list[tuple[Any, Any]] = [
             (schema.sample.c.name, sample),
             (schema.run.c.recipe_id, recipe_id),
             (schema.run.c.model_id, model_id),
             (schema.cell.c.accepted, accepted),
+            (schema.run.c.outcome, outcome),
         ]
         query = query.where(*(column == value for column, value in wanted if value is not None))
+        query = query.where(queries.is_current()) if current else query
 
         def page(after: int) -> list[tuple[int, StoredCell]]:
             limited = query.where(schema.cell.c.id > after).limit(PAGE_ROWS)
@@ -495,26 +526,12 @@ class Ledger:
 
     def sample_labels(self, sample: str | None = None) -> list[SampleLabel]:
         """Every label ever given to one sample or to all, oldest first; the newest of a sample holds."""
-        table, name = schema.sample_label.c, schema.sample.c.name
-        query = (
-            select(table.id, name, table.label, table.purity, table.labelled_by, table.note, table.at)
-            .join(schema.sample, schema.sample.c.id == table.sample_id)
-            .order_by(table.id)
-        )
-        query = query if sample is None else query.where(name == rows.clean_text(sample))
+        query = queries.sample_labels(None if sample is None else rows.clean_text(sample))
         return self._read(lambda connection: [SampleLabel(*row) for row in connection.execute(query)])
 
     def classes_named(self) -> set[str]:
         """Every class that a sample's label or a review has named so far, and those of the models that were at work."""
-        query = union(*(select(t.c.label) for t in (schema.sample_label, schema.review)))
-        cards = select(schema.model.c.card)
-
-        def ask(connection: Connection) -> set[str]:
-            sections = (card.get("wbcd") for card in connection.scalars(cards))
-            of_models = {str(c) for section in sections if isinstance(section, dict) for c in section.get("classes") or ()}
-            return set(connection.scalars(query)) | of_models
-
-        return self._read(ask)
+        return self._read(lambda connection: set(connection.scalars(queries.classes())))
 
     def cell_labels(self, sample: str | None = None) -> dict[int, CellLabel]:
         """The label that holds of each accepted cell that has one, by cell id, of one sample or of all (one dictionary)."""

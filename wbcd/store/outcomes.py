@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Table, and_, delete, exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wbcd import __version__
-from wbcd.errors import SameAcquisition, StoreError
+from wbcd.errors import NotStored, SameAcquisition
 from wbcd.records import Acquisition, Measured, MeasuredCell, Outcome, SetAside, SourceFormat
 from wbcd.store import chain, queries, rows, schema
 
@@ -387,13 +387,13 @@ def retire_unread(connection: Connection, content_id: str, now: dt.datetime, hos
 def move_sample(
     connection: Connection, content_ids: Sequence[str], to: str, now: dt.datetime, by: str, note: str | None
 ) -> int:
-    """Assign acquisitions to a sample, each move in the journal. Raises :class:`StoreError` for a content that is not there."""
+    """Assign acquisitions to a sample, each move in the journal. Raises `NotStored` for a content that is not there."""
     table, sample = schema.acquisition, schema.sample
     target, moved = sample_key(connection, to, now), 0
     for content_id in content_ids:
         found = _lock_acquisition(connection, content_id)
         if found is None:
-            raise StoreError(
+            raise NotStored(
                 f"There is no acquisition {content_id!r}.", action="Name a file or a content id that was processed."
             )
         if found.sample_id == target:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, column, select, table
+from sqlalchemy import ColumnElement, Select, and_, column, exists, func, or_, select, table
 
 from wbcd.store import schema
 
@@ -37,6 +37,37 @@ def runs(content_id: str | None = None, recipe_id: str | None = None, model_id: 
         .order_by(run.id)
     )
     wanted = ((acquisition.content_id, content_id), (run.recipe_id, recipe_id), (run.model_id, model_id))
+    return query.where(*(column == value for column, value in wanted if value is not None))
+
+
+def is_current() -> ColumnElement[bool]:
+    """Of a row of ``run``: is it the current result of its acquisition? As the view ``current_run`` says it."""
+    run, other = schema.run, schema.run.alias("other")
+    ours, theirs = (func.coalesce(t.c.asked_at, t.c.finished_at) for t in (run, other))
+    later = or_(theirs > ours, and_(theirs == ours, other.c.id > run.c.id))
+    return ~exists().where(other.c.acquisition_id == run.c.acquisition_id, later).correlate(run)
+
+
+def current_runs(outcome: str | None = None, content_id: str | None = None) -> Select[Any]:
+    """Current results, as stored: the run's id, then what :class:`wbcd.store.rows.CurrentRun` holds."""
+    run, acquisition, sample = schema.run.c, schema.acquisition.c, schema.sample.c
+    query = (
+        select(
+            run.id.label("run_id"),
+            acquisition.content_id,
+            acquisition.path,
+            sample.name,
+            run.recipe_id,
+            run.model_id,
+            run.outcome,
+        )
+        .select_from(schema.run)
+        .join(schema.acquisition, acquisition.id == run.acquisition_id)
+        .join(schema.sample, sample.id == acquisition.sample_id)
+        .where(is_current())
+        .order_by(run.id)
+    )
+    wanted = ((run.outcome, outcome), (acquisition.content_id, content_id))
     return query.where(*(column == value for column, value in wanted if value is not None))
 
 
@@ -114,3 +145,16 @@ def cell_labels(sample: str | None = None) -> Select[Any]:
         .join(schema.sample, schema.sample.c.id == acquisition.c.sample_id)
         .where(schema.sample.c.name == sample)
     )
+
+
+def sample_labels(sample: str | None = None) -> Select[Any]:
+    """Rows of the view ``labelled_sample``, oldest first: a reviewer may read it, and not the table."""
+    names = ("label_id", "sample", "label", "purity", "labelled_by", "note")
+    view = table("labelled_sample", *map(column, names), column("at", schema.UtcTime()))
+    query = select(*view.c).order_by(view.c.label_id)
+    return query if sample is None else query.where(view.c.sample == sample)
+
+
+def classes() -> Select[Any]:
+    """Names in the view ``known_class``."""
+    return select(table("known_class", column("label")).c.label).distinct()

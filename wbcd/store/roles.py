@@ -1,10 +1,10 @@
 """Least privilege on PostgreSQL: who may do what, and the SQL that makes it so.
 
     wbcd_owner      owns the schema and migrates it (`wbcd db upgrade`); no daemon logs in with it
-    wbcd_daemon     stores outcomes and keeps its own books; a result is replaced only where its outcome was opened again
-    wbcd_reader     reads the views, nothing else
-    wbcd_reviewer   reads the views, adds reviews and labels of samples; sees no other person's
-    wbcd_auditor    reads everything: `wbcd verify`, `wbcd status`, exports, pg_dump
+    wbcd_daemon     stores outcomes: inserts, and updates its own book-keeping; a result that was opened again it replaces
+    wbcd_reader     reads the views, no table: `wbcd status`, `wbcd counts`, `wbcd cells`
+    wbcd_reviewer   the same, and adds reviews and labels of samples: `wbcd review`, `wbcd label`
+    wbcd_auditor    reads everything: `wbcd verify`, exports, training sets, pg_dump
 
 People and further daemons get a login of their own in one of these roles:
 CREATE ROLE alice LOGIN PASSWORD '...' IN ROLE wbcd_reader.
@@ -17,7 +17,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from wbcd.store.views import VIEWS
+from wbcd.store.views import VIEW_NAMES
 
 OWNER: Final = "wbcd_owner"
 ROLES: Final[Mapping[str, str]] = {
@@ -32,28 +32,28 @@ _NUMBERED: Final = ("sample", "acquisition", "run", "cell", "prediction", "event
 """Tables whose ids come from a sequence."""
 
 _SEQUENCES: Final = tuple(f"{name}_id_seq" for name in _NUMBERED)
-_VIEWS: Final = tuple(VIEWS)
 _TABLES: Final = (*_NUMBERED, "recipe", "model", "source_file", "audit_head", "alembic_version")
 
 GRANTS: Final[Mapping[str, Sequence[tuple[str, tuple[str, ...]]]]] = {
     "wbcd_daemon": (
-        ("SELECT", (*_VIEWS, *_TABLES)),
+        ("SELECT", (*VIEW_NAMES, *_TABLES)),
         ("INSERT", ("sample", "recipe", "model", "acquisition", "run", "cell", "prediction", "event", "source_file")),
-        # Of run: opening an outcome again, and replacing it then; the database refuses both verbs for one that stands
-        # (wbcd.store.views.result_guards), so the daemon's rights over results end where its outcome was not opened again.
+        # Of `run`: when it was asked for, and that it is opened again. A trigger keeps what it found, until it is opened again.
         ("UPDATE", ("acquisition", "source_file", "run")),
-        # A note of which path holds which content, no result: no row refers to it. What leaves the folder must leave the table
-        # (Ledger.gone), else it stands in the view `backlog` as waiting for ever.
+        # `source_file` is a note of which path holds which content, no result: what leaves the folder must leave the table
+        # (Ledger.gone), else it stands in the view `backlog` as waiting for ever. Of the others triggers and references keep
+        # every row but those of a result that is opened again.
         ("DELETE", ("source_file", "acquisition", "run", "cell", "prediction")),
     ),
-    "wbcd_reader": (("SELECT", _VIEWS),),
+    # The revision is what `wbcd db current` and every opening of the database ask for first.
+    "wbcd_reader": (("SELECT", (*VIEW_NAMES, "alembic_version")),),
     "wbcd_reviewer": (
-        ("SELECT", (*_VIEWS, "alembic_version")),
+        ("SELECT", (*VIEW_NAMES, "alembic_version")),
         ("SELECT (id, name)", ("sample",)),  # to find the sample that is labelled
         # `wbcd label` is a person's word, as `wbcd review` is, on all cells of a sorted sample; both append-only and chained.
         ("INSERT", ("review", "sample_label")),
     ),
-    "wbcd_auditor": (("SELECT", (*_VIEWS, *_TABLES, *_SEQUENCES)),),  # pg_dump reads the sequences too
+    "wbcd_auditor": (("SELECT", (*VIEW_NAMES, *_TABLES, *_SEQUENCES)),),  # pg_dump reads the sequences too
 }
 
 

@@ -75,6 +75,18 @@ class StoredOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class CurrentRun:
+    """One row of the view ``current_run``: the result that was asked for last of the acquisition ``content_id``."""
+
+    content_id: str
+    path: str
+    sample: str
+    recipe_id: str
+    model_id: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unfinished:
     """An acquisition that was begun ``tries`` times and has no outcome since."""
 

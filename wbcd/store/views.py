@@ -98,23 +98,72 @@ SELECT 'companion', COUNT(*), MIN(acquisition.begun_at), 0
 FROM acquisition WHERE acquisition.waits_for IS NOT NULL
 """
 
-CURRENT_RUN: Final = """
+_IS_CURRENT: Final = """NOT EXISTS (
+  SELECT 1 FROM run AS other
+  WHERE other.acquisition_id = run.acquisition_id
+    AND (COALESCE(other.asked_at, other.finished_at) > COALESCE(run.asked_at, run.finished_at)
+         OR (COALESCE(other.asked_at, other.finished_at) = COALESCE(run.asked_at, run.finished_at) AND other.id > run.id))
+)"""
+"""Of one acquisition the result that was asked for last. One whose asking nobody wrote down was asked for when it was made."""
+
+CURRENT_RUN: Final = f"""
 CREATE VIEW current_run AS
 SELECT run.id AS run_id, run.acquisition_id AS acquisition_id, run.recipe_id AS recipe, run.model_id AS model,
        run.outcome AS outcome
 FROM run
-WHERE NOT EXISTS (
-  SELECT 1 FROM run AS other
-  WHERE other.acquisition_id = run.acquisition_id
-    AND (other.asked_at > run.asked_at OR (other.asked_at = run.asked_at AND other.id > run.id))
-)
+WHERE {_IS_CURRENT}
 """
 """The one result that holds of each acquisition: that of the recipe and the model which were asked for last."""
 
-CELL_RESULT: Final = """
+CURRENT_COUNT: Final = DIFFERENTIAL_COUNT.replace("VIEW differential_count", "VIEW current_count").replace(
+    "WHERE run.outcome = 'measured'", f"WHERE run.outcome = 'measured' AND {_IS_CURRENT}"
+)
+"""As ``differential_count``, of current results alone: no acquisition is in two rows of one class."""
+
+CURRENT_CELL_COUNT: Final = """
+CREATE VIEW current_cell_count AS
+SELECT sample.name AS sample, counted.model AS model, counted.recipe AS recipe, counted.accepted AS accepted,
+       counted.reason AS reason, counted.n AS n
+FROM (
+  SELECT acquisition.sample_id AS sample_id, current_run.model AS model, current_run.recipe AS recipe,
+         cell.accepted AS accepted, CAST(NULL AS TEXT) AS reason, COUNT(*) AS n
+  FROM current_run
+  JOIN acquisition ON acquisition.id = current_run.acquisition_id
+  JOIN cell ON cell.run_id = current_run.run_id AND cell.accepted AND cell.time_index = 0
+  WHERE current_run.outcome = 'measured'
+  GROUP BY acquisition.sample_id, current_run.model, current_run.recipe, cell.accepted
+  UNION ALL
+  SELECT acquisition.sample_id, current_run.model, current_run.recipe, cell.accepted, cell.reason, COUNT(*)
+  FROM current_run
+  JOIN acquisition ON acquisition.id = current_run.acquisition_id
+  JOIN cell ON cell.run_id = current_run.run_id AND NOT cell.accepted AND cell.time_index = 0
+  GROUP BY acquisition.sample_id, current_run.model, current_run.recipe, cell.accepted, cell.reason
+) AS counted
+JOIN sample ON sample.id = counted.sample_id
+"""
+"""Cells of current results, of the first time point: those that count (accepted, of a measured acquisition; ``reason`` is NULL)
+and those that were refused, by reason."""
+
+RUN_RESULT: Final = f"""
+CREATE VIEW run_result AS
+SELECT run.id AS run_id, sample.name AS sample, acquisition.path AS file, acquisition.content_id AS content_id,
+       acquisition.instrument_id AS instrument_id, acquisition.acquired_at AS acquired_at,
+       run.outcome AS outcome, run.reason AS reason, run.message AS message, run.tries AS tries, run.seconds AS seconds,
+       run.recipe_id AS recipe, run.model_id AS model, model.simulated AS simulated_model, run.wbcd_version AS wbcd_version,
+       run.finished_at AS finished_at, run.asked_at AS asked_at,
+       {_IS_CURRENT} AS is_current
+FROM run
+JOIN acquisition ON acquisition.id = run.acquisition_id
+JOIN sample ON sample.id = acquisition.sample_id
+JOIN model ON model.id = run.model_id
+"""
+"""One row an outcome with everything about it; ``is_current`` as in current_run."""
+
+CELL_RESULT: Final = f"""
 CREATE VIEW cell_result AS
 SELECT cell.id AS cell_id, sample.name AS sample, acquisition.path AS file, acquisition.content_id AS content_id,
        acquisition.instrument_id AS instrument_id, acquisition.acquired_at AS acquired_at,
+       run.outcome AS outcome,
        cell.number AS number, cell.time_index AS time_index, cell.accepted AS accepted, cell.reason AS reason,
        prediction.counted_as AS counted_as, prediction.label AS label, prediction.probability AS probability,
        prediction.flags AS flags,
@@ -123,21 +172,67 @@ SELECT cell.id AS cell_id, sample.name AS sample, acquisition.path AS file, acqu
        cell.volume_uncertainty_fl AS volume_uncertainty_fl, cell.dry_mass_uncertainty_pg AS dry_mass_uncertainty_pg,
        cell.mean_ri_uncertainty AS mean_ri_uncertainty,
        reading.label AS review, reading.reviewer AS reviewer, reading.at AS reviewed_at,
-       run.recipe_id AS recipe, run.model_id AS model, run.wbcd_version AS wbcd_version, run.finished_at AS finished_at,
-       NOT EXISTS (
-         SELECT 1 FROM run AS other
-         WHERE other.acquisition_id = run.acquisition_id
-           AND (other.asked_at > run.asked_at OR (other.asked_at = run.asked_at AND other.id > run.id))
-       ) AS is_current,
+       run.recipe_id AS recipe, run.model_id AS model, model.simulated AS simulated_model,
+       run.wbcd_version AS wbcd_version, run.finished_at AS finished_at,
+       {_IS_CURRENT} AS is_current,
        cell.tomogram_path AS tomogram_path
 FROM cell
 JOIN run ON run.id = cell.run_id
 JOIN acquisition ON acquisition.id = run.acquisition_id
 JOIN sample ON sample.id = acquisition.sample_id
+JOIN model ON model.id = run.model_id
 LEFT JOIN prediction ON prediction.cell_id = cell.id AND prediction.model_id = run.model_id
 LEFT JOIN review AS reading ON reading.id = (SELECT MAX(review.id) FROM review WHERE review.cell_id = cell.id)
 """
 """One row a cell with everything about it; ``review`` is the newest reading of a person, ``is_current`` as in current_run."""
+
+CELL_PICTURE: Final = """
+CREATE VIEW cell_picture AS
+SELECT cell.id AS cell_id, cell.thumbnail_png AS thumbnail_png FROM cell
+"""
+"""The picture of each cell, for those who may not read the tables."""
+
+KNOWN_MODEL: Final = """
+CREATE VIEW known_model AS
+SELECT model.id AS model, model.simulated AS simulated, model.registered_at AS registered_at FROM model
+"""
+"""The models that were at work, without their cards, which may name donors."""
+
+LABELLED_SAMPLE: Final = """
+CREATE VIEW labelled_sample AS
+SELECT sample_label.id AS label_id, sample.name AS sample, sample_label.label AS label, sample_label.purity AS purity,
+       sample_label.labelled_by AS labelled_by, sample_label.note AS note, sample_label.at AS at
+FROM sample_label
+JOIN sample ON sample.id = sample_label.sample_id
+"""
+"""Every label ever given to a sample; the newest of a sample, by ``label_id``, holds."""
+
+JOURNAL: Final = """
+CREATE VIEW journal AS
+SELECT event.id AS event_id, event.at AS at, event.kind AS kind, event.code AS code, event.message AS message FROM event
+"""
+"""The events as sentences."""
+
+_KNOWN_CLASS: Final = """
+CREATE VIEW known_class AS
+SELECT {label} AS label, 'model' AS source, model.id AS model FROM model {classes}
+UNION
+SELECT sample_label.label, 'sample', CAST(NULL AS TEXT) FROM sample_label
+UNION
+SELECT review.label, 'review', CAST(NULL AS TEXT) FROM review
+"""
+
+KNOWN_CLASS: Final[Mapping[str, str]] = {
+    "sqlite": _KNOWN_CLASS.format(label="item.value", classes="JOIN json_each(model.card, '$.wbcd.classes') AS item"),
+    "postgresql": _KNOWN_CLASS.format(
+        label="item.label",
+        classes="""CROSS JOIN LATERAL jsonb_array_elements_text(
+  CASE WHEN jsonb_typeof(model.card->'wbcd'->'classes') = 'array' THEN model.card->'wbcd'->'classes'
+       ELSE CAST('[]' AS JSONB) END) AS item (label)""",
+    ),
+}
+"""Every class that a model has, or that a person named. The one view in two wordings: the databases read JSON differently,
+and an SQLite before 3.38, which knows neither ``->`` nor ``->>``, could open no database with a view that has them."""
 
 CELL_LABEL: Final = """
 CREATE VIEW cell_label AS
@@ -163,8 +258,24 @@ VIEWS: Final = {
     "backlog": BACKLOG,
     "cell_label": CELL_LABEL,
     "current_run": CURRENT_RUN,
+    "current_count": CURRENT_COUNT,
+    "current_cell_count": CURRENT_CELL_COUNT,
+    "run_result": RUN_RESULT,
     "cell_result": CELL_RESULT,
+    "cell_picture": CELL_PICTURE,
+    "known_model": KNOWN_MODEL,
+    "labelled_sample": LABELLED_SAMPLE,
+    "journal": JOURNAL,
 }
+"""Those that have one wording for both databases."""
+
+VIEW_NAMES: Final = (*VIEWS, "known_class")
+
+
+def views(dialect: str) -> dict[str, str]:
+    """The statement that makes each view, on "sqlite" or "postgresql"."""
+    return {**VIEWS, "known_class": KNOWN_CLASS[dialect]}
+
 
 APPEND_ONLY: Final = ("event", "review", "sample_label")
 """Tables whose rows are never changed or removed; the database itself refuses."""

@@ -1,7 +1,8 @@
 """A training set from what the daemon stored: kept tomograms of accepted cells, labelled by their sample or by a person.
 
-A cell's reviewed label wins over its sample's (the view ``cell_label``). Of a time lapse only the first time point is taken,
-and a cell that several models classified is one cell. Donors are the samples, or what a table says of every sample.
+A cell's reviewed label wins over its sample's (the view ``cell_label``). Of a time lapse only the first time point is taken.
+Of each acquisition the cells are those of its current recipe, the one that was asked for last, or of the recipe that is named;
+a cell that several models classified under it is one cell. Donors are the samples, or what a table says of every sample.
 """
 
 from __future__ import annotations
@@ -85,9 +86,10 @@ def dataset_from_db(
 ) -> tuple[str, Plan]:
     """Write the set; returns its hash and what was taken. Run again with the same database content, it goes on.
 
-    ``classes``: take only these labels, in this order. ``donors``: sample name -> donor. ``recipe_id``: needed when cells of
-    several recipes were stored. ``simulated``: None asks the database whether the simulated microscope wrote any of the files.
-    ``root``: the output folder as it lies now; without it the tomograms are sought where the rows say.
+    ``classes``: take only these labels, in this order. ``donors``: sample name -> donor. ``recipe_id``: instead of each
+    acquisition's current recipe; needed where those are several. ``simulated``: None asks the database whether the simulated
+    microscope wrote any of the files. ``root``: the output folder as it lies now; without it the tomograms are sought where
+    the rows say.
     Raises BadValue when nothing can be taken, naming why; where ``donors`` lacks a sample; and where ``simulated`` is False
     though the simulated microscope wrote a file.
     """
@@ -132,12 +134,15 @@ def plan(
     if label_by not in ("sample", "review"):
         raise BadValue(f"label_by is {label_by!r}; it must be 'sample' or 'review'.", action="Choose one of them.")
     left_out: dict[str, int] = {}
-    taken = list(_usable(ledger.cells(recipe_id=recipe_id), ledger.cell_labels(), label_by, classes, left_out))
+    current = {run.content_id: (run.recipe_id, run.model_id) for run in ledger.current()}
+    wanted = current if recipe_id is None else {content_id: (recipe_id, model) for content_id, (_, model) in current.items()}
+    cells = ledger.cells(recipe_id=recipe_id, outcome="measured")  # a rejected acquisition has no cell that counts
+    taken = list(_usable(cells, ledger.cell_labels(), label_by, classes, wanted, left_out))
     recipes = sorted({cell.recipe_id for cell, _ in taken})
     if len(recipes) > 1:
         raise BadValue(
-            f"the database holds labelled cells of {len(recipes)} recipes: {', '.join(recipes)}.",
-            action="Choose one with --recipe: numbers of two recipes are not comparable.",
+            f"the current results of the labelled cells are of {len(recipes)} recipes: {', '.join(recipes)}.",
+            action="Choose one with --recipe, or bring them together with `wbcd reprocess`: their numbers do not compare.",
         )
     if not taken:
         told = "; ".join(f"{n} {why}" for why, n in left_out.items()) or "the database holds no accepted cell"
@@ -190,21 +195,37 @@ def _usable(
     labels: Mapping[int, CellLabel],
     label_by: LabelBy,
     classes: tuple[str, ...] | None,
+    wanted: Mapping[str, tuple[str, str]],
     left_out: dict[str, int],
 ) -> Iterable[tuple[StoredCell, CellLabel]]:
-    """Cells with a label and a tomogram, one for each cell of an acquisition; counts what it leaves out."""
+    """Cells with a label and a tomogram, one for each cell of an acquisition; counts what it leaves out.
+
+    ``wanted``: content id -> recipe that is taken, and model whose row is taken where no other was reviewed.
+    """
     seen: dict[tuple[str, str, int], tuple[StoredCell, CellLabel]] = {}
     for cell in cells:
         given = labels.get(cell.cell_id)
-        why = _why_not(cell, given, label_by, classes)
+        recipe, model = wanted.get(cell.content_id, ("", ""))
+        why = _NOT_CURRENT[given is not None and given.source == "review"] if cell.recipe_id != recipe else None
+        why = why or _why_not(cell, given, label_by, classes)
         if why is not None or given is None:
             left_out[why or ""] = left_out.get(why or "", 0) + 1
             continue
         key = (cell.content_id, cell.recipe_id, cell.number)
-        # Of one cell under several models the reviewed row wins, then the first.
-        if key not in seen or (given.source == "review" and seen[key][1].source != "review"):
+        # Of one cell under several models the reviewed row wins, then the current one, then the first.
+        if key not in seen or _rank(cell, given, model) > _rank(*seen[key], model):
             seen[key] = (cell, given)
     return seen.values()
+
+
+_NOT_CURRENT = {
+    False: "are of a result that is not current",
+    True: "were reviewed in a result that is not current (review them again, or choose its recipe with --recipe)",
+}
+
+
+def _rank(cell: StoredCell, given: CellLabel, model: str) -> tuple[bool, bool]:
+    return given.source == "review", cell.model_id == model
 
 
 def _why_not(cell: StoredCell, given: CellLabel | None, label_by: LabelBy, classes: tuple[str, ...] | None) -> str | None:
