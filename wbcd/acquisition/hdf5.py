@@ -12,18 +12,19 @@ import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5l, h5o, h5s, h5t, h5z
+from h5py import h5a, h5d, h5l, h5o, h5s, h5t, h5z
 from numpy.typing import DTypeLike, NDArray
 
 from wbcd.acquisition.candidate import open_regular
-from wbcd.acquisition.limits import SCALE, VALUES, plain_text, within
+from wbcd.acquisition.limits import SCALE, VALUES, within
+from wbcd.acquisition.names import known_text, text_of
 from wbcd.errors import (
     BadField,
     CorruptContent,
@@ -109,7 +110,7 @@ def _user_block(handle: int, path: Path) -> int:
     if not head.startswith(_MATLAB):
         return 0
     if head[len(_MATLAB) :] != b" 7.3":
-        version = head[len(_MATLAB) :].decode("ascii", "replace").strip()
+        version = known_text(head[len(_MATLAB) :]).strip()
         raise UnknownFormat(f"{path} is a MATLAB file of version {version}; only 7.3 is HDF5.", action="Save it with -v7.3.")
     return _MATLAB_BLOCK
 
@@ -254,8 +255,15 @@ class Node:
     def attribute(self, name: str) -> Any:
         """Value of an attribute as a Python scalar; a 1-element array counts as its element, bytes as text.
 
-        None when absent. Raises BadField for references, compounds, arrays and oversized values.
+        Texts by :func:`wbcd.acquisition.names.known_text`, without the NULs and spaces that pad them. None when absent.
+        Raises BadField for references, compounds, arrays and oversized values.
         """
+        item = self.stated(name)
+        return text_of(_bytes_of(item), where=f"attribute {self.where(name)}") if isinstance(item, str) else item
+
+    def stated(self, name: str) -> Any:
+        """As :meth:`attribute`, a text as the file's own bytes by ``os.fsdecode``'s rule: for file names and digests, not for
+        people and databases."""
         attributes = self.group.attrs
         if name not in attributes:
             return None
@@ -269,12 +277,10 @@ class Node:
         if value.size != 1:
             raise BadField(f"attribute {self.where(name)} has {value.size} values; one is expected.")
         item = value.reshape(-1)[0]
-        item = item.item() if isinstance(item, np.generic) else item
-        if isinstance(item, bytes):
-            item = item.decode("utf-8", "replace")
-        if isinstance(item, str):
-            return plain_text(item.rstrip("\0 "), where=f"attribute {self.where(name)}")
-        return item
+        item = _whole_text(held) or item.item() if isinstance(item, np.generic) else item
+        if isinstance(item, str):  # of variable length: h5py has decoded it by the same rule
+            item = _bytes_of(item)
+        return item.rstrip(b"\0 ").decode("utf-8", "surrogateescape") if isinstance(item, bytes) else item
 
     def text(self, name: str) -> str | None:
         """Text of an attribute, or None when absent; raises BadField when it is a number."""
@@ -332,6 +338,33 @@ class Node:
         return data
 
 
+def _whole_text(held: h5a.AttrID) -> bytes | None:
+    """All bytes of a NUL-terminated text that is one of 16-bit characters: HDF5 ends it at its first ASCII letter, and "Anna"
+    and "Anton" would be one. None for others: what C left in a buffer behind two letters or more and a NUL is no text."""
+    form = held.get_type()
+    if form.get_class() != h5t.STRING or form.is_variable_str() or form.get_strpad() != h5t.STR_NULLTERM:
+        return None
+    stored = np.empty(held.shape, f"S{form.get_size()}")
+    held.read(stored, mtype=form)
+    raw = stored.tobytes().rstrip(b"\0")
+    head, _, rest = raw.partition(b"\0")
+    if not rest:
+        return None
+    if len(head) > 1:
+        with suppress(UnicodeDecodeError):
+            head.decode()
+            return None
+    raw += bytes(len(raw) % 2)
+    with suppress(UnicodeDecodeError):
+        if any(raw.decode(way).lstrip("\ufeff").isprintable() for way in ("utf-16-le", "utf-16-be")):
+            return raw
+    return None
+
+
+def _bytes_of(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _demand_plain_storage(data: h5py.Dataset, here: str) -> None:
     plan = data.id.get_create_plist()
     if plan.get_layout() == h5d.VIRTUAL:
@@ -344,7 +377,7 @@ def _demand_plain_storage(data: h5py.Dataset, here: str) -> None:
         code, _, _, name = plan.get_filter(index)
         if code not in FILTERS:
             allowed = ", ".join(FILTERS.values())
-            raise Forbidden(f"{here} uses filter {code} ({name.decode(errors='replace')}); allowed are {allowed}.")
+            raise Forbidden(f"{here} uses filter {code} ({known_text(name)}); allowed are {allowed}.")
 
 
 def _demand_bounded(data: h5py.Dataset, here: str, max_bytes: int) -> None:

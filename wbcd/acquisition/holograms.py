@@ -78,7 +78,7 @@ def _demand_seal(root: Node, stack: HologramStack) -> bool:
 
 
 def _demand_same_seal(root: Node, seal: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    found = seal_of({name: root.attribute(name) for name in SEALED_ATTRIBUTES}, arrays)
+    found = seal_of({name: root.stated(name) for name in SEALED_ATTRIBUTES}, arrays)
     if found != seal:
         raise CorruptContent(f"attribute {root.where(SEAL)} is {seal[:40]!r}; what the file holds has the seal {found!r}.")
 
@@ -204,8 +204,9 @@ def _illumination(root: Node, angles: int, optics: Optics) -> NDArray[np.float64
 def _reference(root: Node, source: Source, holograms: Frames, defaults: ReadDefaults) -> Frames | None:
     if root.has("reference"):
         return matching(_frames(root.child("reference")), holograms, root.where("reference"))
-    name = root.text("reference_file")
-    return None if name is None else _shared_reference(source, name, holograms, defaults)
+    if root.text("reference_file") is None:
+        return None
+    return _shared_reference(source, root.stated("reference_file"), holograms, defaults)
 
 
 def _shared_reference(source: Source, name: str, holograms: Frames, defaults: ReadDefaults) -> Frames:

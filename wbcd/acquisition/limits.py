@@ -18,7 +18,6 @@ MAX_NON_PHYSICAL_FRACTION = 0.01
 """Above it a volume is on a wrong scale or damaged; below it the voxels stay as they are and the cell's verdict judges."""
 FRAME_PIXELS = (32, 8192)
 ANGLES = (2, 1024)
-MAX_TEXT_CHARACTERS = 1000
 MAX_FILE_BYTES = 32 * GIB
 """Unless the configuration says otherwise: judged by the length, before a byte is read. A sparse file of 1 TB takes no room on
 the disk, but the better part of an hour to hash."""
@@ -42,14 +41,6 @@ class ReadDefaults:
     medium_ri: float = 1.337
     sample_id: str | None = None
     max_logical_bytes: int = MAX_ARRAY_BYTES
-
-
-def plain_text(value: str, *, where: str) -> str:
-    """A text that every database takes: lone surrogates and control characters replaced. Raises BadField when too long."""
-    if len(value) > MAX_TEXT_CHARACTERS:
-        raise BadField(f"{where} is a text of {len(value)} characters; at most {MAX_TEXT_CHARACTERS} are allowed.")
-    known = value.encode("utf-8", "replace").decode("utf-8", "replace")
-    return "".join(char if char >= " " and char != "\x7f" else "\ufffd" for char in known)
 
 
 def within(value: float, bounds: tuple[float, float], *, where: str, unit: str = "", hint: str = "") -> float:

@@ -162,4 +162,7 @@ def _text(node: Node) -> str | None:
     if not isinstance(data, h5py.Dataset) or data.dtype != np.uint16 or data.ndim != 2 or data.size > 1024:
         return None
     characters = read_array(node.array(dtypes=(np.uint16,), ndim=2, limits="text"), (slice(None),) * 2, Path(node.path))
-    return characters.T.astype("<u2").tobytes().decode("utf-16-le", "replace").strip("\0 ") or None
+    try:
+        return characters.T.astype("<u2").tobytes().decode("utf-16-le").strip("\0 ") or None
+    except UnicodeDecodeError:
+        return None

@@ -6,6 +6,7 @@ by the session. Names are resolved in the folder that holds the sample, never ou
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from wbcd.acquisition.candidate import open_beneath, read_whole
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, PIXEL_UM, WAVELENGTH_UM, within
+from wbcd.acquisition.names import plain_text
 from wbcd.acquisition.source import Source
 from wbcd.errors import BadField, Incomplete, MissingField
 
@@ -101,12 +103,21 @@ class Notes:
         return int(within(value, (float(limits[0]), float(limits[1])), where=self._at(key)))
 
     def text(self, key: str) -> str | None:
-        """A text of 1 to 255 characters; None where no note has it or it is empty. Raises BadField."""
+        """A text of 1 to 255 characters by :func:`wbcd.acquisition.names.plain_text`; None where no note has it or it is
+        empty. Raises BadField."""
+        value = self.file_name(key)
+        return None if value is None else plain_text(value, where=self._at(key))
+
+    def file_name(self, key: str) -> str | None:
+        """The same text as it stands, for a file's name."""
         value = self.values.get(key)
         if value is None or value == "":
             return None
         if not isinstance(value, str) or len(value) > 255:
-            raise BadField(f"{self._at(key)} is {str(value)[:80]!r}; allowed is a text of at most 255 characters.")
+            raise BadField(
+                f"{self._at(key)} is {str(value)[:80]!r}; allowed is a text of at most 255 characters.",
+                action=f'Write it as a text: {{"{key}": "..."}}.',
+            )
         return value
 
     def illumination(self, frames: int) -> NDArray[np.float64] | None:
@@ -163,8 +174,11 @@ def _bytes_of(source: Source, name: str) -> bytes:
 def _parsed(raw: bytes, path: Path) -> dict[str, Any]:
     if not raw.strip():
         raise Incomplete(f"{path} is empty: its writer is not done.")
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Windows' editors and shells write it so
     try:
-        found = json.loads(raw.decode("utf-8-sig"))
+        found = json.loads(raw.decode("utf-16" if wide else "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadField(f"{path} is not UTF-8 (byte {error.start}).", action="Save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise BadField(f"{path} is not JSON: {str(error)[:200]}.", action="Correct the file, or write it again.") from error
     if not isinstance(found, dict):
@@ -186,7 +200,7 @@ def background_name(source: Source, notes: Notes, found: Sequence[str]) -> str |
 
     Raises Incomplete when none is there and none is said to be missing (it may be on its way), BadField when several are.
     """
-    stated = notes.text("background")
+    stated = notes.file_name("background")
     if stated is not None:
         return None if stated.lower() == NO_BACKGROUND else _plain(stated, notes)
     if len(found) > 1:

@@ -43,7 +43,7 @@ MAX_TILES = 10_000
 MAX_SIZE = 65_536
 _AXES = ("Z", "Y", "X")
 _CONFIG_PATH = "Info/MetaData/RawData"
-_TRAILING_NUMBER = re.compile(r"-\d{3,}$")
+_TRAILING_NUMBER = re.compile(r"-[0-9]{3,}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +150,8 @@ def _raw_bytes(node: Node, name: str) -> bytes | None:
             raise TooLarge(f"{node.where(name)} holds more than {MAX_CONFIG_BYTES} bytes.", action="")
         child.array(dtypes=(data.dtype.newbyteorder("="),), ndim=data.ndim, limits="raw bytes")
         return np.asarray(data[()]).tobytes()
-    text = node.attribute(name) if name in node.group.attrs else None
-    return text.encode() if isinstance(text, str) else None
+    text = node.stated(name) if name in node.group.attrs else None
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else None
 
 
 def _medium(device: Node | None, config: VendorConfig, defaults: ReadDefaults) -> float:
@@ -209,7 +209,7 @@ def _unprotected(root: Node, header: TcfHeader) -> tuple[str, ...]:
 
 def sample_of_title(title: str) -> str | None:
     """The vendor numbers an experiment's files ``<title>-NNN``; "Default" is what the software proposes, and names nothing."""
-    name = _TRAILING_NUMBER.sub("", title.strip())
+    name = _TRAILING_NUMBER.sub("", title.strip(" "))
     return None if name in ("", "Default") else name
 
 
