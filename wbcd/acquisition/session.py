@@ -40,10 +40,10 @@ _OPTICS = {
 
 
 def own_notes(name: str) -> tuple[str, ...]:
-    """Names of the notes about the sample file ``name``, the nearest first; the session's own are the last."""
+    """Names of the notes about the sample file ``name``, the nearest first, each once; the session's own are the last."""
     stem = name.rpartition(".")[0]
-    short = re.sub(r"_(sp|tomog)$", "", stem, flags=re.IGNORECASE)
-    return (f"{stem}.json", f"{short}.json", SESSION_NOTES)
+    short = re.sub(r"_(sp|tomog)\Z", "", stem, flags=re.IGNORECASE)
+    return tuple(dict.fromkeys((f"{stem}.json", f"{short}.json", SESSION_NOTES)))
 
 
 def backgrounds_of_tiff(name: str, names: Sequence[str]) -> list[str]:
@@ -56,13 +56,19 @@ def backgrounds_of_tiff(name: str, names: Sequence[str]) -> list[str]:
     return own or _named(names, r"(session_)?bg\.tiff?")
 
 
-def backgrounds_of_mat(name: str, names: Sequence[str]) -> list[str]:  # noqa: ARG001 - the same signature as for TIFF
-    """Sample-free stacks for ``sample###_Tomog.mat``: every ``bg*_Tomog.mat`` of the session."""
-    return _named(names, r"bg.*_tomog\.mat")
+def backgrounds_of_mat(name: str, names: Sequence[str]) -> list[str]:
+    """Sample-free stacks for ``sample###_Tomog.mat``: every ``bg*_Tomog.mat`` of the session, else every ``bg*.mat``.
+
+    For ``sample###.mat`` it is the other way about.
+    """
+    marked = _named(names, r"bg.*_tomog\.mat")
+    plain = [other for other in _named(names, r"bg.*\.mat") if other not in marked]
+    return (marked or plain) if re.search(r"_tomog\.mat\Z", name, flags=re.IGNORECASE) else (plain or marked)
 
 
 def _named(names: Sequence[str], pattern: str) -> list[str]:
-    return sorted(name for name in names if re.fullmatch(pattern, name, flags=re.IGNORECASE))
+    """Those that match, in any case of letters, each once."""
+    return sorted({name for name in names if re.fullmatch(pattern, name, flags=re.IGNORECASE)})
 
 
 # --- notes -----------------------------------------------------------------------------------------
@@ -151,14 +157,25 @@ def read_notes(source: Source, names: Sequence[str]) -> Notes:
     sought = own_notes(source.path.name)
     values: dict[str, Any] = {}
     where: dict[str, Path] = {}
-    for name in sought:
-        if name not in names:
+    for wanted in sought:
+        name = _note_called(wanted, names, source.path.parent)
+        if name is None:
             continue
         path = source.path.parent / name
         for key, value in _parsed(_bytes_of(source, name), path).items():
             if key not in values:
                 values[key], where[key] = value, path
     return Notes(values, where, sought)
+
+
+def _note_called(wanted: str, names: Sequence[str], folder: Path) -> str | None:
+    """The file of that name, else the one that differs in the case of letters only. Raises BadField where several do."""
+    if wanted in names:
+        return wanted
+    found = _named(names, re.escape(wanted))
+    if len(found) > 1:
+        raise BadField(f"{folder}: {', '.join(found)} are one name in other letters.", action=f"Keep one, as {wanted}.")
+    return found[0] if found else None
 
 
 def _bytes_of(source: Source, name: str) -> bytes:
