@@ -328,7 +328,7 @@ class Node:
         here = self.where("")
         if not isinstance(data, h5py.Dataset):
             raise BadField(f"{here} is a group; a data set is expected.")
-        _demand_plain_storage(data, here)
+        demand_plain_storage(data, here)
         if data.dtype.hasobject or data.dtype.newbyteorder("=") not in [np.dtype(kind) for kind in dtypes]:
             raise BadField(f"{here} has type {data.dtype}; allowed is {limits}.")
         if data.ndim != ndim or 0 in data.shape:
@@ -365,7 +365,8 @@ def _bytes_of(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _demand_plain_storage(data: h5py.Dataset, here: str) -> None:
+def demand_plain_storage(data: h5py.Dataset, here: str) -> None:
+    """Raise Forbidden where values lie outside the file or are packed by a filter that is not on the list."""
     plan = data.id.get_create_plist()
     if plan.get_layout() == h5d.VIRTUAL:
         raise Forbidden(f"{here} is a virtual data set: its values lie in other files.")

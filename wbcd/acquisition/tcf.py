@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wbcd.acquisition.hdf5 import Node, read_array, unchecked_parts
+from wbcd.acquisition.hdf5 import Node, demand_plain_storage, read_array, translated, unchecked_parts
 from wbcd.acquisition.limits import (
     MEDIUM_RI,
     NUMERICAL_APERTURE,
@@ -28,7 +28,14 @@ from wbcd.acquisition.limits import (
     ReadDefaults,
     within,
 )
-from wbcd.acquisition.sidecar import MAX_CONFIG_BYTES, VendorConfig, session_config, vendor_config
+from wbcd.acquisition.sidecar import (
+    MAX_CONFIG_BYTES,
+    VendorConfig,
+    experiment_medium,
+    session_config,
+    session_medium,
+    vendor_config,
+)
 from wbcd.acquisition.source import Source
 from wbcd.acquisition.volume import Load, assemble, decode, demand_loadable, slabs
 from wbcd.errors import BadField, Incomplete, MissingField, TooLarge
@@ -130,21 +137,29 @@ def _time_points(group: Node) -> tuple[str, ...]:
 
 
 def _config(root: Node, source: Source) -> VendorConfig:
-    """The embedded ``config.dat`` of HT-X, else that of the session folder of HT-1 and HT-2."""
-    node = root
+    """The ``config.dat`` and ``.experiment`` that HT-X embeds, else those of the session folder."""
+    node: Node | None = root
     for part in _CONFIG_PATH.split("/"):
-        if not node.has(part):
-            return session_config(source)
-        node = node.child(part)
-    raw = _raw_bytes(node, "Config")
-    return session_config(source) if raw is None else vendor_config(raw, node.where("Config"))
+        node = node.child(part) if node is not None and node.has(part) else None
+    raw = None if node is None else _raw_bytes(node, "Config")
+    config = session_config(source) if node is None or raw is None else vendor_config(raw, node.where("Config"))
+    if config.medium_ri is not None:
+        return config
+    about = None if node is None else _raw_bytes(node, "Experiment")
+    if node is None or about is None:
+        return config.or_medium(session_medium(source))
+    return config.or_medium(experiment_medium(about, node.where("Experiment")))
 
 
 def _raw_bytes(node: Node, name: str) -> bytes | None:
     if node.has(name):
         child = node.child(name)
         data = child.group
-        if not isinstance(data, h5py.Dataset) or data.dtype.hasobject or data.dtype.kind not in "uiSV":
+        if not isinstance(data, h5py.Dataset):
+            return None
+        if h5py.check_string_dtype(data.dtype) is not None and data.dtype.hasobject and data.size == 1:
+            return _variable_text(child, data)
+        if data.dtype.hasobject or data.dtype.kind not in "uiSV":
             return None
         if data.size is None or data.size * data.dtype.itemsize > MAX_CONFIG_BYTES:
             raise TooLarge(f"{node.where(name)} holds more than {MAX_CONFIG_BYTES} bytes.", action="")
@@ -152,6 +167,17 @@ def _raw_bytes(node: Node, name: str) -> bytes | None:
         return np.asarray(data[()]).tobytes()
     text = node.stated(name) if name in node.group.attrs else None
     return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else None
+
+
+def _variable_text(node: Node, data: h5py.Dataset) -> bytes | None:
+    """A text of variable length, which lies in the file's heap. Raises Forbidden where it would not, TooLarge."""
+    demand_plain_storage(data, node.where(""))
+    with translated(node.path):
+        found = np.ravel(data[()])[0]
+    raw = found.encode("utf-8", "surrogateescape") if isinstance(found, str) else bytes(found)
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise TooLarge(f"{node.where('')} holds more than {MAX_CONFIG_BYTES} bytes.", action="")
+    return raw
 
 
 def _medium(device: Node | None, config: VendorConfig, defaults: ReadDefaults) -> float:
@@ -166,6 +192,8 @@ def _objective_na(root: Node, device: Node | None, config: VendorConfig) -> floa
     stated = device.number("NA") if device is not None else None
     if model.upper().replace("-", "").startswith("HTX"):
         return config.objective_na  # `Info/Device NA` is the condenser's there; none is better than the wrong one
+    if config.objective_na is not None and stated is not None and config.condenser_na == stated:
+        return config.objective_na  # the same mistake in a file that does not name its model
     if device is not None and stated:
         return within(stated, NUMERICAL_APERTURE, where=f"attribute {device.where('NA')}")
     return config.objective_na
