@@ -197,12 +197,20 @@ def _open_locked(name: str, path: Path) -> h5py.File:
 
 
 class Node:
-    """A group of an open file, with the path for messages; the only way down is over hard links."""
+    """A group of an open file, with the path for messages; the only way down is over hard links.
 
-    def __init__(self, group: h5py.Group | h5py.Dataset, path: Path, max_bytes: int) -> None:
+    ``advice``: what to do about a field that is absent or wrong, by what kind of file it is; the errors' own by default.
+    """
+
+    def __init__(self, group: h5py.Group | h5py.Dataset, path: Path, max_bytes: int, advice: str | None = None) -> None:
         self.group = group
         self.path = path
         self.max_bytes = max_bytes
+        self.advice = advice
+
+    def advised(self, advice: str) -> Node:
+        """The same with this advice."""
+        return Node(self.group, self.path, self.max_bytes, advice)
 
     def where(self, name: str) -> str:
         """For messages: the file and the name within it."""
@@ -230,15 +238,15 @@ class Node:
 
     def _step(self, name: str) -> Node:
         if not self.has(name):
-            raise MissingField(f"{self.where(name)} is absent.")
+            raise MissingField(f"{self.where(name)} is absent.", action=self.advice)
         kind = self.group.id.links.get_info(name.encode()).type
         if kind != h5l.TYPE_HARD:
             word = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "an external link"}.get(kind, "a user-defined link")
             raise Forbidden(f"{self.where(name)} is {word}; only hard links are followed.")
         found = self.group[name]
         if not isinstance(found, h5py.Group | h5py.Dataset):
-            raise BadField(f"{self.where(name)} is neither a group nor a data set.")
-        return Node(found, self.path, self.max_bytes)
+            raise BadField(f"{self.where(name)} is neither a group nor a data set.", action=self.advice)
+        return Node(found, self.path, self.max_bytes, self.advice)
 
     @property
     def is_group(self) -> bool:
@@ -269,13 +277,13 @@ class Node:
             return None
         held = attributes.get_id(name)
         if held.get_type().get_class() not in _ATTRIBUTE_CLASSES or held.get_space().get_simple_extent_type() == h5s.NULL:
-            raise BadField(f"attribute {self.where(name)} is neither a number nor a text.")
+            raise BadField(f"attribute {self.where(name)} is neither a number nor a text.", action=self.advice)
         if held.get_storage_size() > MAX_ATTRIBUTE_BYTES:
             size = held.get_storage_size()
             raise TooLarge(f"attribute {self.where(name)} holds {size} bytes; the limit is {MAX_ATTRIBUTE_BYTES}.", action="")
         value = np.asarray(attributes[name])
         if value.size != 1:
-            raise BadField(f"attribute {self.where(name)} has {value.size} values; one is expected.")
+            raise BadField(f"attribute {self.where(name)} has {value.size} values; one is expected.", action=self.advice)
         item = value.reshape(-1)[0]
         item = _whole_text(held) or item.item() if isinstance(item, np.generic) else item
         if isinstance(item, str):  # of variable length: h5py has decoded it by the same rule
@@ -286,35 +294,35 @@ class Node:
         """Text of an attribute, or None when absent; raises BadField when it is a number."""
         value = self.attribute(name)
         if value is not None and not isinstance(value, str):
-            raise BadField(f"attribute {self.where(name)} is {value!r}; a text is expected.")
+            raise BadField(f"attribute {self.where(name)} is {value!r}; a text is expected.", action=self.advice)
         return value
 
     def number(self, name: str) -> float | None:
         """Number of an attribute, or None when absent; raises BadField for a text or a truth value."""
         value = self.attribute(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise BadField(f"attribute {self.where(name)} is {value!r}; a number is expected.")
+            raise BadField(f"attribute {self.where(name)} is {value!r}; a number is expected.", action=self.advice)
         return None if value is None else float(value)
 
     def required_text(self, name: str) -> str:
         """Text of an attribute; raises MissingField when absent or empty."""
         value = self.text(name)
         if not value:
-            raise MissingField(f"attribute {self.where(name)} is absent or empty.")
+            raise MissingField(f"attribute {self.where(name)} is absent or empty.", action=self.advice)
         return value
 
     def required_number(self, name: str, bounds: tuple[float, float], unit: str = "", hint: str = "") -> float:
         """Number of an attribute within ``bounds``; raises MissingField or BadField."""
         value = self.number(name)
         if value is None:
-            raise MissingField(f"attribute {self.where(name)} is absent.")
-        return within(value, bounds, where=f"attribute {self.where(name)}", unit=unit, hint=hint)
+            raise MissingField(f"attribute {self.where(name)} is absent.", action=self.advice)
+        return within(value, bounds, where=f"attribute {self.where(name)}", unit=unit, hint=hint, action=self.advice)
 
     def required_count(self, name: str, bounds: tuple[int, int]) -> int:
         """Whole number of an attribute within ``bounds``; raises MissingField or BadField."""
         value = self.required_number(name, bounds)
         if value != int(value):
-            raise BadField(f"attribute {self.where(name)} is {value!r}; a whole number is expected.")
+            raise BadField(f"attribute {self.where(name)} is {value!r}; a whole number is expected.", action=self.advice)
         return int(value)
 
     # --- data sets -------------------------------------------------------------------------------
@@ -327,12 +335,12 @@ class Node:
         data = self.group
         here = self.where("")
         if not isinstance(data, h5py.Dataset):
-            raise BadField(f"{here} is a group; a data set is expected.")
+            raise BadField(f"{here} is a group; a data set is expected.", action=self.advice)
         demand_plain_storage(data, here)
         if data.dtype.hasobject or data.dtype.newbyteorder("=") not in [np.dtype(kind) for kind in dtypes]:
-            raise BadField(f"{here} has type {data.dtype}; allowed is {limits}.")
+            raise BadField(f"{here} has type {data.dtype}; allowed is {limits}.", action=self.advice)
         if data.ndim != ndim or 0 in data.shape:
-            raise BadField(f"{here} has shape {data.shape}; allowed is {limits}.")
+            raise BadField(f"{here} has shape {data.shape}; allowed is {limits}.", action=self.advice)
         _demand_bounded(data, here, self.max_bytes)
         _demand_written(data, here)
         return data

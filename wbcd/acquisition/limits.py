@@ -43,11 +43,16 @@ class ReadDefaults:
     max_logical_bytes: int = MAX_ARRAY_BYTES
 
 
-def within(value: float, bounds: tuple[float, float], *, where: str, unit: str = "", hint: str = "") -> float:
-    """Return ``value`` when it lies in ``bounds`` (inclusive; NaN does not); raise BadField that names both otherwise."""
+def within(
+    value: float, bounds: tuple[float, float], *, where: str, unit: str = "", hint: str = "", action: str | None = None
+) -> float:
+    """Return ``value`` when it lies in ``bounds`` (inclusive; NaN does not); raise BadField that names both otherwise.
+
+    ``action``: what to do about it; the error's own by default.
+    """
     low, high = bounds
     if low <= value <= high:
         return value
     space = f" {unit}" if unit else ""
     more = f" {hint}" if hint else ""
-    raise BadField(f"{where} is {value:g}{space}; allowed is {low:g} to {high:g}{space}.{more}")
+    raise BadField(f"{where} is {value:g}{space}; allowed is {low:g} to {high:g}{space}.{more}", action=action)

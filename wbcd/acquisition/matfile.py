@@ -42,6 +42,7 @@ _FRAMES = "whole grey values (y, x, angle), or a cell array of frames (y, x)"
 _PLANE = "whole grey values (y, x)"
 _SAVE = "Save the frames as the camera gave them: tomogMap (y, x, angle) of uint8 or uint16."
 _ALIKE = "Save frames of one size and one class."
+_FETCH = "Copy it there, or correct the note that names it."
 _BYTE, _WORD = 255, 65535
 _NUMERIC = (np.float64, np.float32, np.uint8, np.uint16, np.int32, np.int64, np.uint32, np.uint64, np.int8, np.int16)
 
@@ -106,14 +107,28 @@ def _optics(root: Root, notes: Notes, defaults: ReadDefaults) -> Optics:
 
     def value(key: str, name: str, bounds: tuple[float, float]) -> float:
         stated = notes.optic(key)
-        return stated if stated is not None else within(_number(root, name), bounds, where=root.where(name))
+        return (
+            stated
+            if stated is not None
+            else within(_number(root, name), bounds, where=root.where(name), action=_mend(name, key))
+        )
 
     return Optics(
         wavelength_um=value("wavelength_um", "lambda", WAVELENGTH_UM),
         objective_na=value("objective_na", "NA", NUMERICAL_APERTURE),
-        medium_ri=notes.optic("medium_ri") or within(defaults.medium_ri, MEDIUM_RI, where="the recipe's default_medium_ri"),
+        medium_ri=notes.optic("medium_ri")
+        or within(
+            defaults.medium_ri,
+            MEDIUM_RI,
+            where="the recipe's default_medium_ri",
+            action="Correct [recipe.reconstruction] default_medium_ri.",
+        ),
         pixel_size_um=value("pixel_size_um", "res", PIXEL_UM),
     )
+
+
+def _mend(name: str, key: str) -> str:
+    return f'Correct `{name}` in MATLAB, or write {{"{key}": ...}} into a note beside the file: it goes before.'
 
 
 def _reference(source: Source, name: str, defaults: ReadDefaults) -> tuple[_Found, str]:
@@ -124,7 +139,7 @@ def _reference(source: Source, name: str, defaults: ReadDefaults) -> tuple[_Foun
         try:
             handle = stack.enter_context(open_beneath(folder, name, label=source.path.parent))
         except FileNotFoundError as error:
-            raise Incomplete(f"{shown}, the background of {source.path.name}, is absent.") from error
+            raise Incomplete(f"{shown}, the background of {source.path.name}, is absent.", action=_FETCH) from error
         root = stack.enter_context(opened_mat(handle, shown, defaults))
         if not looks_like_mat(root):
             raise no_session(root)
@@ -146,7 +161,7 @@ def opened_mat(handle: int, shown: Path, defaults: ReadDefaults) -> Iterator[Roo
             action="Save it again with -v7 or -v7.3, or move it elsewhere.",
         )
     with hdf5_of(handle, shown) as (file, _):
-        yield Node(file, shown, defaults.max_logical_bytes)
+        yield Node(file, shown, defaults.max_logical_bytes, "Save the variable again in MATLAB.")
 
 
 # --- frames ----------------------------------------------------------------------------------------

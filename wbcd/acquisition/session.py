@@ -90,7 +90,8 @@ class Notes:
         """One of the optics' numbers, within its physical bounds; None where no note has it. Raises BadField."""
         if key not in self.values:
             return None
-        return within(self._number(key), _OPTICS[key], where=self._at(key), unit="um" if key.endswith("_um") else "")
+        unit = "um" if key.endswith("_um") else ""
+        return within(self._number(key), _OPTICS[key], where=self._at(key), unit=unit, action=self._mend(key))
 
     def required_optic(self, key: str) -> float:
         """The same; raises MissingField that names the notes in which it was sought."""
@@ -105,8 +106,8 @@ class Notes:
             return None
         value = self._number(key)
         if not value.is_integer():
-            raise BadField(f"{self._at(key)} is {value}; allowed is a whole number.")
-        return int(within(value, (float(limits[0]), float(limits[1])), where=self._at(key)))
+            raise BadField(f"{self._at(key)} is {value}; allowed is a whole number.", action=self._mend(key))
+        return int(within(value, (float(limits[0]), float(limits[1])), where=self._at(key), action=self._mend(key)))
 
     def text(self, key: str) -> str | None:
         """A text of 1 to 255 characters by :func:`wbcd.acquisition.names.plain_text`; None where no note has it or it is
@@ -130,23 +131,26 @@ class Notes:
         """float64 [frame, 2], (k_x, k_y) in rad/um; None where no note has it. Raises BadField."""
         if "illumination_rad_um" not in self.values:
             return None
-        where = self._at("illumination_rad_um")
+        where, mend = self._at("illumination_rad_um"), self._mend("illumination_rad_um")
         try:
             vectors = np.array(self.values["illumination_rad_um"], np.float64)
         except (TypeError, ValueError) as error:
-            raise BadField(f"{where} is no list of pairs of numbers.") from error
+            raise BadField(f"{where} is no list of pairs of numbers.", action=mend) from error
         if vectors.shape != (frames, 2) or not np.isfinite(vectors).all():
-            raise BadField(f"{where} has shape {vectors.shape}; the frames demand {(frames, 2)} finite numbers.")
+            raise BadField(f"{where} has shape {vectors.shape}; the frames demand {(frames, 2)} finite numbers.", action=mend)
         return vectors
 
     def _number(self, key: str) -> float:
         value = self.values[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise BadField(f"{self._at(key)} is {str(value)[:80]!r}; allowed is a number.")
+            raise BadField(f"{self._at(key)} is {str(value)[:80]!r}; allowed is a number.", action=self._mend(key))
         try:
             return float(value)
         except OverflowError:
             return math.inf
+
+    def _mend(self, key: str) -> str:
+        return f"Correct it in {self.where[key].name}."
 
     def _at(self, key: str) -> str:
         return f"{self.where[key]}: `{key}`"
@@ -199,7 +203,10 @@ def _parsed(raw: bytes, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadField(f"{path} is not JSON: {str(error)[:200]}.", action="Correct the file, or write it again.") from error
     if not isinstance(found, dict):
-        raise BadField(f"{path} holds a {type(found).__name__}; allowed is one JSON object.")
+        raise BadField(
+            f"{path} holds a {type(found).__name__}; allowed is one JSON object.",
+            action='Write {"key": value, ...} into it.',
+        )
     return found
 
 
@@ -236,5 +243,8 @@ def background_name(source: Source, notes: Notes, found: Sequence[str]) -> str |
 def _plain(name: str, notes: Notes) -> str:
     if name in (".", "..") or "/" in name or "\0" in name:
         at = notes.where["background"]
-        raise BadField(f"{at}: `background` is {name!r}; allowed is the plain name of a file in the same folder.")
+        raise BadField(
+            f"{at}: `background` is {name!r}; allowed is the plain name of a file in the same folder.",
+            action="Correct it; copy the file there.",
+        )
     return name

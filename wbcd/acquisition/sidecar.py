@@ -20,6 +20,7 @@ from wbcd.acquisition.source import Source
 
 CONFIG_NAME, EXPERIMENT_NAME = "config.dat", ".experiment"
 MAX_CONFIG_BYTES = 256 * 1024
+_MEND = "Correct it, or take the file away from the TCF; one that lies in the TCF has to be exported again."
 # Seen in the wild: `Immersion_RI1.337000`, the comma missing between key and value.
 _RUN_TOGETHER = re.compile(r"^([A-Za-z_][A-Za-z_ ]*?)\s*([-+]?\d+\.\d+)$")
 _SECTION = re.compile(r"\[([^\]]+)\]")
@@ -96,7 +97,9 @@ def vendor_config(raw: bytes, where: str) -> VendorConfig:
             with suppress(KeyError, ValueError):
                 value = float(entries[key])
                 if value:  # 0 is the vendor's "not set"
-                    return within(value / 1000 if value > scale_above else value, bounds, where=f"{where}: `{key}`")
+                    return within(
+                        value / 1000 if value > scale_above else value, bounds, where=f"{where}: `{key}`", action=_MEND
+                    )
         return None
 
     serial = next((entries[key] for key in (*_SERIAL, "Serial") if entries.get(key)), None)
@@ -119,7 +122,7 @@ def experiment_medium(raw: bytes, where: str) -> float | None:
     value = _member(medium, ("mediumri", "ri", "refractiveindex"))
     if isinstance(value, bool) or not isinstance(value, int | float) or not value:
         return None
-    return within(float(value), MEDIUM_RI, where=f"{where}: `medium`")
+    return within(float(value), MEDIUM_RI, where=f"{where}: `medium`", action=_MEND)
 
 
 def _member(found: Any, keys: tuple[str, ...]) -> Any:
