@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import wbcd
-from wbcd.acquisition import sandbox, wire
+from wbcd.acquisition import filters, sandbox, wire
 from wbcd.acquisition.limits import ReadDefaults
 from wbcd.acquisition.reading import read
 from wbcd.acquisition.source import Held
@@ -163,6 +163,7 @@ def main(arguments: list[str]) -> int:
     descriptor, limits = int(arguments[0]), json.loads(arguments[1])
     be_killed_first()
     confine(limits)
+    filters.load()
     guards = [sandbox.SECCOMP] if sandbox.deny_system_calls() else []
     with socket.socket(fileno=descriptor) as channel:
         Reader(channel, limits["cpu_s"], guards).serve()

@@ -11,7 +11,7 @@ import errno
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from h5py import h5a, h5d, h5l, h5o, h5s, h5t, h5z
 from numpy.typing import DTypeLike, NDArray
 
+from wbcd.acquisition import filters
 from wbcd.acquisition.candidate import open_regular
 from wbcd.acquisition.limits import SCALE, VALUES, within
 from wbcd.acquisition.names import known_text, text_of
@@ -42,7 +43,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_ATTRIBUTE_BYTES = 64 * 1024
 MAX_CHUNKS = 1_000_000
 FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32", 32000: "lzf"}
-_PACKING = (h5z.FILTER_DEFLATE, 32000)
+_PACKING = (h5z.FILTER_DEFLATE, 32000, *filters.NAMES)
 _FLETCHER_BYTES = 4
 MAX_FILTER_OVERHEAD = 1024
 """Bytes that filters may add to incompressible data, beside one in a hundred."""
@@ -384,8 +385,10 @@ def demand_plain_storage(data: h5py.Dataset, here: str) -> None:
         return
     for index in range(plan.get_nfilters()):
         code, _, _, name = plan.get_filter(index)
-        if code not in FILTERS:
-            allowed = ", ".join(FILTERS.values())
+        if code in filters.NAMES and code not in filters.load():
+            raise Forbidden(f"{here} is packed by {filters.NAMES[code]}, which is not installed.", action=filters.ADVICE)
+        if code not in FILTERS and code not in filters.NAMES:
+            allowed = ", ".join((*FILTERS.values(), *filters.NAMES.values()))
             raise Forbidden(f"{here} uses filter {code} ({known_text(name)}); allowed are {allowed}.")
 
 
@@ -429,6 +432,7 @@ def _demand_sound_chunks(data: h5py.Dataset, here: str) -> None:
     """
     expected = chunk_count(data.shape, data.chunks)
     packed = _skippable(data)
+    says = _declared_sizes(data, here)
     plain = math.prod(data.chunks) * data.dtype.itemsize
     unpacked = (plain, plain + _FLETCHER_BYTES)
     places: set[tuple[int, ...]] = set()
@@ -439,7 +443,7 @@ def _demand_sound_chunks(data: h5py.Dataset, here: str) -> None:
     def note(chunk: Any) -> None:
         nonlocal skipped, over
         skipped += bool(chunk.filter_mask & ~packed or (chunk.filter_mask and chunk.size not in unpacked))
-        over += chunk.size > most
+        over += chunk.size > most or says(chunk) not in unpacked
         if all(
             at % step == 0 and at < size for at, step, size in zip(chunk.chunk_offset, data.chunks, data.shape, strict=True)
         ):
@@ -456,6 +460,30 @@ def _demand_sound_chunks(data: h5py.Dataset, here: str) -> None:
             f"{here} has a damaged chunk index: {shared} chunks overlap, {skipped} skip their filters, {over} are larger than"
             f" their data, {len(extents) - expected} are double; allowed are 0."
         )
+
+
+def _declared_sizes(data: h5py.Dataset, here: str) -> Callable[[Any], int | None]:
+    """What a chunk of the data set unpacks to by its own word; its plain size where no filter goes by that word.
+
+    Raises Forbidden for a file with a user block: places are then counted from its end.
+    """
+    plan = data.id.get_create_plist()
+    codes = [plan.get_filter(index)[0] for index in range(plan.get_nfilters())]
+    plain: int = math.prod(data.chunks) * data.dtype.itemsize
+    used = [(index, code) for index, code in enumerate(codes) if code in filters.NAMES]
+    if not used:
+        return lambda _: plain
+    if len(used) > 1 or data.file.userblock_size:
+        names = ", ".join(filters.NAMES[code] for _, code in used)
+        raise Forbidden(f"{here} is packed by {names}; allowed is one of them, in a file without a user block.")
+    (index, code), handle = used[0], int(data.file.id.get_vfd_handle())
+
+    def says(chunk: Any) -> int | None:
+        if chunk.filter_mask & 1 << index:
+            return plain
+        return filters.unpacked_size(code, os.pread(handle, filters.HEAD_BYTES, chunk.byte_offset))
+
+    return says
 
 
 # --- protection ----------------------------------------------------------------------------------
