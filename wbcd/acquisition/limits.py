@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wbcd.acquisition.names import plain_text as plain_text  # readers take it from here
 from wbcd.errors import BadField
 
 MIB, GIB = 2**20, 2**30

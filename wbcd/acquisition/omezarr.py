@@ -28,9 +28,9 @@ from wbcd.acquisition.limits import (
     VOXEL_UM,
     WAVELENGTH_UM,
     ReadDefaults,
+    plain_text,
     within,
 )
-from wbcd.acquisition.names import plain_text
 from wbcd.acquisition.source import Source
 from wbcd.acquisition.volume import assemble, decode, demand_loadable, slabs
 from wbcd.errors import (
