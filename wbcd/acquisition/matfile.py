@@ -31,7 +31,7 @@ from wbcd.acquisition.matv5 import HEAD_BYTES, MatFile, Matrix, Values, is_v5
 from wbcd.acquisition.session import Notes, background_name, backgrounds_of_mat, folder_names, read_notes
 from wbcd.acquisition.source import Source
 from wbcd.acquisition.tiffpair import complete_ticket
-from wbcd.errors import BadField, Forbidden, Incomplete, TooLarge, Truncated, UnknownFormat
+from wbcd.errors import BadField, Forbidden, MissingCompanion, TooLarge, Truncated, UnknownFormat
 from wbcd.records import Acquisition, HologramStack, Optics, SourceFormat
 
 MAT_SUFFIX = ".mat"
@@ -86,7 +86,7 @@ def read_mat(root: Root, source: Source, defaults: ReadDefaults) -> tuple[Acquis
         optics=optics,
     )
     form = SourceFormat.MATLAB_5 if isinstance(root, MatFile) else SourceFormat.MATLAB
-    ticket = complete_ticket(source.acquisition, notes, optics, form, defaults)
+    ticket = complete_ticket(source.acquisition, notes, optics, form, defaults, [background])
     if ticket.acquired_at is None and root.has("dateTimeVal"):
         ticket = _dated(ticket, _text_of(root, "dateTimeVal"))
     return ticket, stack
@@ -139,7 +139,9 @@ def _reference(source: Source, name: str, defaults: ReadDefaults) -> tuple[_Foun
         try:
             handle = stack.enter_context(open_beneath(folder, name, label=source.path.parent))
         except FileNotFoundError as error:
-            raise Incomplete(f"{shown}, the background of {source.path.name}, is absent.", action=_FETCH) from error
+            raise MissingCompanion(
+                f"{shown}, the background of {source.path.name}, is absent.", companion=name, action=_FETCH
+            ) from error
         root = stack.enter_context(opened_mat(handle, shown, defaults))
         if not looks_like_mat(root):
             raise no_session(root)
