@@ -155,7 +155,7 @@ def opened_mat(handle: int, shown: Path, defaults: ReadDefaults) -> Iterator[Roo
         yield MatFile(handle, shown, defaults.max_logical_bytes)
         return
     head = os.pread(handle, HEAD_BYTES, 0)
-    if head.startswith(b"MATLAB 5.0"):
+    if head.startswith(b"MATLAB 5.0") and len(head) < HEAD_BYTES:
         raise Truncated(f"{shown} holds {len(head)} bytes; the header of such a file is {HEAD_BYTES} long.")
     if head.strip(b"\0") and not head.startswith((b"MATLAB", SIGNATURE[: len(head)])):
         raise UnknownFormat(

@@ -51,7 +51,7 @@ _COMPLEX = 0x08
 def is_v5(handle: int) -> bool:
     """True for an open file that begins as those versions do."""
     head = os.pread(handle, HEAD_BYTES, 0)
-    return head.startswith(b"MATLAB 5.0") and len(head) == HEAD_BYTES
+    return head.startswith(b"MATLAB 5.0") and head[126:] in (b"IM", b"MI")
 
 
 # --- streams ---------------------------------------------------------------------------------------
@@ -189,10 +189,7 @@ class MatFile:
         self.path = path
         self.max_bytes = max_bytes
         self._handle = handle
-        mark = os.pread(handle, HEAD_BYTES, 0)[126:128]
-        if mark not in (b"IM", b"MI"):
-            raise CorruptContent(f"{path} says its byte order as {mark!r}; allowed are IM and MI.")
-        self._order = "<" if mark == b"IM" else ">"
+        self._order = "<" if os.pread(handle, HEAD_BYTES, 0)[126:] == b"IM" else ">"
         self._variables = self._listed(os.fstat(handle).st_size)
 
     @property
