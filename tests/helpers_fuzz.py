@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import scipy.io
 from helpers_mie import Rig, holograms
 from helpers_spheres import MEDIUM, VOXEL_UM, cheap_settings, sphere, tiny_bundle
 
@@ -34,6 +36,7 @@ from wbcd.simulation.files import write_acquisition, write_ome_zarr_ri, write_tc
 from wbcd.simulation.optics import fields
 
 HANG_S = 30.0
+BACKGROUND, NOTES = "bg001.mat", "session.json"
 SAME_VOLUME = 0.01
 OPTICS = Optics(0.532, 1.2, MEDIUM, 0.0625)
 # Crude but quick, and lenient: what is refused for its quality would hide a wrong volume.
@@ -72,9 +75,20 @@ def make_corpus(folder: Path) -> dict[str, Path]:
         "zarr5": write_ome_zarr_ri(folder / "zarr5.zarr", ri, VOXEL_UM),
         "zarr4": write_ome_zarr_ri(folder / "zarr4.zarr", ri, VOXEL_UM, version="0.4", encoding="uint16"),
     }
+    made["mat7"] = _matlab_7(folder, stack)
     _without_protection(made["plain"], ["holograms", "reference"], seal=False)
     _without_protection(made["raw"], ["Data/3D/000000"])
     return made
+
+
+def _matlab_7(folder: Path, stack: HologramStack) -> Path:
+    """A packed MATLAB session; what lies beside it is made anew in the folder of the cases."""
+    numbers = {"res": OPTICS.pixel_size_um, "NA": OPTICS.objective_na, "lambda": OPTICS.wavelength_um}
+    for name, frames in (("sample.mat", stack.holograms), (BACKGROUND, stack.reference)):
+        values = np.asfortranarray(frames.transpose(1, 2, 0))
+        scipy.io.savemat(folder / name, {"tomogMap": values, **numbers}, do_compression=True)
+    (folder / NOTES).write_text(json.dumps({"background": BACKGROUND, "normal_frame": 0, "medium_ri": MEDIUM}))
+    return folder / "sample.mat"
 
 
 def hologram_stack(size: int = 224, frames: int = 17) -> HologramStack:
@@ -488,12 +502,61 @@ def _change_member(folder: Path, file: Path, rng: random.Random, outside: Path) 
     return way
 
 
+# --- mutations of MATLAB's packed elements ----------------------------------------------------------
+
+
+def mutate_mat5(path: Path, rng: random.Random) -> str:
+    """Unpack, change and pack again: a sound stream of wrong or hostile content, which no checksum tells."""
+    head, elements = path.read_bytes()[:128], []
+    data, at = path.read_bytes(), 128
+    while at < len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        elements.append(zlib.decompress(data[at + 8 : at + 8 + length]))
+        at += 8 + length
+    kind = rng.choice(
+        ["head", "head", "head", "head", "class", "sizes", "length", "cut", "more", "drop", "double", "swap", "bomb", "plain"]
+    )
+    index = rng.randrange(len(elements))
+    content = bytearray(elements[index])
+    if kind == "head":
+        for _ in range(rng.choice([1, 2, 8])):
+            content[rng.randrange(min(len(content), 64))] ^= 1 << rng.randrange(8)
+    elif kind == "class":
+        content[16] = rng.randrange(20)
+    elif kind == "sizes":
+        where = 32 + 4 * rng.randrange(3)
+        content[where : where + 4] = rng.choice([0, 1, 2, 223, 2**16, 2**31 - 1, 2**31, 2**32 - 1]).to_bytes(4, "little")
+    elif kind == "length":
+        where = rng.choice([4, 12, 28, 44, 52])
+        content[where : where + 4] = rng.choice([0, 3, 8, 2**20, 2**31, 2**32 - 1]).to_bytes(4, "little")
+    elif kind == "cut":
+        del content[rng.randrange(len(content)) :]
+    elif kind == "more":
+        content += rng.randbytes(rng.choice([1, 8, 4096, 200_000]))
+    elif kind == "bomb":
+        content += bytes(rng.choice([2**20, 2**26]))
+    elements[index] = bytes(content)
+    if kind == "drop":
+        del elements[index]
+    elif kind == "double":
+        elements.insert(rng.randrange(len(elements)), elements[index])
+    elif kind == "swap":
+        rng.shuffle(elements)
+    packed = [zlib.compress(one, 1) for one in elements]
+    parts = [(14, one[8:]) if kind == "plain" else (15, small) for one, small in zip(elements, packed, strict=True)]
+    path.write_bytes(head + b"".join(code.to_bytes(4, "little") + len(one).to_bytes(4, "little") + one for code, one in parts))
+    return f"mat.{kind}"
+
+
 def make_case(seed: int, corpus: dict[str, Path], folder: Path) -> tuple[str, str, Path]:
     """The mutated file of ``seed`` in ``folder``: (name of the seed file, kind of mutation, path)."""
     rng = random.Random(seed)
     name = rng.choice([*sorted(corpus), *sorted(set(corpus) - {"plain"})])
     source = corpus[name]
-    path = folder / f"{seed:08d}{source.suffix}"
+    path = folder / f"{'sample' if source.suffix == '.mat' else ''}{seed:08d}{source.suffix}"
+    for companion in (BACKGROUND, NOTES):
+        if not (folder / companion).exists():
+            shutil.copyfile(source.parent / companion, folder / companion)
     outside = folder.parent / "outside.h5"
     if source.is_dir():
         shutil.copytree(source, path)
@@ -503,6 +566,8 @@ def make_case(seed: int, corpus: dict[str, Path], folder: Path) -> tuple[str, st
         path.write_bytes(data)
         return name, kind, path
     shutil.copyfile(source, path)
+    if source.suffix == ".mat":
+        return name, mutate_mat5(path, rng), path
     try:
         return name, mutate_hdf5(path, rng, outside), path
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, OverflowError):
@@ -565,6 +630,8 @@ class Judge:
 
     def _truth(self, name: str, source: Path) -> tuple[str, list[float]]:
         path = self.folder / f"truth-{source.name}"
+        for companion in (BACKGROUND, NOTES):
+            shutil.copyfile(source.parent / companion, self.folder / companion)
         shutil.copytree(source, path) if source.is_dir() else shutil.copyfile(source, path)
         ticket, payload = self.stages.read(self.stages.identify(path))
         known, payload = known_by(payload)

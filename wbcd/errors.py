@@ -99,7 +99,7 @@ class AlreadyRunning(ConfigurationError):
 
 class InputError(WbcdError):
     code = "input"
-    action = "Export the acquisition again from the instrument."
+    action = "Compare the file with docs/reference/formats.md."
 
 
 class NotReadable(InputError):
@@ -152,10 +152,12 @@ class SameAcquisition(InputError):
 
 class MissingField(InputError):
     code = "input.missing_field"
+    action = "Write it with the program that makes the file (docs/reference/formats.md)."
 
 
 class BadField(InputError):
     code = "input.bad_field"
+    action = "Correct it where the file is made (docs/reference/formats.md)."
 
 
 class CorruptContent(InputError):

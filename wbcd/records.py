@@ -50,6 +50,7 @@ class SourceFormat(StrEnum):
     OME_ZARR = "ome-zarr"
     TIFF_PAIR = "tiff-pair"
     MATLAB = "mat-v7.3"
+    MATLAB_5 = "mat-v5"
 
 
 @dataclass(frozen=True, slots=True)

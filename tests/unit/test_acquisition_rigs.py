@@ -442,7 +442,8 @@ def _external(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (_replace("tomogMap", data=np.ones((5, 64, 64))), BadField, "float64"),
+        (_replace("tomogMap", data=np.ones((5, 64, 64)) / 2), BadField, "frame 0, holds 0.5"),
+        (_replace("tomogMap", data=np.ones((5, 64, 64), np.complex64)), BadField, "complex64"),
         (_replace("tomogMap", data=np.ones((64, 64), np.uint8)), BadField, "shape"),
         (_replace("res", data=np.array([[62.5]])), BadField, "`res` is 62.5"),
         (_replace("res", data=np.array([[1.0, 2.0]])), BadField, "one number"),

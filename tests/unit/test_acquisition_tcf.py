@@ -11,7 +11,7 @@ import pytest
 from helpers_acquisition import edit, load, ri_volume, tcf_file, volumes
 
 from wbcd.acquisition import ReadDefaults, identify, read
-from wbcd.acquisition.sidecar import parse_config, vendor_config
+from wbcd.acquisition.sidecar import experiment_medium, parse_config, vendor_config
 from wbcd.acquisition.tcf import parse_version, sample_of_title, unscaled_ri
 from wbcd.errors import BadField, CorruptContent, Forbidden, Incomplete, MissingField, NotARegularFile, TooLarge
 from wbcd.records import SourceFormat
@@ -395,6 +395,97 @@ def test_htx_objective_na_comes_from_the_embedded_config_only(tmp_path):
     (tomogram,) = volumes(edit(path, embed))
     assert tomogram.objective_na == 0.95
     assert tomogram.medium_ri == 1.337  # the TCF's own word comes first
+
+
+HTX_CONFIG = b"""[JobInfo]
+Title=donor 7
+User_ID=tc
+
+[AcquisitionSetting]
+Z_Step_Micrometer=0.8
+Wavelength_Nanometer=450
+NA=0.3
+
+; written by the instrument
+[DeviceInfo]
+Pixel_Size_Micrometer=5.480000
+Magnification=40
+Objective_NA=0.950000
+Condenser_NA=0.540000
+Medium_RI=1.342000
+Device_Serial=XP58002
+"""
+EXPERIMENT = b'{"experimentTitle": "a", "medium": {"mediumName": "DMEM", "mediumRI": 1.344}, "sampleType": "Cell"}'
+
+
+@pytest.mark.parametrize("model", ["HT-X1", None])
+@pytest.mark.parametrize("kind", ["bytes", "fixed", "variable", "beside"])
+def test_htx_config_has_sections_and_the_objectives_na(tmp_path, model, kind):
+    """`Info/Device NA` is the condenser's, 0.54; also where the file does not name its model."""
+    path = tcf_file(tmp_path / "s" / "s.TCF", objective_na=0.54)
+
+    def embed(file):
+        del file["Info/Device"].attrs["RI"]
+        del file["Info/Device"].attrs["Wavelength"]
+        if model:
+            file.attrs["DeviceModelType"] = np.bytes_(model)
+        raw = {"bytes": np.frombuffer(HTX_CONFIG, np.uint8), "fixed": np.bytes_(HTX_CONFIG), "variable": HTX_CONFIG.decode()}
+        if kind == "beside":
+            (path.parent / "config.dat").write_bytes(HTX_CONFIG)
+        else:
+            file.create_group("Info/MetaData/RawData")["Config"] = raw[kind]
+
+    (tomogram,) = volumes(edit(path, embed))
+    assert (tomogram.objective_na, tomogram.medium_ri, tomogram.wavelength_um) == (0.95, 1.342, 0.45)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "beside"])
+@pytest.mark.parametrize("config", [b"[DeviceInfo]\nObjective_NA=0.95\n", b""])
+def test_the_medium_of_an_experiment_is_taken_where_nothing_else_names_it(tmp_path, kind, config):
+    path = tcf_file(tmp_path / "s" / "s.TCF", device=False)
+
+    def embed(file):
+        if kind == "beside":
+            (path.parent / "config.dat").write_bytes(config)
+            (path.parent / ".experiment").write_bytes(EXPERIMENT)
+        else:
+            group = file.create_group("Info/MetaData/RawData")
+            group["Config"] = np.frombuffer(config or b"\0", np.uint8)
+            group["Experiment"] = np.frombuffer(EXPERIMENT, np.uint8)
+
+    _, (tomogram,) = load(edit(path, embed), defaults=ReadDefaults(medium_ri=1.4))
+    assert tomogram.medium_ri == 1.344
+
+
+@pytest.mark.parametrize(
+    ("raw", "medium"),
+    [
+        (b'{"Medium": {"RI": 1.34}}', 1.34),
+        (b'\xef\xbb\xbf{"medium": {"mediumRI": 1.34}}\0', 1.34),
+        (b'{"medium": {"mediumRI": 0}}', None),
+        (b'{"medium": {"mediumRI": "1.34"}}', None),
+        (b'{"medium": {"mediumRI": true}}', None),
+        (b'{"medium": 1.34}', None),
+        (b"[]", None),
+        (b"{", None),
+        (b"[" * 100_000, None),
+        (b"\xff\xfe{", None),
+    ],
+)
+def test_an_experiment_says_the_medium_or_nothing(raw, medium):
+    assert experiment_medium(raw, ".experiment") == medium
+
+
+def test_an_experiment_outside_physics_is_refused():
+    with pytest.raises(BadField, match=r"\.experiment: `medium` is 13\.4"):
+        experiment_medium(b'{"medium": {"mediumRI": 13.4}}', ".experiment")
+
+
+def test_sections_are_told_from_lines():
+    found = vendor_config(b"[DeviceInfo]\r\nNA=0.95\r\nCondenser_NA=0.54\r\nMedium_RI=0\r\n", "config.dat")
+    assert (found.objective_na, found.condenser_na, found.medium_ri) == (0.95, 0.54, None)
+    with pytest.raises(BadField, match=r"`objectivena` is 3"):
+        vendor_config(b"[DeviceInfo]\nObjective_NA=3\n", "config.dat")
 
 
 def test_htx_without_config_has_no_objective_na(tmp_path):

@@ -193,6 +193,21 @@ def _made_deep(folder: Path, name: str) -> None:
     os.close(here)
 
 
+def test_a_file_that_is_named_twice_is_processed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.h5", "b.h5"):
+        (tmp_path / name).write_bytes(b"x")
+    seen: list[Path] = []
+
+    def outcomes(config: Config, files: list[Path]) -> Iterator[dict[str, str]]:
+        seen.extend(files)
+        yield from ()
+
+    monkeypatch.setattr("wbcd.cli.process.outcomes", outcomes)
+    monkeypatch.chdir(tmp_path)
+    assert run("process", "--json", "a.h5", str(tmp_path), "./a.h5", str(tmp_path / "b.h5")).exit_code == 0
+    assert seen == [Path("a.h5"), tmp_path / "b.h5"]
+
+
 def test_a_folder_whose_path_is_too_long_is_named_and_the_rest_is_processed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from wbcd.records import Acquisition
 FILE_SUFFIXES = frozenset({".h5", ".hdf5", ".tcf"})
 FOLDER_SUFFIX = ".zarr"
 # Samples of rigs' own layouts; the backgrounds and notes beside them are read with them, never counted.
-RIG_SAMPLE = re.compile(r".+_sp\.tiff?|(?!bg).*_tomog\.mat")
+RIG_SAMPLE = re.compile(r".+_sp\.tiff?|(?!bg).*_tomog\.mat|sample.*\.mat")
 UNFINISHED_SUFFIXES = (".part", ".tmp")
 MAX_FOLDER_FILES = 1_000_000
 _BLOCK = 1 << 20
@@ -50,7 +50,8 @@ class FileStat:
 
 
 def is_candidate(path: Path) -> bool:
-    """True for names of acquisitions: ``*.h5``, ``*.hdf5``, ``*.tcf``, ``*.zarr``, ``*_sp.tif``, ``*_Tomog.mat`` (not ``bg*``).
+    """True for names of acquisitions: ``*.h5``, ``*.hdf5``, ``*.tcf``, ``*.zarr``, ``*_sp.tif``, ``*_Tomog.mat`` (not ``bg*``),
+    ``sample*.mat``.
 
     Letters in any case; hidden and unfinished names are not.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import wbcd
-from wbcd.acquisition import sandbox, wire
+from wbcd.acquisition import filters, sandbox, wire
 from wbcd.acquisition.limits import ReadDefaults
 from wbcd.acquisition.reading import read
 from wbcd.acquisition.source import Held
@@ -188,6 +188,7 @@ def main(arguments: list[str]) -> int:
     descriptor, limits = int(arguments[0]), json.loads(arguments[1])
     be_killed_first()
     confine(limits)
+    filters.load()
     be_silent()
     guards = sandbox.give_up_rights(own_user=bool(limits["own_user"]))
     if sandbox.deny_system_calls():

@@ -11,19 +11,21 @@ import errno
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5l, h5o, h5s, h5t, h5z
+from h5py import h5a, h5d, h5l, h5o, h5s, h5t, h5z
 from numpy.typing import DTypeLike, NDArray
 
+from wbcd.acquisition import filters
 from wbcd.acquisition.candidate import open_regular
-from wbcd.acquisition.limits import SCALE, VALUES, plain_text, within
+from wbcd.acquisition.limits import SCALE, VALUES, within
+from wbcd.acquisition.names import known_text, text_of
 from wbcd.errors import (
     BadField,
     CorruptContent,
@@ -41,7 +43,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_ATTRIBUTE_BYTES = 64 * 1024
 MAX_CHUNKS = 1_000_000
 FILTERS = {h5z.FILTER_DEFLATE: "deflate", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32", 32000: "lzf"}
-_PACKING = (h5z.FILTER_DEFLATE, 32000)
+_PACKING = (h5z.FILTER_DEFLATE, 32000, *filters.NAMES)
 _FLETCHER_BYTES = 4
 MAX_FILTER_OVERHEAD = 1024
 """Bytes that filters may add to incompressible data, beside one in a hundred."""
@@ -109,7 +111,7 @@ def _user_block(handle: int, path: Path) -> int:
     if not head.startswith(_MATLAB):
         return 0
     if head[len(_MATLAB) :] != b" 7.3":
-        version = head[len(_MATLAB) :].decode("ascii", "replace").strip()
+        version = known_text(head[len(_MATLAB) :]).strip()
         raise UnknownFormat(f"{path} is a MATLAB file of version {version}; only 7.3 is HDF5.", action="Save it with -v7.3.")
     return _MATLAB_BLOCK
 
@@ -196,12 +198,20 @@ def _open_locked(name: str, path: Path) -> h5py.File:
 
 
 class Node:
-    """A group of an open file, with the path for messages; the only way down is over hard links."""
+    """A group of an open file, with the path for messages; the only way down is over hard links.
 
-    def __init__(self, group: h5py.Group | h5py.Dataset, path: Path, max_bytes: int) -> None:
+    ``advice``: what to do about a field that is absent or wrong, by what kind of file it is; the errors' own by default.
+    """
+
+    def __init__(self, group: h5py.Group | h5py.Dataset, path: Path, max_bytes: int, advice: str | None = None) -> None:
         self.group = group
         self.path = path
         self.max_bytes = max_bytes
+        self.advice = advice
+
+    def advised(self, advice: str) -> Node:
+        """The same with this advice."""
+        return Node(self.group, self.path, self.max_bytes, advice)
 
     def where(self, name: str) -> str:
         """For messages: the file and the name within it."""
@@ -229,15 +239,15 @@ class Node:
 
     def _step(self, name: str) -> Node:
         if not self.has(name):
-            raise MissingField(f"{self.where(name)} is absent.")
+            raise MissingField(f"{self.where(name)} is absent.", action=self.advice)
         kind = self.group.id.links.get_info(name.encode()).type
         if kind != h5l.TYPE_HARD:
             word = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "an external link"}.get(kind, "a user-defined link")
             raise Forbidden(f"{self.where(name)} is {word}; only hard links are followed.")
         found = self.group[name]
         if not isinstance(found, h5py.Group | h5py.Dataset):
-            raise BadField(f"{self.where(name)} is neither a group nor a data set.")
-        return Node(found, self.path, self.max_bytes)
+            raise BadField(f"{self.where(name)} is neither a group nor a data set.", action=self.advice)
+        return Node(found, self.path, self.max_bytes, self.advice)
 
     @property
     def is_group(self) -> bool:
@@ -254,61 +264,66 @@ class Node:
     def attribute(self, name: str) -> Any:
         """Value of an attribute as a Python scalar; a 1-element array counts as its element, bytes as text.
 
-        None when absent. Raises BadField for references, compounds, arrays and oversized values.
+        Texts by :func:`wbcd.acquisition.names.known_text`, without the NULs and spaces that pad them. None when absent.
+        Raises BadField for references, compounds, arrays and oversized values.
         """
+        item = self.stated(name)
+        return text_of(_bytes_of(item), where=f"attribute {self.where(name)}") if isinstance(item, str) else item
+
+    def stated(self, name: str) -> Any:
+        """As :meth:`attribute`, a text as the file's own bytes by ``os.fsdecode``'s rule: for file names and digests, not for
+        people and databases."""
         attributes = self.group.attrs
         if name not in attributes:
             return None
         held = attributes.get_id(name)
         if held.get_type().get_class() not in _ATTRIBUTE_CLASSES or held.get_space().get_simple_extent_type() == h5s.NULL:
-            raise BadField(f"attribute {self.where(name)} is neither a number nor a text.")
+            raise BadField(f"attribute {self.where(name)} is neither a number nor a text.", action=self.advice)
         if held.get_storage_size() > MAX_ATTRIBUTE_BYTES:
             size = held.get_storage_size()
             raise TooLarge(f"attribute {self.where(name)} holds {size} bytes; the limit is {MAX_ATTRIBUTE_BYTES}.", action="")
         value = np.asarray(attributes[name])
         if value.size != 1:
-            raise BadField(f"attribute {self.where(name)} has {value.size} values; one is expected.")
+            raise BadField(f"attribute {self.where(name)} has {value.size} values; one is expected.", action=self.advice)
         item = value.reshape(-1)[0]
-        item = item.item() if isinstance(item, np.generic) else item
-        if isinstance(item, bytes):
-            item = item.decode("utf-8", "replace")
-        if isinstance(item, str):
-            return plain_text(item.rstrip("\0 "), where=f"attribute {self.where(name)}")
-        return item
+        item = _whole_text(held) or item.item() if isinstance(item, np.generic) else item
+        if isinstance(item, str):  # of variable length: h5py has decoded it by the same rule
+            item = _bytes_of(item)
+        return item.rstrip(b"\0 ").decode("utf-8", "surrogateescape") if isinstance(item, bytes) else item
 
     def text(self, name: str) -> str | None:
         """Text of an attribute, or None when absent; raises BadField when it is a number."""
         value = self.attribute(name)
         if value is not None and not isinstance(value, str):
-            raise BadField(f"attribute {self.where(name)} is {value!r}; a text is expected.")
+            raise BadField(f"attribute {self.where(name)} is {value!r}; a text is expected.", action=self.advice)
         return value
 
     def number(self, name: str) -> float | None:
         """Number of an attribute, or None when absent; raises BadField for a text or a truth value."""
         value = self.attribute(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise BadField(f"attribute {self.where(name)} is {value!r}; a number is expected.")
+            raise BadField(f"attribute {self.where(name)} is {value!r}; a number is expected.", action=self.advice)
         return None if value is None else float(value)
 
     def required_text(self, name: str) -> str:
         """Text of an attribute; raises MissingField when absent or empty."""
         value = self.text(name)
         if not value:
-            raise MissingField(f"attribute {self.where(name)} is absent or empty.")
+            raise MissingField(f"attribute {self.where(name)} is absent or empty.", action=self.advice)
         return value
 
     def required_number(self, name: str, bounds: tuple[float, float], unit: str = "", hint: str = "") -> float:
         """Number of an attribute within ``bounds``; raises MissingField or BadField."""
         value = self.number(name)
         if value is None:
-            raise MissingField(f"attribute {self.where(name)} is absent.")
-        return within(value, bounds, where=f"attribute {self.where(name)}", unit=unit, hint=hint)
+            raise MissingField(f"attribute {self.where(name)} is absent.", action=self.advice)
+        return within(value, bounds, where=f"attribute {self.where(name)}", unit=unit, hint=hint, action=self.advice)
 
     def required_count(self, name: str, bounds: tuple[int, int]) -> int:
         """Whole number of an attribute within ``bounds``; raises MissingField or BadField."""
         value = self.required_number(name, bounds)
         if value != int(value):
-            raise BadField(f"attribute {self.where(name)} is {value!r}; a whole number is expected.")
+            raise BadField(f"attribute {self.where(name)} is {value!r}; a whole number is expected.", action=self.advice)
         return int(value)
 
     # --- data sets -------------------------------------------------------------------------------
@@ -321,18 +336,46 @@ class Node:
         data = self.group
         here = self.where("")
         if not isinstance(data, h5py.Dataset):
-            raise BadField(f"{here} is a group; a data set is expected.")
-        _demand_plain_storage(data, here)
+            raise BadField(f"{here} is a group; a data set is expected.", action=self.advice)
+        demand_plain_storage(data, here)
         if data.dtype.hasobject or data.dtype.newbyteorder("=") not in [np.dtype(kind) for kind in dtypes]:
-            raise BadField(f"{here} has type {data.dtype}; allowed is {limits}.")
+            raise BadField(f"{here} has type {data.dtype}; allowed is {limits}.", action=self.advice)
         if data.ndim != ndim or 0 in data.shape:
-            raise BadField(f"{here} has shape {data.shape}; allowed is {limits}.")
+            raise BadField(f"{here} has shape {data.shape}; allowed is {limits}.", action=self.advice)
         _demand_bounded(data, here, self.max_bytes)
         _demand_written(data, here)
         return data
 
 
-def _demand_plain_storage(data: h5py.Dataset, here: str) -> None:
+def _whole_text(held: h5a.AttrID) -> bytes | None:
+    """All bytes of a NUL-terminated text that is one of 16-bit characters: HDF5 ends it at its first ASCII letter, and "Anna"
+    and "Anton" would be one. None for others: what C left in a buffer behind two letters or more and a NUL is no text."""
+    form = held.get_type()
+    if form.get_class() != h5t.STRING or form.is_variable_str() or form.get_strpad() != h5t.STR_NULLTERM:
+        return None
+    stored = np.empty(held.shape, f"S{form.get_size()}")
+    held.read(stored, mtype=form)
+    raw = stored.tobytes().rstrip(b"\0")
+    head, _, rest = raw.partition(b"\0")
+    if not rest:
+        return None
+    if len(head) > 1:
+        with suppress(UnicodeDecodeError):
+            head.decode()
+            return None
+    raw += bytes(len(raw) % 2)
+    with suppress(UnicodeDecodeError):
+        if any(raw.decode(way).lstrip("\ufeff").isprintable() for way in ("utf-16-le", "utf-16-be")):
+            return raw
+    return None
+
+
+def _bytes_of(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def demand_plain_storage(data: h5py.Dataset, here: str) -> None:
+    """Raise Forbidden where values lie outside the file or are packed by a filter that is not on the list."""
     plan = data.id.get_create_plist()
     if plan.get_layout() == h5d.VIRTUAL:
         raise Forbidden(f"{here} is a virtual data set: its values lie in other files.")
@@ -342,9 +385,11 @@ def _demand_plain_storage(data: h5py.Dataset, here: str) -> None:
         return
     for index in range(plan.get_nfilters()):
         code, _, _, name = plan.get_filter(index)
-        if code not in FILTERS:
-            allowed = ", ".join(FILTERS.values())
-            raise Forbidden(f"{here} uses filter {code} ({name.decode(errors='replace')}); allowed are {allowed}.")
+        if code in filters.NAMES and code not in filters.load():
+            raise Forbidden(f"{here} is packed by {filters.NAMES[code]}, which is not installed.", action=filters.ADVICE)
+        if code not in FILTERS and code not in filters.NAMES:
+            allowed = ", ".join((*FILTERS.values(), *filters.NAMES.values()))
+            raise Forbidden(f"{here} uses filter {code} ({known_text(name)}); allowed are {allowed}.")
 
 
 def _demand_bounded(data: h5py.Dataset, here: str, max_bytes: int) -> None:
@@ -387,6 +432,7 @@ def _demand_sound_chunks(data: h5py.Dataset, here: str) -> None:
     """
     expected = chunk_count(data.shape, data.chunks)
     packed = _skippable(data)
+    says = _declared_sizes(data, here)
     plain = math.prod(data.chunks) * data.dtype.itemsize
     unpacked = (plain, plain + _FLETCHER_BYTES)
     places: set[tuple[int, ...]] = set()
@@ -397,7 +443,7 @@ def _demand_sound_chunks(data: h5py.Dataset, here: str) -> None:
     def note(chunk: Any) -> None:
         nonlocal skipped, over
         skipped += bool(chunk.filter_mask & ~packed or (chunk.filter_mask and chunk.size not in unpacked))
-        over += chunk.size > most
+        over += chunk.size > most or says(chunk) not in unpacked
         if all(
             at % step == 0 and at < size for at, step, size in zip(chunk.chunk_offset, data.chunks, data.shape, strict=True)
         ):
@@ -414,6 +460,30 @@ def _demand_sound_chunks(data: h5py.Dataset, here: str) -> None:
             f"{here} has a damaged chunk index: {shared} chunks overlap, {skipped} skip their filters, {over} are larger than"
             f" their data, {len(extents) - expected} are double; allowed are 0."
         )
+
+
+def _declared_sizes(data: h5py.Dataset, here: str) -> Callable[[Any], int | None]:
+    """What a chunk of the data set unpacks to by its own word; its plain size where no filter goes by that word.
+
+    Raises Forbidden for a file with a user block: places are then counted from its end.
+    """
+    plan = data.id.get_create_plist()
+    codes = [plan.get_filter(index)[0] for index in range(plan.get_nfilters())]
+    plain: int = math.prod(data.chunks) * data.dtype.itemsize
+    used = [(index, code) for index, code in enumerate(codes) if code in filters.NAMES]
+    if not used:
+        return lambda _: plain
+    if len(used) > 1 or data.file.userblock_size:
+        names = ", ".join(filters.NAMES[code] for _, code in used)
+        raise Forbidden(f"{here} is packed by {names}; allowed is one of them, in a file without a user block.")
+    (index, code), handle = used[0], int(data.file.id.get_vfd_handle())
+
+    def says(chunk: Any) -> int | None:
+        if chunk.filter_mask & 1 << index:
+            return plain
+        return filters.unpacked_size(code, os.pread(handle, filters.HEAD_BYTES, chunk.byte_offset))
+
+    return says
 
 
 # --- protection ----------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ _FRAMES = "uint8 or uint16 [angle, y, x]"
 _IN_UM = "The unit is um; a value in nm is a thousand times too large."
 MAX_EXTRA_ZERO_ROWS = 1 / 32
 MAX_DARK_SHARE = 0.1
+_TAKE = "Take stacks of such a size; the camera's software can bin or crop frames."
+_SHUTTER = "Copy the file again; if the original is the same, look at the camera and its shutter."
 
 Frames = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -78,7 +80,7 @@ def _demand_seal(root: Node, stack: HologramStack) -> bool:
 
 
 def _demand_same_seal(root: Node, seal: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    found = seal_of({name: root.attribute(name) for name in SEALED_ATTRIBUTES}, arrays)
+    found = seal_of({name: root.stated(name) for name in SEALED_ATTRIBUTES}, arrays)
     if found != seal:
         raise CorruptContent(f"attribute {root.where(SEAL)} is {seal[:40]!r}; what the file holds has the seal {found!r}.")
 
@@ -151,7 +153,7 @@ def demand_shape(shape: tuple[int, ...], here: str) -> None:
     limits = (ANGLES, FRAME_PIXELS, FRAME_PIXELS)
     for axis, size, (low, high) in zip(("angle", "y", "x"), shape, limits, strict=True):
         if not low <= size <= high:
-            raise BadField(f"{here} has shape {shape}; allowed along {axis} is {low} to {high}.")
+            raise BadField(f"{here} has shape {shape}; allowed along {axis} is {low} to {high}.", action=_TAKE)
 
 
 def demand_light(frames: Frames, here: str) -> None:
@@ -167,7 +169,8 @@ def demand_light(frames: Frames, here: str) -> None:
     if dark.size > MAX_DARK_SHARE * len(frames) or (dark.size and dark[-1] == len(frames) - 1):
         raise CorruptContent(
             f"{here} has {dark.size} frames of nothing but zeros, the first at index {dark[0]};"
-            f" allowed are {int(MAX_DARK_SHARE * len(frames))}, not the last."
+            f" allowed are {int(MAX_DARK_SHARE * len(frames))}, not the last.",
+            action=_SHUTTER,
         )
     # A vignetted field has zero rows in every frame; missing data only in some.
     excess = np.where(zero_rows == rows, 0, zero_rows - np.median(zero_rows))
@@ -206,15 +209,17 @@ def _illumination(root: Node, angles: int, optics: Optics) -> NDArray[np.float64
 def _reference(root: Node, source: Source, holograms: Frames, defaults: ReadDefaults) -> Frames | None:
     if root.has("reference"):
         return matching(_frames(root.child("reference")), holograms, root.where("reference"))
-    name = root.text("reference_file")
-    return None if name is None else _shared_reference(source, name, holograms, defaults)
+    if root.text("reference_file") is None:
+        return None
+    return _shared_reference(source, root.stated("reference_file"), holograms, defaults)
 
 
 def _shared_reference(source: Source, name: str, holograms: Frames, defaults: ReadDefaults) -> Frames:
     path = source.path
     if not name or name in (".", "..") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
         raise BadField(
-            f"attribute {path}: `reference_file` is {name!r}; allowed is the plain name of a file in the same folder."
+            f"attribute {path}: `reference_file` is {name!r}; allowed is the plain name of a file in the same folder.",
+            action="Let the program that writes the files give the plain name.",
         )
     shown = path.parent / name
     with source.parent() as folder:
@@ -243,7 +248,8 @@ def matching(reference: Frames, holograms: Frames, where: str) -> Frames:
     """The reference, of the holograms' shape and type; raises BadField otherwise. ``where`` names it."""
     if (reference.shape, reference.dtype) != (holograms.shape, holograms.dtype):
         raise BadField(
-            f"{where} is {reference.dtype} {reference.shape}; the holograms demand {holograms.dtype} {holograms.shape}."
+            f"{where} is {reference.dtype} {reference.shape}; the holograms demand {holograms.dtype} {holograms.shape}.",
+            action="Take sample and background with the same frames, size and bits of the camera.",
         )
     return reference
 

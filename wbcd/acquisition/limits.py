@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wbcd.acquisition.names import plain_text as plain_text  # readers take it from here
 from wbcd.errors import BadField
 
 MIB, GIB = 2**20, 2**30
@@ -18,7 +19,6 @@ MAX_NON_PHYSICAL_FRACTION = 0.01
 """Above it a volume is on a wrong scale or damaged; below it the voxels stay as they are and the cell's verdict judges."""
 FRAME_PIXELS = (32, 8192)
 ANGLES = (2, 1024)
-MAX_TEXT_CHARACTERS = 1000
 MAX_FILE_BYTES = 32 * GIB
 """Unless the configuration says otherwise: judged by the length, before a byte is read. A sparse file of 1 TB takes no room on
 the disk, but the better part of an hour to hash."""
@@ -46,19 +46,16 @@ class ReadDefaults:
     accept_own_tomograms: bool = False
 
 
-def plain_text(value: str, *, where: str) -> str:
-    """A text that every database takes: lone surrogates and control characters replaced. Raises BadField when too long."""
-    if len(value) > MAX_TEXT_CHARACTERS:
-        raise BadField(f"{where} is a text of {len(value)} characters; at most {MAX_TEXT_CHARACTERS} are allowed.")
-    known = value.encode("utf-8", "replace").decode("utf-8", "replace")
-    return "".join(char if char >= " " and char != "\x7f" else "\ufffd" for char in known)
+def within(
+    value: float, bounds: tuple[float, float], *, where: str, unit: str = "", hint: str = "", action: str | None = None
+) -> float:
+    """Return ``value`` when it lies in ``bounds`` (inclusive; NaN does not); raise BadField that names both otherwise.
 
-
-def within(value: float, bounds: tuple[float, float], *, where: str, unit: str = "", hint: str = "") -> float:
-    """Return ``value`` when it lies in ``bounds`` (inclusive; NaN does not); raise BadField that names both otherwise."""
+    ``action``: what to do about it; the error's own by default.
+    """
     low, high = bounds
     if low <= value <= high:
         return value
     space = f" {unit}" if unit else ""
     more = f" {hint}" if hint else ""
-    raise BadField(f"{where} is {value:g}{space}; allowed is {low:g} to {high:g}{space}.{more}")
+    raise BadField(f"{where} is {value:g}{space}; allowed is {low:g} to {high:g}{space}.{more}", action=action)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,7 +13,7 @@ from wbcd.acquisition.candidate import demand_unchanged
 from wbcd.acquisition.hdf5 import Node, hdf5_of
 from wbcd.acquisition.holograms import looks_like_holograms, read_holograms
 from wbcd.acquisition.limits import PROVENANCE, SCALE, VALUES, ReadDefaults
-from wbcd.acquisition.matfile import looks_like_mat, read_mat
+from wbcd.acquisition.matfile import MAT_SUFFIX, looks_like_mat, no_session, opened_mat, read_mat
 from wbcd.acquisition.omezarr import demand_unchanged_folder, read_zarr_header, zarr_volumes
 from wbcd.acquisition.source import Held, Source
 from wbcd.acquisition.tcf import TcfHeader, looks_like_tcf, read_tcf_header, tcf_volumes
@@ -38,7 +39,18 @@ def read(
         return _read_zarr(source, defaults)
     if source.path.suffix.lower() in tiffpair.SUFFIXES:
         return _read_still(source, tiffpair.read_tiff_pair(source, defaults))
+    if source.path.suffix.lower() == MAT_SUFFIX:
+        return _read_matlab(source, defaults)
     return _read_hdf5(source, defaults)
+
+
+def _read_matlab(source: Source, defaults: ReadDefaults) -> tuple[Acquisition, Payload]:
+    with source.opened() as handle, opened_mat(handle, source.path, defaults) as root:
+        state = os.fstat(handle)
+        demand_unchanged(source.acquisition, state.st_size, state.st_mtime_ns)
+        if not looks_like_mat(root):
+            raise no_session(root)
+        return _read_still(source, read_mat(root, source, defaults))
 
 
 def _read_still(source: Source, found: tuple[Acquisition, HologramStack]) -> tuple[Acquisition, Payload]:

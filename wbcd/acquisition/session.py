@@ -6,6 +6,7 @@ by the session. Names are resolved in the folder that holds the sample, never ou
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from wbcd.acquisition.candidate import open_beneath, read_whole
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, PIXEL_UM, WAVELENGTH_UM, within
+from wbcd.acquisition.names import plain_text
 from wbcd.acquisition.source import Source
 from wbcd.errors import BadField, Incomplete, MissingCompanion, MissingField
 
@@ -38,10 +40,10 @@ _OPTICS = {
 
 
 def own_notes(name: str) -> tuple[str, ...]:
-    """Names of the notes about the sample file ``name``, the nearest first; the session's own are the last."""
+    """Names of the notes about the sample file ``name``, the nearest first, each once; the session's own are the last."""
     stem = name.rpartition(".")[0]
-    short = re.sub(r"_(sp|tomog)$", "", stem, flags=re.IGNORECASE)
-    return (f"{stem}.json", f"{short}.json", SESSION_NOTES)
+    short = re.sub(r"_(sp|tomog)\Z", "", stem, flags=re.IGNORECASE)
+    return tuple(dict.fromkeys((f"{stem}.json", f"{short}.json", SESSION_NOTES)))
 
 
 def backgrounds_of_tiff(name: str, names: Sequence[str]) -> list[str]:
@@ -54,13 +56,19 @@ def backgrounds_of_tiff(name: str, names: Sequence[str]) -> list[str]:
     return own or _named(names, r"(session_)?bg\.tiff?")
 
 
-def backgrounds_of_mat(name: str, names: Sequence[str]) -> list[str]:  # noqa: ARG001 - the same signature as for TIFF
-    """Sample-free stacks for ``sample###_Tomog.mat``: every ``bg*_Tomog.mat`` of the session."""
-    return _named(names, r"bg.*_tomog\.mat")
+def backgrounds_of_mat(name: str, names: Sequence[str]) -> list[str]:
+    """Sample-free stacks for ``sample###_Tomog.mat``: every ``bg*_Tomog.mat`` of the session, else every ``bg*.mat``.
+
+    For ``sample###.mat`` it is the other way about.
+    """
+    marked = _named(names, r"bg.*_tomog\.mat")
+    plain = [other for other in _named(names, r"bg.*\.mat") if other not in marked]
+    return (marked or plain) if re.search(r"_tomog\.mat\Z", name, flags=re.IGNORECASE) else (plain or marked)
 
 
 def _named(names: Sequence[str], pattern: str) -> list[str]:
-    return sorted(name for name in names if re.fullmatch(pattern, name, flags=re.IGNORECASE))
+    """Those that match, in any case of letters, each once."""
+    return sorted({name for name in names if re.fullmatch(pattern, name, flags=re.IGNORECASE)})
 
 
 # --- notes -----------------------------------------------------------------------------------------
@@ -87,7 +95,8 @@ class Notes:
         """One of the optics' numbers, within its physical bounds; None where no note has it. Raises BadField."""
         if key not in self.values:
             return None
-        return within(self._number(key), _OPTICS[key], where=self._at(key), unit="um" if key.endswith("_um") else "")
+        unit = "um" if key.endswith("_um") else ""
+        return within(self._number(key), _OPTICS[key], where=self._at(key), unit=unit, action=self._mend(key))
 
     def required_optic(self, key: str) -> float:
         """The same; raises MissingField that names the notes in which it was sought."""
@@ -102,39 +111,51 @@ class Notes:
             return None
         value = self._number(key)
         if not value.is_integer():
-            raise BadField(f"{self._at(key)} is {value}; allowed is a whole number.")
-        return int(within(value, (float(limits[0]), float(limits[1])), where=self._at(key)))
+            raise BadField(f"{self._at(key)} is {value}; allowed is a whole number.", action=self._mend(key))
+        return int(within(value, (float(limits[0]), float(limits[1])), where=self._at(key), action=self._mend(key)))
 
     def text(self, key: str) -> str | None:
-        """A text of 1 to 255 characters; None where no note has it or it is empty. Raises BadField."""
+        """A text of 1 to 255 characters by :func:`wbcd.acquisition.names.plain_text`; None where no note has it or it is
+        empty. Raises BadField."""
+        value = self.file_name(key)
+        return None if value is None else plain_text(value, where=self._at(key))
+
+    def file_name(self, key: str) -> str | None:
+        """The same text as it stands, for a file's name."""
         value = self.values.get(key)
         if value is None or value == "":
             return None
         if not isinstance(value, str) or len(value) > 255:
-            raise BadField(f"{self._at(key)} is {str(value)[:80]!r}; allowed is a text of at most 255 characters.")
+            raise BadField(
+                f"{self._at(key)} is {str(value)[:80]!r}; allowed is a text of at most 255 characters.",
+                action=f'Write it as a text: {{"{key}": "..."}}.',
+            )
         return value
 
     def illumination(self, frames: int) -> NDArray[np.float64] | None:
         """float64 [frame, 2], (k_x, k_y) in rad/um; None where no note has it. Raises BadField."""
         if "illumination_rad_um" not in self.values:
             return None
-        where = self._at("illumination_rad_um")
+        where, mend = self._at("illumination_rad_um"), self._mend("illumination_rad_um")
         try:
             vectors = np.array(self.values["illumination_rad_um"], np.float64)
         except (TypeError, ValueError) as error:
-            raise BadField(f"{where} is no list of pairs of numbers.") from error
+            raise BadField(f"{where} is no list of pairs of numbers.", action=mend) from error
         if vectors.shape != (frames, 2) or not np.isfinite(vectors).all():
-            raise BadField(f"{where} has shape {vectors.shape}; the frames demand {(frames, 2)} finite numbers.")
+            raise BadField(f"{where} has shape {vectors.shape}; the frames demand {(frames, 2)} finite numbers.", action=mend)
         return vectors
 
     def _number(self, key: str) -> float:
         value = self.values[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise BadField(f"{self._at(key)} is {str(value)[:80]!r}; allowed is a number.")
+            raise BadField(f"{self._at(key)} is {str(value)[:80]!r}; allowed is a number.", action=self._mend(key))
         try:
             return float(value)
         except OverflowError:
             return math.inf
+
+    def _mend(self, key: str) -> str:
+        return f"Correct it in {self.where[key].name}."
 
     def _at(self, key: str) -> str:
         return f"{self.where[key]}: `{key}`"
@@ -145,14 +166,25 @@ def read_notes(source: Source, names: Sequence[str]) -> Notes:
     sought = own_notes(source.path.name)
     values: dict[str, Any] = {}
     where: dict[str, Path] = {}
-    for name in sought:
-        if name not in names:
+    for wanted in sought:
+        name = _note_called(wanted, names, source.path.parent)
+        if name is None:
             continue
         path = source.path.parent / name
         for key, value in _parsed(_bytes_of(source, name), path).items():
             if key not in values:
                 values[key], where[key] = value, path
     return Notes(values, where, sought)
+
+
+def _note_called(wanted: str, names: Sequence[str], folder: Path) -> str | None:
+    """The file of that name, else the one that differs in the case of letters only. Raises BadField where several do."""
+    if wanted in names:
+        return wanted
+    found = _named(names, re.escape(wanted))
+    if len(found) > 1:
+        raise BadField(f"{folder}: {', '.join(found)} are one name in other letters.", action=f"Keep one, as {wanted}.")
+    return found[0] if found else None
 
 
 def _bytes_of(source: Source, name: str) -> bytes:
@@ -168,12 +200,18 @@ def _bytes_of(source: Source, name: str) -> bytes:
 def _parsed(raw: bytes, path: Path) -> dict[str, Any]:
     if not raw.strip():
         raise Incomplete(f"{path} is empty: its writer is not done.")
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Windows' editors and shells write it so
     try:
-        found = json.loads(raw.decode("utf-8-sig"))
+        found = json.loads(raw.decode("utf-16" if wide else "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadField(f"{path} is not UTF-8 (byte {error.start}).", action="Save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise BadField(f"{path} is not JSON: {str(error)[:200]}.", action="Correct the file, or write it again.") from error
     if not isinstance(found, dict):
-        raise BadField(f"{path} holds a {type(found).__name__}; allowed is one JSON object.")
+        raise BadField(
+            f"{path} holds a {type(found).__name__}; allowed is one JSON object.",
+            action='Write {"key": value, ...} into it.',
+        )
     return found
 
 
@@ -191,7 +229,7 @@ def background_name(source: Source, notes: Notes, found: Sequence[str]) -> str |
 
     Raises Incomplete when none is there and none is said to be missing (it may be on its way), BadField when several are.
     """
-    stated = notes.text("background")
+    stated = notes.file_name("background")
     if stated is not None:
         return None if stated.lower() == NO_BACKGROUND else _plain(stated, notes)
     if len(found) > 1:
@@ -210,5 +248,8 @@ def background_name(source: Source, notes: Notes, found: Sequence[str]) -> str |
 def _plain(name: str, notes: Notes) -> str:
     if name in (".", "..") or "/" in name or "\0" in name:
         at = notes.where["background"]
-        raise BadField(f"{at}: `background` is {name!r}; allowed is the plain name of a file in the same folder.")
+        raise BadField(
+            f"{at}: `background` is {name!r}; allowed is the plain name of a file in the same folder.",
+            action="Correct it; copy the file there.",
+        )
     return name

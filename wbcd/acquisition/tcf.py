@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wbcd.acquisition.hdf5 import Node, read_array, unchecked_parts
+from wbcd.acquisition.hdf5 import Node, demand_plain_storage, read_array, translated, unchecked_parts
 from wbcd.acquisition.limits import (
     MEDIUM_RI,
     NUMERICAL_APERTURE,
@@ -28,7 +28,14 @@ from wbcd.acquisition.limits import (
     ReadDefaults,
     within,
 )
-from wbcd.acquisition.sidecar import MAX_CONFIG_BYTES, VendorConfig, session_config, vendor_config
+from wbcd.acquisition.sidecar import (
+    MAX_CONFIG_BYTES,
+    VendorConfig,
+    experiment_medium,
+    session_config,
+    session_medium,
+    vendor_config,
+)
 from wbcd.acquisition.source import Source
 from wbcd.acquisition.volume import Load, assemble, decode, demand_loadable, slabs
 from wbcd.errors import BadField, Incomplete, MissingField, TooLarge
@@ -42,8 +49,9 @@ MAX_TIME_POINTS = 100_000
 MAX_TILES = 10_000
 MAX_SIZE = 65_536
 _AXES = ("Z", "Y", "X")
+EXPORT_AGAIN = "Export the acquisition again from the instrument's software."
 _CONFIG_PATH = "Info/MetaData/RawData"
-_TRAILING_NUMBER = re.compile(r"-\d{3,}$")
+_TRAILING_NUMBER = re.compile(r"-[0-9]{3,}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,7 @@ def parse_version(text: str, where: str) -> Version:
     """``"1.10.0"`` -> (1, 10, 0): numbers, for as text it would sort before "1.3". Raises BadField."""
     found = re.match(r"\s*(\d+(?:\.\d+)*)", text)
     if not found:
-        raise BadField(f"{where} is {text!r}; a version such as 1.3.0 is expected.")
+        raise BadField(f"{where} is {text!r}; a version such as 1.3.0 is expected.", action=EXPORT_AGAIN)
     return tuple(int(part) for part in found[1].split("."))
 
 
@@ -85,6 +93,7 @@ def read_tcf_header(root: Node, source: Source, defaults: ReadDefaults) -> tuple
 
     Raises MissingField, BadField, Incomplete (fewer time points than announced, chunks missing), Forbidden, TooLarge.
     """
+    root = root.advised(EXPORT_AGAIN)
     version = parse_version(_version_text(root), f"attribute {root.where('FormatVersion')}")
     group = root.child("Data/3D")
     device = root.child("Info/Device") if root.has("Info") and root.child("Info").has("Device") else None
@@ -107,7 +116,7 @@ def read_tcf_header(root: Node, source: Source, defaults: ReadDefaults) -> tuple
 def _version_text(root: Node) -> str:
     value = root.attribute("FormatVersion")
     if value is None or value == "":
-        raise MissingField(f"attribute {root.where('FormatVersion')} is absent.")
+        raise MissingField(f"attribute {root.where('FormatVersion')} is absent.", action=EXPORT_AGAIN)
     return str(value)
 
 
@@ -130,34 +139,53 @@ def _time_points(group: Node) -> tuple[str, ...]:
 
 
 def _config(root: Node, source: Source) -> VendorConfig:
-    """The embedded ``config.dat`` of HT-X, else that of the session folder of HT-1 and HT-2."""
-    node = root
+    """The ``config.dat`` and ``.experiment`` that HT-X embeds, else those of the session folder."""
+    node: Node | None = root
     for part in _CONFIG_PATH.split("/"):
-        if not node.has(part):
-            return session_config(source)
-        node = node.child(part)
-    raw = _raw_bytes(node, "Config")
-    return session_config(source) if raw is None else vendor_config(raw, node.where("Config"))
+        node = node.child(part) if node is not None and node.has(part) else None
+    raw = None if node is None else _raw_bytes(node, "Config")
+    config = session_config(source) if node is None or raw is None else vendor_config(raw, node.where("Config"))
+    if config.medium_ri is not None:
+        return config
+    about = None if node is None else _raw_bytes(node, "Experiment")
+    if node is None or about is None:
+        return config.or_medium(session_medium(source))
+    return config.or_medium(experiment_medium(about, node.where("Experiment")))
 
 
 def _raw_bytes(node: Node, name: str) -> bytes | None:
     if node.has(name):
         child = node.child(name)
         data = child.group
-        if not isinstance(data, h5py.Dataset) or data.dtype.hasobject or data.dtype.kind not in "uiSV":
+        if not isinstance(data, h5py.Dataset):
+            return None
+        if h5py.check_string_dtype(data.dtype) is not None and data.dtype.hasobject and data.size == 1:
+            return _variable_text(child, data)
+        if data.dtype.hasobject or data.dtype.kind not in "uiSV":
             return None
         if data.size is None or data.size * data.dtype.itemsize > MAX_CONFIG_BYTES:
             raise TooLarge(f"{node.where(name)} holds more than {MAX_CONFIG_BYTES} bytes.", action="")
         child.array(dtypes=(data.dtype.newbyteorder("="),), ndim=data.ndim, limits="raw bytes")
         return np.asarray(data[()]).tobytes()
-    text = node.attribute(name) if name in node.group.attrs else None
-    return text.encode() if isinstance(text, str) else None
+    text = node.stated(name) if name in node.group.attrs else None
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else None
+
+
+def _variable_text(node: Node, data: h5py.Dataset) -> bytes | None:
+    """A text of variable length, which lies in the file's heap. Raises Forbidden where it would not, TooLarge."""
+    demand_plain_storage(data, node.where(""))
+    with translated(node.path):
+        found = np.ravel(data[()])[0]
+    raw = found.encode("utf-8", "surrogateescape") if isinstance(found, str) else bytes(found)
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise TooLarge(f"{node.where('')} holds more than {MAX_CONFIG_BYTES} bytes.", action="")
+    return raw
 
 
 def _medium(device: Node | None, config: VendorConfig, defaults: ReadDefaults) -> float:
     stated = device.number("RI") if device is not None else None
     if device is not None and stated:
-        return within(unscaled_ri(stated), MEDIUM_RI, where=f"attribute {device.where('RI')}")
+        return within(unscaled_ri(stated), MEDIUM_RI, where=f"attribute {device.where('RI')}", action=EXPORT_AGAIN)
     return config.medium_ri or defaults.medium_ri
 
 
@@ -166,8 +194,10 @@ def _objective_na(root: Node, device: Node | None, config: VendorConfig) -> floa
     stated = device.number("NA") if device is not None else None
     if model.upper().replace("-", "").startswith("HTX"):
         return config.objective_na  # `Info/Device NA` is the condenser's there; none is better than the wrong one
+    if config.objective_na is not None and stated is not None and config.condenser_na == stated:
+        return config.objective_na  # the same mistake in a file that does not name its model
     if device is not None and stated:
-        return within(stated, NUMERICAL_APERTURE, where=f"attribute {device.where('NA')}")
+        return within(stated, NUMERICAL_APERTURE, where=f"attribute {device.where('NA')}", action=EXPORT_AGAIN)
     return config.objective_na
 
 
@@ -175,7 +205,7 @@ def _wavelength(device: Node | None, config: VendorConfig) -> float | None:
     stated = device.number("Wavelength") if device is not None else None
     if device is not None and stated:
         in_um = stated / 1000 if stated > 100 else stated
-        return within(in_um, WAVELENGTH_UM, where=f"attribute {device.where('Wavelength')}", unit="um")
+        return within(in_um, WAVELENGTH_UM, where=f"attribute {device.where('Wavelength')}", unit="um", action=EXPORT_AGAIN)
     return config.wavelength_um
 
 
@@ -209,7 +239,7 @@ def _unprotected(root: Node, header: TcfHeader) -> tuple[str, ...]:
 
 def sample_of_title(title: str) -> str | None:
     """The vendor numbers an experiment's files ``<title>-NNN``; "Default" is what the software proposes, and names nothing."""
-    name = _TRAILING_NUMBER.sub("", title.strip())
+    name = _TRAILING_NUMBER.sub("", title.strip(" "))
     return None if name in ("", "Default") else name
 
 
@@ -234,7 +264,7 @@ def _examine(node: Node, header: TcfHeader) -> None:
 
 def read_tcf_volume(root: Node, header: TcfHeader, index: int) -> Tomogram:
     """Load one time point as float32 RI [z, y, x], fill set to the medium; raises CorruptContent or BadField."""
-    node = root.child("Data/3D").child(header.names[index])
+    node = root.advised(EXPORT_AGAIN).child("Data/3D").child(header.names[index])
     load = _tiled_loader(node, header) if node.is_group else _plain_loader(node, header)
     ri, fill = assemble(header.shape, header.medium_ri, load, node.where(""))
     return Tomogram(
@@ -262,10 +292,12 @@ def _plain(node: Node, header: TcfHeader) -> h5py.Dataset:
     data = node.array(dtypes=(np.float32, np.float64, np.uint16), ndim=3, limits="float32 or uint16 [z, y, x]")
     here = node.where("")
     if data.shape != header.shape:
-        raise BadField(f"{here} has shape {data.shape}; `Data/3D` SizeZ, SizeY, SizeX say {header.shape}.")
+        raise BadField(f"{here} has shape {data.shape}; `Data/3D` SizeZ, SizeY, SizeX say {header.shape}.", action=EXPORT_AGAIN)
     if data.dtype.kind == "u" and header.version < FIRST_UINT16:
         version = ".".join(map(str, header.version))
-        raise BadField(f"{here} is {data.dtype} in a file of version {version}; before 1.3 only float is defined.")
+        raise BadField(
+            f"{here} is {data.dtype} in a file of version {version}; before 1.3 only float is defined.", action=EXPORT_AGAIN
+        )
     return data
 
 
@@ -280,14 +312,16 @@ def _tiles(node: Node, header: TcfHeader) -> tuple[list[_Tile], int]:
     """The full-resolution tiles of one time point, and their scalar type (0: uint16, 1: uint8)."""
     shape = _shape(node, "DataSize")
     if shape != header.shape:
-        raise BadField(f"{node.where('DataSize')} is {shape}; `Data/3D` SizeZ, SizeY, SizeX say {header.shape}.")
+        raise BadField(
+            f"{node.where('DataSize')} is {shape}; `Data/3D` SizeZ, SizeY, SizeX say {header.shape}.", action=EXPORT_AGAIN
+        )
     scalar = node.required_count("ScalarType", (0, 1))
     count = node.required_count("NumberOfTiles", (1, MAX_TILES))
     if scalar == 1:
         _ri_min(node)
     tiles = [tile for tile in (_tile(node.child(name), header, scalar) for name in _tile_names(node, count)) if tile]
     if not tiles:
-        raise BadField(f"{node.where('')} has no tile of SamplingStep 1 among its {count}.")
+        raise BadField(f"{node.where('')} has no tile of SamplingStep 1 among its {count}.", action=EXPORT_AGAIN)
     return tiles, scalar
 
 
@@ -314,15 +348,15 @@ def _tile(node: Node, header: TcfHeader, scalar: int) -> _Tile | None:
     ]
     extent = tuple(b - a + 1 for a, b in zip(begin, last, strict=True))
     if any(size < 1 or size > held for size, held in zip(extent, data.shape, strict=True)):
-        raise BadField(f"{node.where('')} has shape {data.shape}; its data index points demand {extent}.")
+        raise BadField(f"{node.where('')} has shape {data.shape}; its data index points demand {extent}.", action=EXPORT_AGAIN)
     return _Tile(data, (begin[0], begin[1], begin[2]), (last[0] + 1, last[1] + 1, last[2] + 1))
 
 
 def _ri_min(node: Node) -> float:
     value = node.number("RIMin")
     if value is None:
-        raise MissingField(f"attribute {node.where('RIMin')} is absent; 8-bit tiles count from it.")
-    return within(unscaled_ri(value), PHYSICAL_RI, where=f"attribute {node.where('RIMin')}")
+        raise MissingField(f"attribute {node.where('RIMin')} is absent; 8-bit tiles count from it.", action=EXPORT_AGAIN)
+    return within(unscaled_ri(value), PHYSICAL_RI, where=f"attribute {node.where('RIMin')}", action=EXPORT_AGAIN)
 
 
 def _tiled_loader(node: Node, header: TcfHeader) -> Load:

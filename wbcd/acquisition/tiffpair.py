@@ -46,6 +46,7 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_STRIPS = 8192
 _NONE, _PACKBITS = 1, 32773
 _FRAMES = "uint8 or uint16 pages of one sample a pixel"
+_SAVE = "Save the frames again as plain grey pages of one size, 8 or 16 bits, in strips."
 # It writes of damage to its log and goes on; here damage ends the reading.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 # What tifffile raises where the directories make no sense; anything else is a fault of ours.
@@ -135,9 +136,16 @@ def _reference(source: Source, name: str, frames: Frames, defaults: ReadDefaults
             with open_beneath(folder, name, label=source.path.parent) as handle:
                 found = read_stack(handle, shown, defaults.max_logical_bytes)
         except FileNotFoundError as error:
-            raise MissingCompanion(f"{shown}, the background of {source.path.name}, is absent.", companion=name) from error
+            raise MissingCompanion(
+                f"{shown}, the background of {source.path.name}, is absent.",
+                companion=name,
+                action="Copy it there, or correct the note that names it.",
+            ) from error
     if len(found) > len(frames):
-        raise Incomplete(f"{source.path} holds {len(frames)} frames, its background {shown.name} {len(found)}.")
+        raise Incomplete(
+            f"{source.path} holds {len(frames)} frames, its background {shown.name} {len(found)}.",
+            action="Wait for the rest, or take both with as many.",
+        )
     return matching(found, frames, str(shown))
 
 
@@ -192,7 +200,9 @@ def _pages(file: tifffile.TiffFile, shown: Path, max_bytes: int) -> list[Any]:
             raise TooLarge(f"{shown} holds more than {ANGLES[1]} pages.", action="")
         _examine(page, f"{shown}: page {len(pages)}")
         if pages and (page.shape, page.bitspersample) != (pages[0].shape, pages[0].bitspersample):
-            raise BadField(f"{shown}: page {len(pages)} is {page.shape}, the first {pages[0].shape}; all must be alike.")
+            raise BadField(
+                f"{shown}: page {len(pages)} is {page.shape}, the first {pages[0].shape}; all must be alike.", action=_SAVE
+            )
         pages.append(page)
         declared = len(pages) * math.prod(page.shape) * int(page.bitspersample) // 8
         if declared > max_bytes:
@@ -226,10 +236,11 @@ def _examine(page: Any, where: str) -> None:
     if not plain or page.photometric != 1:
         raise BadField(
             f"{where} has {page.samplesperpixel} samples of {page.bitspersample} bits, shape {page.shape}, photometric "
-            f"{int(page.photometric)}; allowed is {_FRAMES}, 0 is black."
+            f"{int(page.photometric)}; allowed is {_FRAMES}, 0 is black.",
+            action=_SAVE,
         )
     if page.is_tiled or page.predictor not in (1, 2) or getattr(page, "fillorder", 1) != 1:
-        raise BadField(f"{where} is tiled, or stored by an unusual predictor or bit order; allowed are strips.")
+        raise BadField(f"{where} is tiled, or stored by an unusual predictor or bit order; allowed are strips.", action=_SAVE)
     strips = math.ceil(page.shape[0] / max(1, min(page.rowsperstrip, page.shape[0])))
     if not len(page.dataoffsets) == len(page.databytecounts) == strips <= MAX_STRIPS:
         raise CorruptContent(f"{where} has {len(page.dataoffsets)} strips; its header says {strips}.")

@@ -116,10 +116,12 @@ def _judge(tally: _Tally, size: int, where: str) -> None:
     if tally.infinite > MAX_NON_PHYSICAL_FRACTION * size:
         found = tally.infinite / size
         raise CorruptContent(
-            f"{where} is not finite in {found:.1%} of its voxels; at most {MAX_NON_PHYSICAL_FRACTION:.0%} is allowed."
+            f"{where} is not finite in {found:.1%} of its voxels; at most {MAX_NON_PHYSICAL_FRACTION:.0%} is allowed.",
+            action="Copy the file again; if the original is the same, reconstruct it again.",
         )
     if tally.strange > MAX_NON_PHYSICAL_FRACTION * size:
         raise BadField(
             f"{where} spans {tally.low:.6g} to {tally.high:.6g} with {tally.strange / size:.1%} of its voxels outside the RI"
-            f" of matter, {low:g} to {high:g}; at most {MAX_NON_PHYSICAL_FRACTION:.0%} is allowed."
+            f" of matter, {low:g} to {high:g}; at most {MAX_NON_PHYSICAL_FRACTION:.0%} is allowed.",
+            action="Check the scale of the values: RI as float, or RI x 10,000 as uint16.",
         )

@@ -87,7 +87,7 @@ def process(
         click.echo(f"wbcd: {_unlisted(folder)}", err=True)
     if not files and not unlisted:
         raise click.UsageError(
-            f"no acquisition (*.h5, *.hdf5, *.tcf, *.zarr, *_sp.tif, *_Tomog.mat) in {', '.join(map(str, paths))}"
+            f"no acquisition (*.h5, *.hdf5, *.tcf, *.zarr, *_sp.tif, *_Tomog.mat, sample*.mat) in {', '.join(map(str, paths))}"
         )
     with Bar("processing", len(files), shown=not as_json) as bar:
         for made in outcomes(config, files):
@@ -114,7 +114,15 @@ def candidates(paths: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
             files += sorted(found, key=lambda item: (found[item].mtime_ns, item))
         else:
             files.append(path)
-    return files, unlisted
+    return _each_once(files), _each_once(unlisted)
+
+
+def _each_once(paths: list[Path]) -> list[Path]:
+    """A file that is named and lies in a named folder is one."""
+    once: dict[Path, Path] = {}
+    for path in paths:
+        once.setdefault(path.absolute(), path)
+    return list(once.values())
 
 
 def _without_kept(output: Path, named: tuple[Path, ...], files: list[Path]) -> list[Path]:

@@ -6,6 +6,7 @@ each acquisition, so a new calibration counts from the next one on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -29,9 +30,29 @@ _log = structlog.get_logger(__name__)
 
 
 def calibration_path(output: Path, instrument_id: str | None) -> Path:
-    """Where the calibration of an instrument lies; files that name no instrument share one."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", instrument_id or "").strip(".")[:100]
-    return output / FOLDER / f"{name or UNNAMED}.json"
+    """Where the calibration of an instrument lies; files that name no instrument share one.
+
+    A name that cannot be a file's own gets a digest, so that no two instruments share one. What an earlier wbcd wrote without
+    the digest is used where it states this instrument.
+    """
+    if not instrument_id:
+        return output / FOLDER / f"{UNNAMED}.json"
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", instrument_id).strip(".")[:100]
+    before = output / FOLDER / f"{name or UNNAMED}.json"
+    if name == instrument_id and name != UNNAMED:
+        return before
+    digest = hashlib.blake2b(instrument_id.encode("utf-8", "surrogatepass"), digest_size=5).hexdigest()
+    path = before.with_name(f"{before.stem}-{digest}.json")
+    return before if not path.exists() and _is_of(before, instrument_id) else path
+
+
+def _is_of(path: Path, instrument_id: str) -> bool:
+    try:
+        with path.open("rb") as stream:
+            stated: object = json.loads(stream.read(MAX_BYTES))["instrument_id"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return stated == instrument_id
 
 
 def store_calibration(path: Path, calibration: Calibration, about: Mapping[str, Any]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -160,9 +161,20 @@ class Health:
 # --- cleaning: nothing that a file says may make a row impossible to write ------------------------
 
 
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_LOOKS_CLEANED = re.compile(r"\\(?:x00|ud[89a-f][0-9a-f]{2})")
+
+
 def clean_text(text: str) -> str:
-    """UTF-8 without NUL: PostgreSQL refuses NUL, and a file name may hold bytes that are no UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+    r"""UTF-8 without NUL: PostgreSQL refuses NUL, and a file name may hold bytes that are no UTF-8.
+
+    One to one, for samples and paths are keys: NUL becomes ``\x00``, a lone surrogate ``\udNNN`` (U+DCNN: the byte NN of a
+    file name), and a text that has such a sequence of its own gets its backslashes doubled. All other texts stay as they are.
+    """
+    if _UNSTORABLE.search(text) is None and _LOOKS_CLEANED.search(text) is None:
+        return text
+    doubled = text.replace("\\", "\\\\")
+    return _UNSTORABLE.sub(lambda found: "\\x00" if found[0] == "\0" else f"\\u{ord(found[0]):04x}", doubled)
 
 
 def clean_optional(text: str | None) -> str | None:
