@@ -50,6 +50,7 @@ class SourceFormat(StrEnum):
     OME_ZARR = "ome-zarr"
     TIFF_PAIR = "tiff-pair"
     MATLAB = "mat-v7.3"
+    RI_TIFF = "ri-tiff"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ _OPTICS = {
 def own_notes(name: str) -> tuple[str, ...]:
     """Names of the notes about the sample file ``name``, the nearest first; the session's own are the last."""
     stem = name.rpartition(".")[0]
-    short = re.sub(r"_(sp|tomog)$", "", stem, flags=re.IGNORECASE)
+    short = re.sub(r"(_(sp|tomog)|\.ome)$", "", stem, flags=re.IGNORECASE)
     return (f"{stem}.json", f"{short}.json", SESSION_NOTES)
 
 
