@@ -24,7 +24,7 @@ FOLDER_SUFFIX = ".zarr"
 # OME-Zarr packed into one file.
 ZIP_NAMES = (".zarr.zip", ".ozx")
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
-# TIFFs that are never acquisitions: backgrounds (read with their samples), and what the vendor's server exports beside a volume.
+# TIFFs that are no acquisitions: backgrounds (read with their samples), and what the vendor's server exports beside a volume.
 NO_ACQUISITION = re.compile(r"(.+_)?bg\.tiff?|.+_(ht2d|fl[23]d|bf)(_ch\d+)?_[^_/]+\.tiff?")
 # Samples of rigs' own layouts; the backgrounds and notes beside them are read with them, never counted.
 HOLOGRAMS_TIFF = re.compile(r".+_sp\.tiff?")
@@ -45,11 +45,11 @@ class FileStat:
 
 def is_candidate(path: Path) -> bool:
     """True for names of acquisitions: ``*.h5``, ``*.hdf5``, ``*.tcf``, ``*.zarr``, ``*.zarr.zip``, ``*.ozx``, ``*_Tomog.mat``
-    (not ``bg*``), and every ``*.tif`` and ``*.tiff`` but backgrounds (``bg.tif``, ``*_bg.tif``) and the vendor's projections and
-    fluorescence (``*_HT2D_*``, ``*_FL3D_*``, ``*_FL2D_*``, ``*_BF_*``).
+    (not ``bg*``), and every ``*.tif`` and ``*.tiff`` but backgrounds (``bg.tif``, ``*_bg.tif``) and the vendor's projections
+    and fluorescence (``*_HT2D_*``, ``*_FL3D_*``, ``*_FL2D_*``, ``*_BF_*``).
 
-    Letters in any case; hidden and unfinished names are not. ``*_sp.tif`` is a stack of holograms, any other TIFF has to be an RI
-    volume: one that is not is set aside with what it is, for a name alone cannot tell, and silence would lose volumes.
+    Letters in any case; hidden and unfinished names are not. ``*_sp.tif`` is a stack of holograms, any other TIFF has to be an
+    RI volume: one that is not is set aside with what it is, for a name alone cannot tell, and silence would lose volumes.
 
     Only the name is judged, so that a directory or FIFO called ``x.h5`` is met, refused and recorded rather than passed over.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -34,7 +34,11 @@ RI_OF_CELLS = (1.2, 1.8)
 MAX_OUTSIDE_FRACTION = 0.01
 MAX_SEGMENTS = 8192
 NOTE_KEY = "voxel_um"
-_TYPES = {(1, 16): np.dtype(np.uint16), (3, 32): np.dtype(np.float32), (3, 64): np.dtype(np.float64)}
+_TYPES: Mapping[tuple[int, int], np.dtype[Any]] = {
+    (1, 16): np.dtype(np.uint16),
+    (3, 32): np.dtype(np.float32),
+    (3, 64): np.dtype(np.float64),
+}
 _NOT_RI = (
     "Export refractive index, not a picture of it. Holograms are named NAME_sp.tif, their backgrounds NAME_bg.tif; keep other"
     " images elsewhere."
@@ -67,7 +71,7 @@ class _Page:
 
 @dataclass(frozen=True, slots=True)
 class RiTiffHeader:
-    """One examined file. ``shape`` and ``voxel_um`` are (z, y, x); ``pages``: the planes of the first volume, of the second ..."""
+    """One examined file. ``shape`` and ``voxel_um`` are (z, y, x); ``pages``: planes, volume by volume."""
 
     shape: Shape3
     time_points: int
@@ -86,8 +90,8 @@ def read_ri_tiff_header(source: Source, defaults: ReadDefaults) -> tuple[Acquisi
     """Validate everything but the voxels; the ticket comes back completed.
 
     Raises UnknownFormat (no TIFF, a background), BadField (types, colours, channels, several images), MissingField or
-    Incomplete (no pitch in file and notes; fewer pages than stated), Forbidden (planes in other files, compressions), Truncated,
-    CorruptContent, TooLarge.
+    Incomplete (no pitch in file and notes; fewer pages than stated), Forbidden (planes in other files, compressions),
+    Truncated, CorruptContent, TooLarge.
     """
     path = source.path
     names = folder_names(source)
@@ -118,7 +122,7 @@ def read_ri_tiff_header(source: Source, defaults: ReadDefaults) -> tuple[Acquisi
 def _demand_no_background(path: Path, notes: Notes) -> None:
     if notes.values.get("background") == path.name:
         raise UnknownFormat(
-            f"{path} is the background that {notes.where['background'].name} names; it is read with its samples, and not counted.",
+            f"{path} is the background that {notes.where['background'].name} names; it is read with its samples.",
             action="Nothing to do; named *_bg.tif it is passed over.",
         )
 
@@ -152,12 +156,12 @@ def _examined(handle: int, path: Path, max_bytes: int) -> tuple[Literal[">", "<"
 def _page(page: Any, where: str, max_bytes: int) -> _Page:
     if page.samplesperpixel != 1 or page.photometric != 1 or len(page.shape) != 2:
         raise BadField(
-            f"{where} has {page.samplesperpixel} samples a pixel, shape {page.shape}, photometric {int(page.photometric)}; allowed"
-            " is one sample a pixel, 0 is black.",
+            f"{where} has {page.samplesperpixel} samples a pixel, shape {page.shape}, photometric {int(page.photometric)};"
+            " allowed is one sample a pixel, 0 is black.",
             action=_NOT_RI,
         )
     kinds = {1: "uint", 2: "int", 3: "float"}
-    dtype = _TYPES.get((int(page.sampleformat), int(page.bitspersample)))
+    dtype: np.dtype[Any] | None = _TYPES.get((int(page.sampleformat), int(page.bitspersample)))
     if dtype is None:
         found = f"{kinds.get(int(page.sampleformat), 'type ' + str(int(page.sampleformat)))}{page.bitspersample}"
         raise BadField(
@@ -165,8 +169,8 @@ def _page(page: Any, where: str, max_bytes: int) -> _Page:
         )
     if page.compression not in COMPRESSIONS:
         raise Forbidden(
-            f"{where} is compressed by method {int(page.compression)} ({getattr(page.compression, 'name', 'unknown')}); allowed are"
-            f" {', '.join(dict.fromkeys(COMPRESSIONS.values()))}.",
+            f"{where} is compressed by method {int(page.compression)} ({getattr(page.compression, 'name', 'unknown')});"
+            f" allowed are {', '.join(dict.fromkeys(COMPRESSIONS.values()))}.",
             action="Save the volume without compression.",
         )
     if page.predictor not in ((1, 2) if dtype.kind == "u" else (1, 3)) or getattr(page, "fillorder", 1) != 1:
@@ -182,10 +186,12 @@ def _page(page: Any, where: str, max_bytes: int) -> _Page:
     expected = math.ceil(height / rows) * math.ceil(width / columns)
     if not len(page.dataoffsets) == len(page.databytecounts) == expected <= MAX_SEGMENTS:
         raise CorruptContent(
-            f"{where} has {len(page.dataoffsets)} strips or tiles; its header says {expected}, at most {MAX_SEGMENTS} are allowed."
+            f"{where} has {len(page.dataoffsets)} strips or tiles; its header says {expected}; the limit is {MAX_SEGMENTS}."
         )
     segments = tuple((int(a), int(b)) for a, b in zip(page.dataoffsets, page.databytecounts, strict=True))
-    made = _Page((height, width), dtype, int(page.compression), int(page.predictor), bool(page.is_tiled), rows, columns, segments)
+    made = _Page(
+        (height, width), dtype, int(page.compression), int(page.predictor), bool(page.is_tiled), rows, columns, segments
+    )
     if made.nbytes > max_bytes:
         raise TooLarge(f"{where} declares {made.nbytes} bytes; the limit is {max_bytes}.")
     return made
@@ -283,8 +289,8 @@ def _voxel(said: Described, notes: Notes, names: Sequence[str], path: Path) -> T
     kind = MissingField if there else Incomplete  # notes may be on their way
     raise kind(
         f"{path}: the size of its voxels along {absent} is not in the file ({said.kind}), nor `{NOTE_KEY}` in {files}.",
-        action=f'Write {{"{NOTE_KEY}": [z, y, x]}} in micrometres, such as {{"{NOTE_KEY}": [0.4, 0.15, 0.15]}}, into {files} in the'
-        " same folder.",
+        action=f'Write {{"{NOTE_KEY}": [z, y, x]}} in micrometres, such as {{"{NOTE_KEY}": [0.4, 0.15, 0.15]}}, into {files} in'
+        " the same folder.",
     )
 
 
@@ -293,7 +299,9 @@ def _noted_voxel(notes: Notes) -> Triple:
     values = notes.values[NOTE_KEY]
     numbers = isinstance(values, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     if not numbers or len(values) != 3:
-        raise BadField(f"{where} is {str(values)[:80]!r}; allowed are three numbers, [z, y, x] in um.", action="Correct the notes.")
+        raise BadField(
+            f"{where} is {str(values)[:80]!r}; allowed are three numbers, [z, y, x] in um.", action="Correct the notes."
+        )
     z, y, x = (within(float(min(v, 10**9)), VOXEL_UM, where=where, unit="um") for v in values)
     return z, y, x
 
@@ -382,10 +390,11 @@ class _Tally:
     def judge(self, where: str) -> None:
         if self.outside > MAX_OUTSIDE_FRACTION * self.known:
             low, high = RI_OF_CELLS
+            share = self.outside / self.known
             raise BadField(
-                f"{where} holds {self.dtype} values of {self.low:.6g} to {self.high:.6g}, {self.outside / self.known:.1%} of them no RI"
-                f" of cells or media; allowed are float values of {low:g} to {high:g}, or uint16 of RI x 10,000, {low * RI_SCALE:.0f}"
-                f" to {high * RI_SCALE:.0f}.",
+                f"{where} holds {self.dtype} values of {self.low:.6g} to {self.high:.6g}, {share:.1%} of them no RI of cells or"
+                f" media; allowed are float values of {low:g} to {high:g}, or uint16 of RI x 10,000, {low * RI_SCALE:.0f} to"
+                f" {high * RI_SCALE:.0f}.",
                 action=_NOT_RI,
             )
 
@@ -413,6 +422,8 @@ def _block(raw: bytes, page: _Page, shape: tuple[int, int], order: Literal[">", 
     if page.predictor == 3:  # the bytes of a row by significance, each plane differenced (TIFF technical note 3)
         rows = np.frombuffer(plain, np.uint8, expected).reshape(shape[0], -1)
         sums = np.cumsum(rows, axis=1, dtype=np.uint8).reshape(shape[0], page.dtype.itemsize, shape[1])
-        return np.ascontiguousarray(sums.transpose(0, 2, 1)).view(page.dtype.newbyteorder(">")).reshape(shape).astype(page.dtype)
+        return (
+            np.ascontiguousarray(sums.transpose(0, 2, 1)).view(page.dtype.newbyteorder(">")).reshape(shape).astype(page.dtype)
+        )
     values = np.frombuffer(plain, page.dtype.newbyteorder(order), math.prod(shape)).reshape(shape).astype(page.dtype)
     return np.cumsum(values, axis=1, dtype=page.dtype) if page.predictor == 2 else values

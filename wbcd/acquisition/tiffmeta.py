@@ -37,7 +37,7 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """``planes`` along z (None: as many as there are pages), ``pages``: the page of each plane, time by time (None: in sequence).
+    """``planes`` along z (None: as many as there are pages), ``pages``: the page of each, time by time (None: in sequence).
 
     ``pitch_um`` (z, y, x): None where the file does not say.
     """
@@ -100,7 +100,7 @@ def _count(entries: Mapping[str, Any], key: str, default: int, where: str) -> in
 
 
 def _pitch(entries: Mapping[str, Any], resolution: Resolution, where: str) -> Pitch:
-    """ImageJ counts the resolution in its own unit, the vendor and the TIFF standard in that of the tag: the possible one is taken."""
+    """ImageJ counts the resolution in its own unit, the vendor and the standard in the tag's: the possible one is taken."""
     per = micrometres_per(str(entries.get("unit", "")))
     spacing = _number(entries.get("spacing"))
     z = None if spacing is None or per is None else abs(spacing) * per
@@ -143,7 +143,9 @@ def _of_json(text: str, resolution: Resolution, where: str) -> Described:
     axes = str(found.get("axes", "")).upper()
     leading = "".join(axis for axis, n in zip(axes[:-2], shape[:-2], strict=False) if n != 1)
     if leading not in ("", "Z", "TZ", "Q", "I") or len(sizes) > max(1, len(leading)):
-        raise BadField(f"{where} has shape {shape} by its description, axes {axes[:20] or 'unnamed'}; allowed are ZYX and TZYX.")
+        raise BadField(
+            f"{where} has shape {shape} by its description, axes {axes[:20] or 'unnamed'}; allowed are ZYX and TZYX."
+        )
     if math.prod(sizes) > MAX_PLANES:
         raise TooLarge(f"{where} has {math.prod(sizes)} planes; the limit is {MAX_PLANES}.", action="")
     times, planes = (sizes[0], sizes[1]) if len(sizes) == 2 else (1, sizes[0] if sizes else 1)
@@ -202,7 +204,7 @@ def _demand_own_planes(root: Any, where: str) -> None:
     others = sorted(name or uuid for uuid, name in seen if own is None or uuid != own.strip())
     if others and (own is not None or len(seen) > 1):
         raise Forbidden(
-            f"{where}: {len(others)} other files hold planes of it by its OME-XML, the first {others[0][:100]!r}; none is opened.",
+            f"{where}: by its OME-XML {len(others)} other files hold planes of it, {others[0][:100]!r} first; none is opened.",
             action="Export the image as one OME-TIFF file.",
         )
 
@@ -220,7 +222,7 @@ def _ome_pages(pixels: Any, planes: int, times: int, where: str) -> tuple[int, .
         many = 1 if block.get("IFD") is not None else count
         many = _count(block.attrib, "PlaneCount", many, where) if block.get("PlaneCount") != "0" else 0
         start = z + planes * t if z_first else t + times * z
-        if z >= planes or t >= times or start + many > count and block.get("PlaneCount") is not None:
+        if z >= planes or t >= times or (start + many > count and block.get("PlaneCount") is not None):
             raise BadField(f"{where}: a TiffData element names plane z {z}, t {t} and {many} more of {planes} x {times}.")
         for step in range(min(many, count - start)):
             at = start + step

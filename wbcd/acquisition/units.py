@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 _SYMBOLS = {
-    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"), 1.0),
+    **dict.fromkeys(
+        ("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"), 1.0
+    ),
     **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-3),
     **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1e3),
     **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 1e4),
@@ -20,7 +22,7 @@ EXAMPLES = "micrometer (um), nanometer (nm), millimeter (mm), meter (m), angstro
 def micrometres_per(unit: str) -> float | None:
     """Micrometres in one ``unit``; None for what is no known unit of length (pixel, nothing, a word of another language).
 
-    Symbols are taken as they are written (``mm`` is not ``Mm``), words in any case. ImageJ writes the micro sign as ``\\u00B5``.
+    Symbols are taken as they are written (``mm`` is not ``Mm``), words in any case. ImageJ escapes the micro sign.
     """
     plain = unit.strip().replace("\\u00B5", "\u00b5").replace("\\u00b5", "\u00b5")
     return _SYMBOLS.get(plain, _WORDS.get(plain.casefold()))
