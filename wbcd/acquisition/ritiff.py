@@ -143,7 +143,8 @@ def _examined(handle: int, path: Path, max_bytes: int) -> tuple[Literal[">", "<"
             if pages[-1].alike != pages[0].alike:
                 raise BadField(
                     f"{path}: page {len(pages) - 1} is {pages[-1].shape} {pages[-1].dtype}, the first {pages[0].shape}"
-                    f" {pages[0].dtype}; all must be alike."
+                    f" {pages[0].dtype}; all must be alike.",
+                    action="Export the volume alone: other images do not belong into its file.",
                 )
             first, offset = first or page, page.offset
         if not pages:
@@ -225,7 +226,10 @@ def _planes_and_times(said: Described, pages: int, notes: Notes, path: Path) -> 
     stated = notes.count("planes", (1, MAX_PLANES))
     planes = said.planes or stated or pages
     if stated is not None and stated != planes:
-        raise BadField(f"{path} has {planes} planes by its {said.kind}, {stated} by {notes.where['planes'].name}.")
+        raise BadField(
+            f"{path} has {planes} planes by its {said.kind}, {stated} by {notes.where['planes'].name}.",
+            action="Correct the notes, or save the file again.",
+        )
     if planes < 2:
         raise BadField(f"{path} holds one plane; a volume of RI has several along z.", action=_NOT_RI)
     return planes, said.time_points
@@ -239,7 +243,10 @@ def _in_order(pages: list[_Page], said: Described, count: int, size: int, path: 
     if max(wanted) >= len(pages):
         raise Incomplete(f"{path} holds {len(pages)} of {max(wanted) + 1} pages that its {_kind(said)}.")
     if said.kind != OME and len(pages) > count:
-        raise BadField(f"{path} holds {len(pages)} pages; {count} is what its {_kind(said)}.")
+        raise BadField(
+            f"{path} holds {len(pages)} pages; {count} is what its {_kind(said)}.",
+            action="Correct the notes, or save the file again.",
+        )
     return [pages[at] for at in wanted]
 
 
@@ -280,7 +287,10 @@ def _voxel(said: Described, notes: Notes, names: Sequence[str], path: Path) -> T
     for axis, value in zip("zyx", said.pitch_um, strict=True):
         if value is None:
             continue
-        found.append(within(value, VOXEL_UM, where=f"{path}: pitch along {axis} by its {said.kind}", unit="um"))
+        try:
+            found.append(within(value, VOXEL_UM, where=f"{path}: pitch along {axis} by its {said.kind}", unit="um"))
+        except BadField as error:
+            raise BadField(error.message, action=f"Write the right one as `{NOTE_KEY}`: {_how_to_note(notes)}") from error
     if len(found) == 3:
         return found[0], found[1], found[2]
     absent = ", ".join(axis for axis, value in zip("zyx", said.pitch_um, strict=True) if value is None)
@@ -289,9 +299,13 @@ def _voxel(said: Described, notes: Notes, names: Sequence[str], path: Path) -> T
     kind = MissingField if there else Incomplete  # notes may be on their way
     raise kind(
         f"{path}: the size of its voxels along {absent} is not in the file ({said.kind}), nor `{NOTE_KEY}` in {files}.",
-        action=f'Write {{"{NOTE_KEY}": [z, y, x]}} in micrometres, such as {{"{NOTE_KEY}": [0.4, 0.15, 0.15]}}, into {files} in'
-        " the same folder.",
+        action=f"Write {_how_to_note(notes)}",
     )
+
+
+def _how_to_note(notes: Notes) -> str:
+    key = f'{{"{NOTE_KEY}": [z, y, x]}} in micrometres, such as {{"{NOTE_KEY}": [0.4, 0.15, 0.15]}}'
+    return f"{key}, into {' or '.join(dict.fromkeys(notes.sought))} in the same folder."
 
 
 def _noted_voxel(notes: Notes) -> Triple:

@@ -21,6 +21,7 @@ MAX_DESCRIPTION = 4 * 2**20
 MAX_PLANES = 65_536
 PLAIN, IMAGEJ, OME, TIFFFILE = "no description", "ImageJ", "OME-XML", "tifffile's JSON"
 _RESOLUTION_UNITS_UM = {2: 25_400.0, 3: 10_000.0}
+_SAVE_AGAIN = "Save it again with a description that fits its pages, or as OME-TIFF."
 _ORDERS = ("XYZCT", "XYZTC", "XYCTZ", "XYCZT", "XYTCZ", "XYTZC")
 
 Pitch = tuple[float | None, float | None, float | None]
@@ -83,7 +84,10 @@ def _of_imagej(text: str, resolution: Resolution, where: str) -> Described:
             action="If they are planes along z, say so in ImageJ (Image > Hyperstacks > Re-order) and save it again.",
         )
     if slices * frames != images and "images" in entries:
-        raise BadField(f"{where}: ImageJ's `images` is {images}; {slices} slices of {frames} frames are {slices * frames}.")
+        raise BadField(
+            f"{where}: ImageJ's `images` is {images}; {slices} slices of {frames} frames are {slices * frames}.",
+            action=_SAVE_AGAIN,
+        )
     if slices == 1 and frames > 1:
         raise BadField(
             f"{where} has {frames} frames of 1 slice by its ImageJ description; a volume has planes along z.",
@@ -95,7 +99,9 @@ def _of_imagej(text: str, resolution: Resolution, where: str) -> Described:
 def _count(entries: Mapping[str, Any], key: str, default: int, where: str) -> int:
     text = str(entries.get(key, default))
     if not (re.fullmatch(r"\d{1,9}", text) and 1 <= int(text) <= MAX_PLANES):
-        raise BadField(f"{where}: `{key}` of its description is {text[:30]!r}; allowed is 1 to {MAX_PLANES}.")
+        raise BadField(
+            f"{where}: `{key}` of its description is {text[:30]!r}; allowed is 1 to {MAX_PLANES}.", action=_SAVE_AGAIN
+        )
     return int(text)
 
 
@@ -114,7 +120,9 @@ def _lateral(pixels: float | None, per: float | None, tag: int, where: str) -> f
     found = [unit / pixels for unit in dict.fromkeys(units)]
     possible = [pitch for pitch in found if VOXEL_UM[0] <= pitch <= VOXEL_UM[1]]
     if len(possible) > 1 and max(possible) > 1.001 * min(possible):
-        raise BadField(f"{where}: its resolution can be read as {possible[0]:g} and as {possible[1]:g} um a pixel.")
+        raise BadField(
+            f"{where}: its resolution can be read as {possible[0]:g} and as {possible[1]:g} um a pixel.", action=_SAVE_AGAIN
+        )
     # What can only be a wrong unit is left to the caller, whose limits name it.
     return possible[0] if possible else found[0] if per is not None else None
 
@@ -144,7 +152,8 @@ def _of_json(text: str, resolution: Resolution, where: str) -> Described:
     leading = "".join(axis for axis, n in zip(axes[:-2], shape[:-2], strict=False) if n != 1)
     if leading not in ("", "Z", "TZ", "Q", "I") or len(sizes) > max(1, len(leading)):
         raise BadField(
-            f"{where} has shape {shape} by its description, axes {axes[:20] or 'unnamed'}; allowed are ZYX and TZYX."
+            f"{where} has shape {shape} by its description, axes {axes[:20] or 'unnamed'}; allowed are ZYX and TZYX.",
+            action="Save it with its axes named, or as OME-TIFF.",
         )
     if math.prod(sizes) > MAX_PLANES:
         raise TooLarge(f"{where} has {math.prod(sizes)} planes; the limit is {MAX_PLANES}.", action="")
@@ -173,7 +182,13 @@ def _of_ome(text: str, where: str) -> Described:
     pixels = _children(images[0], "Pixels")[0]
     sizes = [_count(pixels.attrib, f"Size{axis}", 1, where) for axis in "CZT"]
     if sizes[0] != 1:
-        raise BadField(f"{where} has {sizes[0]} channels by its OME-XML; RI is one.", action="Export the RI channel alone.")
+        planes = f"{sizes[1]} plane{'s' * (sizes[1] != 1)}"
+        raise BadField(
+            f"{where} has {sizes[0]} channels of {planes} by its OME-XML; RI is one.",
+            action="Export the RI channel alone."
+            if sizes[1] > 1
+            else "If they are planes along z, write the file again with its axes named (tifffile: metadata={'axes': 'ZYX'}).",
+        )
     if sizes[1] * sizes[2] > MAX_PLANES:
         raise TooLarge(f"{where} has {sizes[1] * sizes[2]} planes; the limit is {MAX_PLANES}.", action="")
     pages = _ome_pages(pixels, sizes[1], sizes[2], where)
@@ -213,7 +228,9 @@ def _ome_pages(pixels: Any, planes: int, times: int, where: str) -> tuple[int, .
     """The page of each plane, time by time, by the TiffData elements (OME model: defaults of IFD and PlaneCount)."""
     order = str(pixels.get("DimensionOrder", "XYZCT"))
     if order not in _ORDERS:
-        raise BadField(f"{where}: `DimensionOrder` of its OME-XML is {order[:20]!r}; allowed are {', '.join(_ORDERS)}.")
+        raise BadField(
+            f"{where}: `DimensionOrder` of its OME-XML is {order[:20]!r}; allowed are {', '.join(_ORDERS)}.", action=_SAVE_AGAIN
+        )
     z_first = order.index("Z") < order.index("T")
     count = planes * times
     found = [-1] * count
@@ -223,7 +240,10 @@ def _ome_pages(pixels: Any, planes: int, times: int, where: str) -> tuple[int, .
         many = _count(block.attrib, "PlaneCount", many, where) if block.get("PlaneCount") != "0" else 0
         start = z + planes * t if z_first else t + times * z
         if z >= planes or t >= times or (start + many > count and block.get("PlaneCount") is not None):
-            raise BadField(f"{where}: a TiffData element names plane z {z}, t {t} and {many} more of {planes} x {times}.")
+            raise BadField(
+                f"{where}: a TiffData element names plane z {z}, t {t} and {many} more of {planes} x {times}.",
+                action=_SAVE_AGAIN,
+            )
         for step in range(min(many, count - start)):
             at = start + step
             at_z, at_t = (at % planes, at // planes) if z_first else (at // times, at % times)
@@ -236,14 +256,16 @@ def _once_each(found: Sequence[int], planes: int, where: str) -> tuple[int, ...]
         t, z = divmod(found.index(-1), planes)
         raise Incomplete(f"{where}: its OME-XML names no page for plane z {z}, t {t}.")
     if len(set(found)) != len(found):
-        raise BadField(f"{where}: its OME-XML names one page for several planes.")
+        raise BadField(f"{where}: its OME-XML names one page for several planes.", action=_SAVE_AGAIN)
     return tuple(found)
 
 
 def _index(block: Any, name: str, where: str) -> int:
     text = str(block.get(name, "0"))
     if not re.fullmatch(r"\d{1,9}", text):
-        raise BadField(f"{where}: `{name}` of its OME-XML is {text[:30]!r}; allowed is a whole number from 0.")
+        raise BadField(
+            f"{where}: `{name}` of its OME-XML is {text[:30]!r}; allowed is a whole number from 0.", action=_SAVE_AGAIN
+        )
     return int(text)
 
 
