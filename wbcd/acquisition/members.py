@@ -241,7 +241,7 @@ class ZipMembers:
                 raise Forbidden(f"{self._path} holds {name!r} twice: which is meant?", action=_PACK_AGAIN)
             found[name] = member
         spans.sort()
-        for (_, end), (following, _) in zip(spans, [*spans[1:], (begin, 0)], strict=True):
+        for (_, end), (following, _) in zip(spans, [*spans[1:], (begin, 0)], strict=False):
             if end > following:
                 raise Forbidden(f"{self._path}: its members overlap at byte {following}.", action=_PACK_AGAIN)
         return found
@@ -263,7 +263,8 @@ class ZipMembers:
             )
         disk, first, here, count, length, begin, _ = struct.unpack("<4H2IH", tail[place + 4 : place + _END_SIZE])
         at = tail_at + place
-        if _NO_16 in (count, here, disk, first) or _NO_32 in (length, begin):
+        wide = at >= _LOCATOR64_SIZE and self._bytes(at - _LOCATOR64_SIZE, 4) == _LOCATOR64
+        if wide or _NO_16 in (count, here, disk, first) or _NO_32 in (length, begin):
             disk, first, here, count, length, begin, at = self._directory64(at)
         if disk or first or here != count:
             raise Forbidden(f"{self._path} is one of several parts.", action="Pack the folder into one file.")
