@@ -30,8 +30,9 @@ from wbcd.records import Shape3, Triple
 FILL_RI = (1.2, 1.8)
 OBJECT_RI = 0.01
 """A departure from the fill value that is no noise and no artefact: a cell's edge reaches half of that of its inside, 0.02."""
-MAX_CUT_UM2 = 1.0
-"""Of an object's face at a gap: a cap of 1 um^2 on a cell of 8 um holds 0.02 fL."""
+CAP_UM = 2 * math.pi * 5.0
+"""Times a voxel's depth: the face of a cap one voxel deep on a cell of 10 um. An object may end where a chunk does, and then
+shows that much of itself there; a cap of the same face that is missing from a cell of 6 um is 3 % of it or less."""
 MAX_UNLIKE = 0.5
 """Share of the voxels beside the gaps that may be other than the fill value."""
 _CODES = {"f2": ">e", "f4": ">f", "f8": ">d"}
@@ -155,14 +156,12 @@ def why_contradicted(ri: NDArray[np.float32], gaps: Gaps, voxel_um: Triple) -> s
     if open_ is None or not open_.any() or open_.all():
         return ""
     beside = unlike = 0
-    cut_um2 = 0.0
     for axis, face in _faces(ri, open_, chunk):
         beside += face.size
         unlike += int(np.count_nonzero(face != np.float32(gaps.fill)))
-        area = math.prod(voxel_um) / voxel_um[axis]
-        cut_um2 += int(np.count_nonzero(np.abs(face - gaps.fill) > OBJECT_RI)) * area
-    if cut_um2 > MAX_CUT_UM2:
-        return f"an object of {cut_um2:.3g} um^2 is cut off beside them"
+        cut_um2 = int(np.count_nonzero(np.abs(face - gaps.fill) > OBJECT_RI)) * math.prod(voxel_um) / voxel_um[axis]
+        if cut_um2 > CAP_UM * voxel_um[axis]:
+            return f"an object of {cut_um2:.3g} um^2 is cut off beside them"
     if unlike > MAX_UNLIKE * beside:
         return f"{unlike / beside:.0%} of the voxels beside them are other than the fill value {gaps.fill:.6g}"
     return ""
