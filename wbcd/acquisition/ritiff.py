@@ -132,6 +132,7 @@ def _examined(handle: int, path: Path, max_bytes: int) -> tuple[Literal[">", "<"
     size = os.fstat(handle).st_size
     demand_signature(os.pread(handle, 4, 0), size, path)
     pages: list[_Page] = []
+    seen: set[int] = set()
     offset = 0
     with translated(path), os.fdopen(os.dup(handle), "rb") as stream, tifffile.TiffFile(stream, name=str(path)) as file:
         first: Any = None
@@ -146,6 +147,9 @@ def _examined(handle: int, path: Path, max_bytes: int) -> tuple[Literal[">", "<"
                     f" {pages[0].dtype}; all must be alike.",
                     action="Export the volume alone: other images do not belong into its file.",
                 )
+            if page.offset in seen:
+                raise CorruptContent(f"{path}: its pages lead back to byte {page.offset}.")
+            seen.add(page.offset)
             first, offset = first or page, page.offset
         if not pages:
             raise CorruptContent(f"{path} holds no page.")
