@@ -23,7 +23,7 @@ from wbcd.errors import InputError, ReaderDied
 from wbcd.records import RiSeries, Tomogram
 
 RI = ri_volume((6, 40, 44))
-MOST_MB, MOST_S = 700, 20.0
+MOST_MB, MOST_S = 700, 30.0
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from wbcd.acquisition.units import micrometres_per
 from wbcd.errors import BadField, CorruptContent, Forbidden, Incomplete, TooLarge
 
 MAX_DESCRIPTION = 4 * 2**20
-MAX_PLANES = 65_536
+MAX_PLANES = 32_768
 PLAIN, IMAGEJ, OME, TIFFFILE = "no description", "ImageJ", "OME-XML", "tifffile's JSON"
 _RESOLUTION_UNITS_UM = {2: 25_400.0, 3: 10_000.0}
 _SAVE_AGAIN = "Save it again with a description that fits its pages, or as OME-TIFF."
