@@ -86,9 +86,10 @@ def test_chunks_that_a_shard_leaves_out(tmp_path):
     np.testing.assert_array_equal(tomogram.ri, truth)
 
 
-def test_a_series_whose_volumes_leave_out_different_chunks(tmp_path):
-    series = np.stack([cell_volume(), cell_volume(centre=(14, 32, 34))])
-    path = zarr_image(tmp_path / "a.zarr", series, chunks=(1, 12, 28, 30), **leaving_out(float(np.float32(MEDIUM))))
+@pytest.mark.parametrize("chunks", [(1, 12, 28, 30), (2, 12, 28, 30), (2, 5, 112, 17), (3, 48, 112, 120)])
+def test_a_series_whose_volumes_leave_out_different_chunks(tmp_path, chunks):
+    series = np.stack([cell_volume(), cell_volume(centre=(14, 32, 34)), cell_volume()])
+    path = zarr_image(tmp_path / "a.zarr", series, chunks=chunks, **leaving_out(float(np.float32(MEDIUM))))
     _, volumes = load(path)
     np.testing.assert_array_equal(np.stack([v.ri for v in volumes]), series)
 

@@ -587,7 +587,8 @@ def _gaps(header: ZarrHeader, place: Sequence[int]) -> Gaps:
     leading = tuple(at // size for at, size in zip(place, header.chunks, strict=False))
     absent = None if header.absent is None else header.absent[leading]
     absent = None if absent is None or not absent.any() else absent
-    return Gaps(chunk, header.fill, header.fill_is_nan, absent, header.inner)
+    shared = math.prod(header.chunks[:-3]) > 1
+    return Gaps(chunk, header.fill, header.fill_is_nan, absent, header.inner, shared)
 
 
 @contextmanager

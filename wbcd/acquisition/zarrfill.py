@@ -40,7 +40,8 @@ _CODES = {"f2": ">e", "f4": ">f", "f8": ">d"}
 
 @dataclass(frozen=True, slots=True)
 class Gaps:
-    """``absent``: per volume [z, y, x], True for a chunk without a file; ``inner``: the chunks' shape within shards, or None.
+    """``absent``: per volume [z, y, x], True for a chunk without a file; ``inner``: the chunks' shape within shards, or None;
+    ``shared``: a chunk holds parts of other time points too.
 
     ``fill``: the fill value as RI; 0 stands for what was not measured (0, NaN), None for what cannot stand for anything.
     """
@@ -50,6 +51,7 @@ class Gaps:
     fill_is_nan: bool
     absent: NDArray[np.bool_] | None = None
     inner: Shape3 | None = None
+    shared: bool = False
 
 
 def fill_of(value: Any, dtype: np.dtype[Any], scale: float) -> tuple[float | None, bool]:
@@ -146,7 +148,11 @@ def blank_gaps(ri: NDArray[np.float32], gaps: Gaps) -> None:
 def why_contradicted(ri: NDArray[np.float32], gaps: Gaps, voxel_um: Triple) -> str:
     """Why the values of a loaded volume say that its gaps are not its fill value; empty where they agree."""
     absent = gaps.absent
-    if absent is not None and any(bool((ri[block] == gaps.fill).all()) for block in _blocks(~absent, gaps.chunk)):
+    if (
+        absent is not None
+        and not gaps.shared
+        and any(bool((ri[block] == gaps.fill).all()) for block in _blocks(~absent, gaps.chunk))
+    ):
         return "other chunks are written that hold nothing but the fill value, so that its writer leaves none out"
     if gaps.fill is None or gaps.fill == 0:
         return ""
