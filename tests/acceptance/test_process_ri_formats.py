@@ -137,6 +137,23 @@ def test_a_cell_that_the_unmeasured_field_cuts_off_is_not_measured(tmp_path) -> 
         assert (made["outcome"], made["reason"]) == ("rejected", "touches_border"), made
 
 
+def test_notes_that_come_late_take_the_volume_up_again(tmp_path) -> None:
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    path = noted_tiff(incoming / "Tomogram_Field_sample001.tif")
+    notes = path.with_suffix(".json")
+    text = notes.read_text()
+    notes.unlink()
+    known = options(tmp_path)
+    (first,) = map(json.loads, wbcd("process", incoming, "--json", *known).stdout.splitlines())
+    assert first["outcome"] == "set_aside"
+    assert "into Tomogram_Field_sample001.json or session.json" in first["message"]
+    notes.write_text(text)
+    (second,) = map(json.loads, wbcd("process", incoming, "--json", *known).stdout.splitlines())
+    assert second["outcome"] == "measured", second["message"]
+    assert second["cells"][0]["volume_fl"] == pytest.approx(VOLUME_FL, rel=0.05)
+
+
 def test_the_daemon_finds_them_and_ends_each_in_one_outcome(tmp_path) -> None:
     incoming = tmp_path / "incoming"
     incoming.mkdir()

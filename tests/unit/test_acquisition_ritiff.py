@@ -300,8 +300,11 @@ def test_a_background_that_notes_name_is_not_taken_for_a_volume(tmp_path):
     ],
     ids=["uint8", "int16", "float16", "camera", "float x 10,000", "delta n"],
 )
-def test_what_is_no_ri_is_named_by_its_values(tmp_path, data, words):
-    write_notes(tmp_path / "session.json", voxel_um=VOXEL_UM)
+@pytest.mark.parametrize("noted", [True, False])
+def test_what_is_no_ri_is_named_by_its_values(tmp_path, data, words, noted):
+    """Whether or not its pitch is known: nobody shall be asked for the voxel size of a camera's picture."""
+    if noted:
+        write_notes(tmp_path / "session.json", voxel_um=VOXEL_UM)
     said = raised(plain_tiff(tmp_path / "cell1.tif", data), BadField)
     assert words in said
     assert "Holograms are named NAME_sp.tif" in said

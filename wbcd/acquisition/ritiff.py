@@ -25,7 +25,17 @@ from wbcd.acquisition.source import Source
 from wbcd.acquisition.tiffmeta import IMAGEJ, MAX_PLANES, OME, PLAIN, TIFFFILE, Described, Resolution, described
 from wbcd.acquisition.tiffpair import COMPRESSIONS, demand_end, demand_signature, translated, unpacked
 from wbcd.acquisition.volume import assemble, decode, demand_loadable
-from wbcd.errors import BadField, CorruptContent, Forbidden, Incomplete, MissingField, TooLarge, Truncated, UnknownFormat
+from wbcd.errors import (
+    BadField,
+    CorruptContent,
+    Forbidden,
+    Incomplete,
+    MissingCompanion,
+    MissingField,
+    TooLarge,
+    Truncated,
+    UnknownFormat,
+)
 from wbcd.records import Acquisition, Shape3, SourceFormat, Tomogram, Triple
 
 RI_SCALE = 1e4
@@ -101,11 +111,12 @@ def read_ri_tiff_header(source: Source, defaults: ReadDefaults) -> tuple[Acquisi
         notes = read_notes(source, names)
         _demand_no_background(path, notes)
         order, pages, said = _examined(handle, path, defaults.max_logical_bytes)
-    planes, times = _planes_and_times(said, len(pages), notes, path)
-    pages = _in_order(pages, said, planes * times, state.st_size, path)
-    shape = (planes, *pages[0].shape)
-    demand_loadable(shape, defaults, f"{path}: its planes")
-    _demand_whole(pages, state.st_size, path)
+        planes, times = _planes_and_times(said, len(pages), notes, path)
+        pages = _in_order(pages, said, planes * times, state.st_size, path)
+        shape = (planes, *pages[0].shape)
+        demand_loadable(shape, defaults, f"{path}: its planes")
+        _demand_whole(pages, state.st_size, path)
+        _demand_ri(handle, pages[planes // 2], order, path)
     header = RiTiffHeader(
         shape=shape,
         time_points=times,
@@ -283,8 +294,16 @@ def _demand_whole(pages: Sequence[_Page], size: int, path: Path) -> None:
                 raise Truncated(f"{where} ends at byte {offset + count}; the file holds {size}.")
 
 
+def _demand_ri(handle: int, page: _Page, order: Literal[">", "<"], path: Path) -> None:
+    """Judge the middle plane at once: nobody shall look for the voxel size of a picture that is no RI."""
+    tally = _Tally()
+    with translated(path), os.fdopen(os.dup(handle), "rb") as stream:
+        tally.add(_pixels(stream, page, order, str(path)))
+    tally.judge(str(path))
+
+
 def _voxel(said: Described, notes: Notes, names: Sequence[str], path: Path) -> Triple:
-    """(z, y, x) in um: the notes' before the file's own; raises MissingField or, where no notes are there yet, Incomplete."""
+    """(z, y, x) in um: the notes' before the file's own; raises MissingField or, without notes, MissingCompanion."""
     if NOTE_KEY in notes.values:
         return _noted_voxel(notes)
     found = []
@@ -300,9 +319,10 @@ def _voxel(said: Described, notes: Notes, names: Sequence[str], path: Path) -> T
     absent = ", ".join(axis for axis, value in zip("zyx", said.pitch_um, strict=True) if value is None)
     files = " or ".join(dict.fromkeys(notes.sought))
     there = any(name in names for name in notes.sought)
-    kind = MissingField if there else Incomplete  # notes may be on their way
+    kind = MissingField if there else MissingCompanion  # notes may be on their way
+    waits = "" if there else " waits for its notes"
     raise kind(
-        f"{path}: the size of its voxels along {absent} is not in the file ({said.kind}), nor `{NOTE_KEY}` in {files}.",
+        f"{path}{waits}: the size of its voxels along {absent} is not in the file ({said.kind}), nor `{NOTE_KEY}` in {files}.",
         action=f"Write {_how_to_note(notes)}",
     )
 
@@ -340,6 +360,7 @@ def _ticket(
         objective_na=header.objective_na,
         pixel_size_um=header.voxel_um[2],
         time_points=header.time_points,
+        companions=tuple((name, None) for name in notes.files),
         unprotected=(SCALE, VALUES, PROVENANCE),
     )
 
