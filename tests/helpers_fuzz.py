@@ -11,8 +11,11 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
+import struct
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,8 +26,11 @@ from typing import Any
 import h5py
 import numpy as np
 import scipy.io
+import tifffile
+import zarr
 from helpers_mie import Rig, holograms
-from helpers_spheres import MEDIUM, VOXEL_UM, cheap_settings, sphere, tiny_bundle
+from helpers_ri import packed, x10000
+from helpers_spheres import MEDIUM, SIZE, VOXEL_UM, cheap_settings, sphere, tiny_bundle
 
 from wbcd.config import Config
 from wbcd.daemon.assembly import make_stages
@@ -74,8 +80,18 @@ def make_corpus(folder: Path) -> dict[str, Path]:
         "raw": write_tcf(folder / "raw.TCF", [ri], voxel_um=VOXEL_UM, version="1.3"),
         "zarr5": write_ome_zarr_ri(folder / "zarr5.zarr", ri, VOXEL_UM),
         "zarr4": write_ome_zarr_ri(folder / "zarr4.zarr", ri, VOXEL_UM, version="0.4", encoding="uint16"),
+        "sparse": _sparse_zarr(folder / "sparse.zarr"),
+        "imagej": folder / "imagej.tif",
+        "ome": folder / "ome.tif",
     }
     made["mat7"] = _matlab_7(folder, stack)
+    z, _, x = VOXEL_UM
+    kept = {"spacing": z, "unit": "um", "axes": "ZYX"}
+    tifffile.imwrite(made["imagej"], x10000(ri), imagej=True, resolution=(1 / x, 1 / x), metadata=kept)
+    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", VOXEL_UM, strict=True)}
+    tifffile.imwrite(made["ome"], np.stack([ri, ri]), ome=True, compression="zlib", metadata={"axes": "TZYX", **sizes})
+    made["stored"] = packed(made["zarr4"], folder / "stored.ozx")
+    made["deflated"] = packed(made["sparse"], folder / "deflated.ozx", top="a.zarr/", method=zipfile.ZIP_DEFLATED)
     _without_protection(made["plain"], ["holograms", "reference"], seal=False)
     _without_protection(made["raw"], ["Data/3D/000000"])
     return made
@@ -89,6 +105,18 @@ def _matlab_7(folder: Path, stack: HologramStack) -> Path:
         scipy.io.savemat(folder / name, {"tomogMap": values, **numbers}, do_compression=True)
     (folder / NOTES).write_text(json.dumps({"background": BACKGROUND, "normal_frame": 0, "medium_ri": MEDIUM}))
     return folder / "sample.mat"
+
+
+def _sparse_zarr(path: Path) -> Path:
+    """In the layout of bioformats2raw, the chunks of nothing but medium not written."""
+    medium = float(np.float32(MEDIUM))
+    root = zarr.open_group(path, mode="w", zarr_format=2, attributes={"bioformats2raw.layout": 3})
+    axes = [{"name": axis, "type": "space", "unit": "um"} for axis in "zyx"]
+    levels = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": list(VOXEL_UM)}]}]
+    image = root.create_group("0", attributes={"multiscales": [{"version": "0.4", "axes": axes, "datasets": levels}]})
+    array = image.create_array("0", shape=(SIZE,) * 3, chunks=(8, 8, 8), dtype="f4", fill_value=medium)
+    array[...] = sphere(3.1)
+    return path
 
 
 def hologram_stack(size: int = 224, frames: int = 17) -> HologramStack:
@@ -548,10 +576,83 @@ def mutate_mat5(path: Path, rng: random.Random) -> str:
     return f"mat.{kind}"
 
 
+# --- mutations of TIFF and of zip files ------------------------------------------------------------
+
+_WHOLE_NUMBERS = (0, 1, 2, 3, 7, 8, 255, 4096, 65_535, 65_536, 2**20, 2**31, 2**32 - 1)
+
+
+def mutate_tiff(path: Path, rng: random.Random) -> str:
+    """Change a tag, the chain of directories, or the description of a little-endian TIFF."""
+    raw = bytearray(path.read_bytes())
+    places, at = [], struct.unpack_from("<I", raw, 4)[0]
+    while at:
+        places.append(at)
+        (at,) = struct.unpack_from("<I", raw, at + 2 + 12 * struct.unpack_from("<H", raw, at)[0])
+    way = rng.choice(["tag", "tag", "tag", "chain", "text", "pages"])
+    place = rng.choice([places[0], rng.choice(places)])
+    count = struct.unpack_from("<H", raw, place)[0]
+    if way == "tag":
+        entry = place + 2 + 12 * rng.randrange(count)
+        part, size = rng.choice([(0, 2), (2, 2), (4, 4), (8, 4), (8, 4)])
+        value = rng.choice([*_WHOLE_NUMBERS, rng.randrange(2**32)]) % 2 ** (8 * size)
+        raw[entry + part : entry + part + size] = value.to_bytes(size, "little")
+    elif way == "chain":
+        target = rng.choice([0, 8, place, places[0], places[-1], len(raw), 2**32 - 2, rng.randrange(len(raw))])
+        raw[place + 2 + 12 * count : place + 6 + 12 * count] = struct.pack("<I", target)
+    elif way == "pages":  # two directories change places
+        first, second = rng.choice(places), rng.choice(places)
+        if struct.unpack_from("<H", raw, first) == struct.unpack_from("<H", raw, second):
+            a, b = slice(first + 2, first + 2 + 12 * count), slice(second + 2, second + 2 + 12 * count)
+            raw[a], raw[b] = raw[b], raw[a]
+    else:
+        _change_text(raw, rng)
+    path.write_bytes(raw)
+    return f"tiff.{way}"
+
+
+def _change_text(raw: bytearray, rng: random.Random) -> None:
+    """Other numbers or words in the description, of the same length: nothing else moves."""
+    begin = max(raw.find(b"ImageJ="), raw.find(b"<OME"))
+    if begin < 0:
+        return
+    end = raw.find(b"\0", begin)
+    found = list(re.finditer(rb"\d+|[A-Za-z]{3,}", raw[begin:end]))
+    if not found:
+        return
+    word = rng.choice(found)
+    size = word.end() - word.start()
+    other = rng.choice(["9", "0", "1", "x", "\x00", "<", '"', "-", "."]) * size
+    raw[begin + word.start() : begin + word.end()] = other.encode()[:size].ljust(size, b" ")
+
+
+def mutate_zip(path: Path, rng: random.Random, outside: Path) -> str:
+    """Spoil what is packed, or the fields of a zip file's directory and headers."""
+    if rng.random() < 0.5:
+        folder = path.with_name(f"{path.name}.unpacked")
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+        inner = next((at for at in folder.iterdir() if at.suffix == ".zarr"), folder)
+        try:
+            kind = mutate_zarr(inner, rng, outside)
+            packed(folder, path, method=rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]))
+        finally:
+            shutil.rmtree(folder)
+        return f"zip.{kind}"
+    raw = bytearray(path.read_bytes())
+    signature, size = rng.choice([(b"PK\3\4", 30), (b"PK\1\2", 46), (b"PK\1\2", 46), (b"PK\5\6", 22)])
+    found = [match.start() for match in re.finditer(re.escape(signature), raw)]
+    at = rng.choice(found) + rng.randrange(4, size - 1)
+    width = rng.choice([1, 2, 4])
+    raw[at : at + width] = (rng.choice([*_WHOLE_NUMBERS, rng.randrange(2**32)]) % 2 ** (8 * width)).to_bytes(width, "little")
+    path.write_bytes(raw)
+    return f"zip.{signature[2:].hex()}"
+
+
 def make_case(seed: int, corpus: dict[str, Path], folder: Path) -> tuple[str, str, Path]:
     """The mutated file of ``seed`` in ``folder``: (name of the seed file, kind of mutation, path)."""
     rng = random.Random(seed)
-    name = rng.choice([*sorted(corpus), *sorted(set(corpus) - {"plain"})])
+    # Half as often where nothing could tell a change.
+    name = rng.choice([*sorted(corpus), *sorted(set(corpus) - {"plain", "imagej", "ome"})])
     source = corpus[name]
     path = folder / f"{'sample' if source.suffix == '.mat' else ''}{seed:08d}{source.suffix}"
     for companion in (BACKGROUND, NOTES):
@@ -568,6 +669,10 @@ def make_case(seed: int, corpus: dict[str, Path], folder: Path) -> tuple[str, st
     shutil.copyfile(source, path)
     if source.suffix == ".mat":
         return name, mutate_mat5(path, rng), path
+    if source.suffix == ".tif":
+        return name, mutate_tiff(path, rng), path
+    if source.suffix == ".ozx":
+        return name, mutate_zip(path, rng, outside), path
     try:
         return name, mutate_hdf5(path, rng, outside), path
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, OverflowError):

@@ -51,6 +51,7 @@ class SourceFormat(StrEnum):
     TIFF_PAIR = "tiff-pair"
     MATLAB = "mat-v7.3"
     MATLAB_5 = "mat-v5"
+    RI_TIFF = "ri-tiff"
 
 
 @dataclass(frozen=True, slots=True)

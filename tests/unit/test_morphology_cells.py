@@ -88,6 +88,21 @@ def test_the_field_of_view_cuts_before_the_volume_does() -> None:
     assert touching == [False, True, True]
 
 
+@pytest.mark.parametrize(("from_voxel", "touches"), [(75, True), (104, True), (110, False)])
+def test_what_was_not_measured_cuts_as_the_edge_does(from_voxel: int, touches: bool) -> None:
+    """The fill of a stitched field from a column on: through the cell, along its side, beyond it."""
+    whole = as_tomogram(sphere(6.0))  # x from 45 to 105
+    fill = np.zeros(whole.ri.shape, np.bool_)
+    fill[:, :, from_voxel:] = True
+    ri = np.where(fill, np.float32(MEDIUM), whole.ri)
+    (cell,) = find_cells(dataclasses.replace(whole, ri=ri, fill=fill), RECIPE)
+    assert cell.touches_border is touches
+    single = np.zeros_like(fill)
+    single[50, 75, 75] = True
+    (cell,) = find_cells(dataclasses.replace(whole, fill=single), RECIPE)
+    assert not cell.touches_border, "one voxel that was not measured cuts nothing off"
+
+
 def test_a_splinter_of_a_cut_object_is_cut() -> None:
     given = as_tomogram(sphere(6.0), origin_um=(0.0, 10.0, 20.0), field_of_view_um=(0.0, 64.0, 0.0, 64.0))
     over, beside = (0.0, 15.0, 22.0, 40.0), (0.0, 14.0, 22.0, 40.0)

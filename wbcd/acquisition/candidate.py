@@ -21,7 +21,13 @@ from wbcd.records import Acquisition
 
 FILE_SUFFIXES = frozenset({".h5", ".hdf5", ".tcf"})
 FOLDER_SUFFIX = ".zarr"
+# OME-Zarr packed into one file.
+ZIP_NAMES = (".zarr.zip", ".ozx")
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+# TIFFs that are no acquisitions: backgrounds (read with their samples), and what the vendor's server exports beside a volume.
+NO_ACQUISITION = re.compile(r"(.+_)?bg\.tiff?|.+_(ht2d|fl[23]d|bf)(_ch\d+)?_[^_/]+\.tiff?")
 # Samples of rigs' own layouts; the backgrounds and notes beside them are read with them, never counted.
+HOLOGRAMS_TIFF = re.compile(r".+_sp\.tiff?")
 RIG_SAMPLE = re.compile(r".+_sp\.tiff?|(?!bg).*_tomog\.mat|sample.*\.mat")
 UNFINISHED_SUFFIXES = (".part", ".tmp")
 MAX_FOLDER_FILES = 1_000_000
@@ -50,10 +56,12 @@ class FileStat:
 
 
 def is_candidate(path: Path) -> bool:
-    """True for names of acquisitions: ``*.h5``, ``*.hdf5``, ``*.tcf``, ``*.zarr``, ``*_sp.tif``, ``*_Tomog.mat`` (not ``bg*``),
-    ``sample*.mat``.
+    """True for names of acquisitions: ``*.h5``, ``*.hdf5``, ``*.tcf``, ``*.zarr``, ``*.zarr.zip``, ``*.ozx``, ``*_Tomog.mat``
+    (not ``bg*``), ``sample*.mat``, and every ``*.tif`` and ``*.tiff`` but backgrounds (``bg.tif``, ``*_bg.tif``) and the
+    vendor's projections and fluorescence (``*_HT2D_*``, ``*_FL3D_*``, ``*_FL2D_*``, ``*_BF_*``).
 
-    Letters in any case; hidden and unfinished names are not.
+    Letters in any case; hidden and unfinished names are not. ``*_sp.tif`` is a stack of holograms, any other TIFF has to be an
+    RI volume: one that is not is set aside with what it is, for a name alone cannot tell, and silence would lose volumes.
 
     Only the name is judged, so that a directory or FIFO called ``x.h5`` is met, refused and recorded rather than passed over.
     """
@@ -61,7 +69,20 @@ def is_candidate(path: Path) -> bool:
     if name.startswith(".") or name.endswith(UNFINISHED_SUFFIXES):
         return False
     suffix = path.suffix.lower()
-    return suffix in FILE_SUFFIXES or suffix == FOLDER_SUFFIX or RIG_SAMPLE.fullmatch(name) is not None
+    if suffix in TIFF_SUFFIXES:
+        return NO_ACQUISITION.fullmatch(name) is None
+    known = suffix in FILE_SUFFIXES or suffix == FOLDER_SUFFIX or name.endswith(ZIP_NAMES)
+    return known or RIG_SAMPLE.fullmatch(name) is not None
+
+
+def holds_holograms(name: str) -> bool:
+    """True for the TIFF names that are stacks of holograms: ``NAME_sp.tif``."""
+    return HOLOGRAMS_TIFF.fullmatch(name.lower()) is not None
+
+
+def is_zip_of_zarr(name: str) -> bool:
+    """True for the names of OME-Zarr packed into one file: ``*.zarr.zip``, ``*.ozx``."""
+    return name.lower().endswith(ZIP_NAMES)
 
 
 def stat_candidate(path: Path) -> FileStat | None:

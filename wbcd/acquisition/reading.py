@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from wbcd.acquisition import tiffpair
-from wbcd.acquisition.candidate import demand_unchanged
+from wbcd.acquisition.candidate import demand_unchanged, holds_holograms, is_zip_of_zarr
 from wbcd.acquisition.hdf5 import Node, hdf5_of
 from wbcd.acquisition.holograms import looks_like_holograms, read_holograms
 from wbcd.acquisition.limits import PROVENANCE, SCALE, VALUES, ReadDefaults
 from wbcd.acquisition.matfile import MAT_SUFFIX, looks_like_mat, no_session, opened_mat, read_mat
 from wbcd.acquisition.omezarr import demand_unchanged_folder, read_zarr_header, zarr_volumes
+from wbcd.acquisition.ritiff import RiTiffHeader, read_ri_tiff_header, ri_tiff_volumes
 from wbcd.acquisition.source import Held, Source
 from wbcd.acquisition.tcf import TcfHeader, looks_like_tcf, read_tcf_header, tcf_volumes
 from wbcd.errors import Incomplete, UnknownFormat
@@ -35,8 +36,12 @@ def read(
     file changed since it was identified) is worth another try later.
     """
     source = Source(acquisition, root, held)
-    if source.is_folder:
+    if source.is_folder or is_zip_of_zarr(source.path.name):
         return _read_zarr(source, defaults)
+    if source.path.suffix.lower() in tiffpair.SUFFIXES and not holds_holograms(source.path.name):
+        ticket, header = read_ri_tiff_header(source, defaults)
+        _demand_still(source)
+        return ticket, RiSeries(header.time_points, _ri_tiff_series(source, header))
     if source.path.suffix.lower() in tiffpair.SUFFIXES:
         return _read_still(source, tiffpair.read_tiff_pair(source, defaults))
     if source.path.suffix.lower() == MAT_SUFFIX:
@@ -70,6 +75,13 @@ def _read_zarr(source: Source, defaults: ReadDefaults) -> tuple[Acquisition, Pay
             del tomogram  # else two volumes are held while the next is loaded
 
     return ticket, RiSeries(header.time_points, volumes())
+
+
+def _ri_tiff_series(source: Source, header: RiTiffHeader) -> Iterator[Tomogram]:
+    for tomogram in ri_tiff_volumes(source, header):
+        _demand_still(source)
+        yield tomogram
+        del tomogram  # else two volumes are held while the next is loaded
 
 
 def _read_hdf5(source: Source, defaults: ReadDefaults) -> tuple[Acquisition, Payload]:

@@ -42,7 +42,7 @@ _OPTICS = {
 def own_notes(name: str) -> tuple[str, ...]:
     """Names of the notes about the sample file ``name``, the nearest first, each once; the session's own are the last."""
     stem = name.rpartition(".")[0]
-    short = re.sub(r"_(sp|tomog)\Z", "", stem, flags=re.IGNORECASE)
+    short = re.sub(r"(_(sp|tomog)|\.ome)\Z", "", stem, flags=re.IGNORECASE)
     return tuple(dict.fromkeys((f"{stem}.json", f"{short}.json", SESSION_NOTES)))
 
 

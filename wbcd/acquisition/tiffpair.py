@@ -155,10 +155,10 @@ def _reference(source: Source, name: str, frames: Frames, defaults: ReadDefaults
 def read_stack(handle: int, shown: Path, max_bytes: int) -> Frames:
     """All pages of an open TIFF or BigTIFF file as frames [angle, y, x]; ``shown`` names it in messages."""
     size = os.fstat(handle).st_size
-    _demand_signature(os.pread(handle, 4, 0), size, shown)
-    with _translated(shown), os.fdopen(os.dup(handle), "rb") as stream, tifffile.TiffFile(stream, name=str(shown)) as file:
+    demand_signature(os.pread(handle, 4, 0), size, shown)
+    with translated(shown), os.fdopen(os.dup(handle), "rb") as stream, tifffile.TiffFile(stream, name=str(shown)) as file:
         pages = _pages(file, shown, max_bytes)
-        _demand_end(stream, file, pages[-1].offset, size, shown)
+        demand_end(stream, file, pages[-1].offset, size, shown)
         first = pages[0]
         demand_shape((len(pages), *first.shape), str(shown))
         dtype = np.dtype(f"u{int(first.bitspersample) // 8}")
@@ -170,7 +170,7 @@ def read_stack(handle: int, shown: Path, max_bytes: int) -> Frames:
     return frames
 
 
-def _demand_signature(head: bytes, size: int, shown: Path) -> None:
+def demand_signature(head: bytes, size: int, shown: Path) -> None:
     if not head.strip(b"\0"):
         raise Incomplete(f"{shown} ({size} bytes) begins with nothing but zeros: nothing was written yet.")
     if head not in SIGNATURES:
@@ -178,7 +178,7 @@ def _demand_signature(head: bytes, size: int, shown: Path) -> None:
 
 
 @contextmanager
-def _translated(shown: Path) -> Iterator[None]:
+def translated(shown: Path) -> Iterator[None]:
     try:
         yield
     except InputError:
@@ -212,7 +212,7 @@ def _pages(file: tifffile.TiffFile, shown: Path, max_bytes: int) -> list[Any]:
     return pages
 
 
-def _demand_end(stream: BinaryIO, file: tifffile.TiffFile, offset: int, size: int, shown: Path) -> None:
+def demand_end(stream: BinaryIO, file: tifffile.TiffFile, offset: int, size: int, shown: Path) -> None:
     """The last directory found must say that it is the last: tifffile passes over a chain that leads astray."""
     count, entry, link = ("Q", 20, "Q") if file.is_bigtiff else ("H", 12, "I")
     stream.seek(offset)
@@ -259,7 +259,7 @@ def _pixels(stream: BinaryIO, page: Any, dtype: np.dtype[Any], order: Literal[">
         stop = min(height, (index + 1) * rows)
         expected = (stop - index * rows) * width * dtype.itemsize
         stream.seek(offset)
-        raw = _unpacked(stream.read(count), int(page.compression), expected)
+        raw = unpacked(stream.read(count), int(page.compression), expected)
         if len(raw) < expected:
             raise CorruptContent(f"{where}: strip {index} unpacks to {len(raw)} bytes; {expected} are needed.")
         values = np.frombuffer(raw, dtype.newbyteorder(order), (stop - index * rows) * width).reshape(-1, width).astype(dtype)
@@ -268,7 +268,7 @@ def _pixels(stream: BinaryIO, page: Any, dtype: np.dtype[Any], order: Literal[">
     return out
 
 
-def _unpacked(raw: bytes, compression: int, limit: int) -> bytes:
+def unpacked(raw: bytes, compression: int, limit: int) -> bytes:
     """The strip's bytes, never more than ``limit``."""
     if compression == _NONE:
         return raw

@@ -123,5 +123,5 @@ def _judge(tally: _Tally, size: int, where: str) -> None:
         raise BadField(
             f"{where} spans {tally.low:.6g} to {tally.high:.6g} with {tally.strange / size:.1%} of its voxels outside the RI"
             f" of matter, {low:g} to {high:g}; at most {MAX_NON_PHYSICAL_FRACTION:.0%} is allowed.",
-            action="Check the scale of the values: RI as float, or RI x 10,000 as uint16.",
+            action="Write RI as float, or RI x 10,000 as uint16, and 0 where nothing was measured.",
         )

@@ -1,8 +1,7 @@
-"""A zarr store over one open folder that follows no link and never leaves it."""
+"""A zarr store over the members of one open folder or zip file: it follows no link and never leaves it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,21 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Suf
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from wbcd.acquisition.candidate import open_beneath
-from wbcd.errors import TooLarge
+from wbcd.acquisition.members import Members
 
 METADATA = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
 
 
 class PlainStore(LocalStore):
-    """Read-only; every key is opened component by component below the descriptor ``folder``.
+    """Read-only; every key is a name among ``members``.
 
     ``judged``: the metadata that were examined, by key. No other metadata exist for zarr, so that none can be swapped in.
     ``max_bytes``: no file of chunks may hold more; it could unpack to far more than the array.
     """
 
-    def __init__(self, root: Path, folder: int, judged: Mapping[str, bytes], max_bytes: int) -> None:
+    def __init__(self, root: Path, members: Members, judged: Mapping[str, bytes], max_bytes: int) -> None:
         super().__init__(root, read_only=True)
-        self._folder = folder
+        self._members = members
         self._judged = judged
         self._max_bytes = max_bytes
 
@@ -51,21 +49,21 @@ class PlainStore(LocalStore):
 
     async def exists(self, key: str) -> bool:
         """True when a regular file lies at the key."""
-        return self._bytes(key, RangeByteRequest(0, 0)) is not None
+        if key.rpartition("/")[2] in METADATA:
+            return key in self._judged
+        try:
+            return self._members.size(key) >= 0
+        except (FileNotFoundError, IsADirectoryError):
+            return False
 
     def _bytes(self, key: str, byte_range: ByteRequest | None) -> bytes | None:
         if key.rpartition("/")[2] in METADATA:
             known = self._judged.get(key)
             return None if known is None else known[slice(*_span(byte_range, len(known)))]
         try:
-            with open_beneath(self._folder, key, label=self.root) as handle:
-                size = os.fstat(handle).st_size
-                if size > self._max_bytes:
-                    raise TooLarge(
-                        f"{self.root / key} holds {size} bytes; a chunk of this array has at most {self._max_bytes}."
-                    )
-                begin, end = _span(byte_range, size)
-                return _read(handle, begin, end - begin)
+            size = self._members.size(key)
+            begin, end = _span(byte_range, size)
+            return self._members.part(key, begin, end, self._max_bytes)
         except (FileNotFoundError, IsADirectoryError):
             return None
 
@@ -78,11 +76,3 @@ def _span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
     if isinstance(byte_range, SuffixByteRequest):
         return max(0, size - byte_range.suffix), size
     return 0, size
-
-
-def _read(handle: int, begin: int, count: int) -> bytes:
-    parts = []
-    while count > 0 and (part := os.pread(handle, count, begin)):
-        parts.append(part)
-        begin, count = begin + len(part), count - len(part)
-    return b"".join(parts)

@@ -87,7 +87,8 @@ def process(
         click.echo(f"wbcd: {_unlisted(folder)}", err=True)
     if not files and not unlisted:
         raise click.UsageError(
-            f"no acquisition (*.h5, *.hdf5, *.tcf, *.zarr, *_sp.tif, *_Tomog.mat, sample*.mat) in {', '.join(map(str, paths))}"
+            "no acquisition (*.h5, *.hdf5, *.tcf, *.zarr, *.zarr.zip, *.ozx, *.tif, *_Tomog.mat, sample*.mat) in "
+            + ", ".join(map(str, paths))
         )
     with Bar("processing", len(files), shown=not as_json) as bar:
         for made in outcomes(config, files):

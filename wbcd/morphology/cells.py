@@ -30,6 +30,8 @@ from wbcd.morphology.shape import (
 from wbcd.recipe import Recipe
 from wbcd.records import Cell, Tomogram, Triple
 
+#: Of an object's face that meets what was not measured: below it a few voxels are lost, and nothing is cut off.
+FILL_UM2 = 0.5
 #: Voxels of a neighbour's blurred edge this near to it, and nearer to it than to the cell, are cleared with it.
 NEIGHBOUR_SKIRT_UM = 0.6
 #: Cells with less between them touch, or did: light that passes through both is described rightly by no weak scattering.
@@ -60,9 +62,9 @@ def find_cells(tomogram: Tomogram, recipe: Recipe, *, first_number: int = 1) -> 
     counted and replaced, by the cell's mean where they are enclosed by it and by the medium elsewhere.
 
     ``lobes`` counts the cell's own and the other cells that stand closer than 0.4 um. ``touches_border`` is set where the cell
-    reaches the edge of the volume or of ``field_of_view_um``, belongs to an object that the normal frame shows to be cut (what
-    is reconstructed of one may be a splinter far from the edge), or does not fit into the crop: in each case part of it may
-    be missing.
+    reaches the edge of the volume, of ``fill`` or of ``field_of_view_um``, belongs to an object that the normal frame shows to
+    be cut (what is reconstructed of one may be a splinter far from the edge), or does not fit into the crop: in each case part
+    of it may be missing.
     """
     labels, boxes = _label(tomogram, recipe)
     found = sorted(_components(labels, boxes, tomogram, recipe), key=lambda each: (each.centre_px[1:], each.centre_px[0]))
@@ -152,7 +154,7 @@ def _cut(found: _Found, labels: NDArray[np.int32], tomogram: Tomogram, recipe: R
         medium_ri=tomogram.medium_ri,
         centre_um=_position(found.centre_px, tomogram),
         time_index=tomogram.time_index,
-        touches_border=_reaches_border(found.box, tomogram) or _reaches_edge(mask),
+        touches_border=_reaches_border(found.box, tomogram) or _reaches_fill(found, tomogram) or _reaches_edge(mask),
         solidity=solidity(excess, body, morphology.crop_voxel_um),
         lobes=count_lobes(body, morphology.crop_voxel_um),
         non_physical_voxels=_count_non_physical(tomogram.ri[found.box], recipe),
@@ -247,6 +249,20 @@ def _reaches_border(box: Box, tomogram: Tomogram) -> bool:
         for axis, pitch in ((1, tomogram.voxel_um[1]), (2, tomogram.voxel_um[2]))
     )
     return any(y0 < b and y1 > a and x0 < d and x1 > c for a, b, c, d in tomogram.cut_um)
+
+
+def _reaches_fill(found: _Found, tomogram: Tomogram) -> bool:
+    """Whether the object meets what was not measured (the outside of a stitched field): more of it may lie there."""
+    if tomogram.fill is None:
+        return False
+    around = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in found.box)
+    fill = tomogram.fill[around]
+    if not fill.any():
+        return False
+    mask = np.zeros(fill.shape, np.bool_)
+    mask[tuple(slice(p.start - a.start, p.stop - a.start) for p, a in zip(found.box, around, strict=True))] = found.mask
+    met = np.count_nonzero(ndimage.binary_dilation(mask, EVERY_NEIGHBOUR) & fill)
+    return bool(met * math.prod(tomogram.voxel_um) ** (2 / 3) > FILL_UM2)
 
 
 def _reaches_edge(mask: NDArray[np.bool_]) -> bool:
