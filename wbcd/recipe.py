@@ -50,6 +50,8 @@ class QualityRecipe:
 
     frame_quantile: float = 0.9
 
+    # Of the NA: the axis half the NA off costs a tenth of the mass, a twentieth less than a thousandth.
+    max_axis_uncertainty: float = 0.05
     min_fringe_contrast: float = 0.15
     min_sideband_snr: float = 20.0
     min_carrier_separation: float = 2.95

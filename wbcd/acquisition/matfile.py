@@ -28,8 +28,6 @@ from wbcd.errors import BadField, Forbidden, Incomplete
 from wbcd.records import Acquisition, HologramStack, Optics, SourceFormat
 
 FRAMES_NAME = "tomogMap"
-NORMAL_FRAME = 48
-"""Frame 49 of MATLAB's count is lit along the axis."""
 _FRAMES = "uint8 or uint16 (y, x, angle)"
 _NUMERIC = (np.float64, np.float32, np.uint8, np.uint16, np.int32, np.int64, np.uint32, np.uint64, np.int8, np.int16)
 
@@ -49,12 +47,11 @@ def read_mat(root: Node, source: Source, defaults: ReadDefaults) -> tuple[Acquis
     frames = _frames(root)
     background = background_name(source, notes, backgrounds_of_mat(source.path.name, names))
     optics = _optics(root, notes, defaults)
-    normal = notes.count("normal_frame", (0, len(frames) - 1))
     stack = HologramStack(
         holograms=frames,
         reference=None if background is None else _reference(source, background, frames, defaults),
         illumination_rad_um=notes.illumination(len(frames)),
-        normal_frame=(NORMAL_FRAME if len(frames) > NORMAL_FRAME else 0) if normal is None else normal,
+        normal_frame=notes.count("normal_frame", (0, len(frames) - 1)),
         optics=optics,
     )
     ticket = complete_ticket(source.acquisition, notes, optics, SourceFormat.MATLAB, defaults)

@@ -155,7 +155,7 @@ def unpack_stack(head: Message, arrays: Arrays) -> HologramStack:
         holograms=arrays["holograms"],
         reference=arrays.get("reference"),
         illumination_rad_um=arrays.get("illumination"),
-        normal_frame=int(head["normal_frame"]),
+        normal_frame=None if head["normal_frame"] is None else int(head["normal_frame"]),
         optics=Optics(**{name: float(value) for name, value in head["optics"].items()}),
     )
 
