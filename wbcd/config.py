@@ -307,6 +307,10 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
     if "defaults.medium_ri" in values:
         value, where = values["defaults.medium_ri"]
         values = {"recipe.reconstruction.default_medium_ri": (value, where), **values}
+    if "recipe.reconstruction.default_medium_ri" in values:
+        # A medium that a person set is a statement; the built-in default is none. In the recipe, for it changes numbers.
+        _, where = values["recipe.reconstruction.default_medium_ri"]
+        values = {"recipe.reconstruction.unstated_medium": ("default", where), **values}
     parts: dict[str, Any] = {name: _section(name, kind, values) for name, kind in SITE_SECTIONS.items()}
     recipe = {name: _section(f"recipe.{name}", kind, values) for name, kind in RECIPE_SECTIONS.items()}
     _check_database(parts["database"])

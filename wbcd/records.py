@@ -59,6 +59,7 @@ class Acquisition:
     ``content_id`` is the BLAKE2b-160 of the bytes (40 hex digits): the identity under which the result is counted,
     whatever the file is called. A path that could not be read has an id that starts with ``unread-``. ``unprotected``: where
     a change can go unseen: "values" (pixels, voxels) or "scale" (shape, pitch, medium) have no checksum, the whole no "seal".
+    ``assumed``: what the file does not say and the reader took from the recipe: "medium".
     """
 
     content_id: str
@@ -76,6 +77,7 @@ class Acquisition:
     pixel_size_um: float | None = None
     time_points: int = 1
     unprotected: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

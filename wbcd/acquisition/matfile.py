@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from wbcd.acquisition.candidate import open_beneath
 from wbcd.acquisition.hdf5 import Node, hdf5_of, read_array, translated
 from wbcd.acquisition.holograms import Frames, demand_light, demand_shape, matching
-from wbcd.acquisition.limits import ANGLES, MEDIUM_RI, NUMERICAL_APERTURE, PIXEL_UM, WAVELENGTH_UM, ReadDefaults, within
+from wbcd.acquisition.limits import ANGLES, MEDIUM, MEDIUM_RI, NUMERICAL_APERTURE, PIXEL_UM, WAVELENGTH_UM, ReadDefaults, within
 from wbcd.acquisition.session import Notes, background_name, backgrounds_of_mat, folder_names, read_notes
 from wbcd.acquisition.source import Source
 from wbcd.acquisition.tiffpair import complete_ticket
@@ -55,6 +55,8 @@ def read_mat(root: Node, source: Source, defaults: ReadDefaults) -> tuple[Acquis
         optics=optics,
     )
     ticket = complete_ticket(source.acquisition, notes, optics, SourceFormat.MATLAB, defaults)
+    if notes.optic("medium_ri") is None:
+        ticket = replace(ticket, assumed=(MEDIUM,))
     if ticket.acquired_at is None and root.has("dateTimeVal"):
         ticket = _dated(ticket, _text(root.child("dateTimeVal")))
     return ticket, stack

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from wbcd.acquisition.candidate import demand_unchanged, folder_files, folder_state, open_beneath, read_whole
 from wbcd.acquisition.limits import (
+    MEDIUM,
     MEDIUM_RI,
     NUMERICAL_APERTURE,
     PROVENANCE,
@@ -407,6 +408,7 @@ def _ticket(acquisition: Acquisition, group: Json, header: ZarrHeader, defaults:
         pixel_size_um=header.voxel_um[2],
         time_points=header.time_points,
         # JSON has no checksum; of the codecs only some do.
+        assumed=() if own.get("medium_ri") else (MEDIUM,),
         unprotected=(SCALE, PROVENANCE) if header.values_checked else (SCALE, VALUES, PROVENANCE),
     )
 

@@ -130,6 +130,7 @@ def unpack_acquisition(data: Message) -> Acquisition:
         "path": Path(data["path"]),
         "format": None if kind is None else SourceFormat(kind),
         "unprotected": tuple(map(str, data["unprotected"])),
+        "assumed": tuple(map(str, data["assumed"])),
     }
     return Acquisition(**{**data, **changed})
 

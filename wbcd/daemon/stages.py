@@ -44,7 +44,8 @@ class Identify(Protocol):
 class Stages:
     """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is
     kept; ``discard`` removes the volumes of a content that no row will name (None when none are kept); ``close`` ends what
-    the stages hold (reader processes); ``judge_instrument``: drift against the stored calibration, where there is one."""
+    the stages hold (reader processes); ``settle_medium``: the medium that a volume shows, where its file states none;
+    ``judge_instrument``: drift against the stored calibration, where there is one."""
 
     look: Callable[[Path], Stat | None]
     identify: Identify
@@ -65,4 +66,5 @@ class Stages:
     model_card: dict[str, object]
     discard: Callable[[str], object] | None = None
     close: Callable[[], None] = lambda: None
+    settle_medium: Callable[[Tomogram, Recipe], Tomogram] = lambda tomogram, _: tomogram
     judge_instrument: Callable[[Acquisition, FringeReport, FieldStack, Recipe], Verdict] = lambda *_: Verdict()

@@ -1,4 +1,4 @@
-"""Where the optical axis lies among the directions of light: the pattern that a scan draws, its centre, the frame nearest to it.
+"""Where the optical axis lies among the directions of light: what a scan draws, its centre, and the frame nearest to it.
 
 Pure geometry of points [frame, 2] in units of the objective's NA. A scan draws a circle (or an ellipse, where its two mirrors
 differ), with or without a frame lit along the axis; or it fills a disc, as a spiral, a grid or several circles. Nothing is

@@ -21,7 +21,6 @@ from wbcd.reconstruction.fringes import STACK_ACTION, check_stack, find_axis, li
 from wbcd.reconstruction.unwrap import unwrap
 from wbcd.records import FieldStack, FringeReport, HologramStack, Optics
 
-
 AXIS_WITHIN = 0.1
 """Share of the NA by which a file's vectors may place the axis beside the fringes' own; farther off, they are other vectors."""
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from wbcd.errors import BadField
-from wbcd.reconstruction.axis import CENTRAL, Pattern, fit_pattern
+from wbcd.reconstruction.axis import CENTRAL, fit_pattern
 from wbcd.records import Axis, FringeReport, HologramStack, Optics
 
 # The zero order and its halo reach NA/lambda (weak objects); sidebands are looked for outside this fraction of it.
@@ -171,7 +171,7 @@ def _searched(stack: HologramStack, finder: _FringeFinder) -> Axis:
 
 
 def _unknown(stated: int | None, spread: float) -> Axis:
-    """Too few directions to draw a pattern: the file's word is all there is; without one the axis may be anywhere about them."""
+    """Too few directions to draw a pattern: the file's word is all there is; without one the axis may be anywhere."""
     return Axis(stated, stated=stated, uncertainty_na=None if stated is not None else max(spread, 1.0))
 
 
@@ -393,7 +393,7 @@ class _FringeFinder:
         return _Peak(frequency, min(contrast, 1.0), peak / noise if noise > 0 else 0.0)
 
     def _beside(self, frequency: tuple[float, float], carrier: tuple[float, float]) -> tuple[float, float]:
-        """A peak of the half plane f_x >= 0 as it lies about the carrier: what the pupil cuts of the other half is its mirror."""
+        """A peak of the half plane f_x >= 0 as it lies about the carrier: what lies in the other half is seen as its mirror."""
         reach = self._pupil * 1.02 + float(self._fx[1])
         if math.hypot(*self.offset(frequency, carrier)) <= reach:
             return frequency
