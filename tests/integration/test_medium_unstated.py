@@ -97,7 +97,9 @@ def test_a_stated_medium_is_kept_and_refused_where_the_background_differs(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "config", ["[defaults]\nmedium_ri = 1.337\n", "[recipe.reconstruction]\ndefault_medium_ri = 1.337\n"], ids=["site", "recipe"]
+    "config",
+    ["[defaults]\nmedium_ri = 1.337\n", "[recipe.reconstruction]\ndefault_medium_ri = 1.337\n"],
+    ids=["site", "recipe"],
 )
 def test_a_default_that_a_person_set_is_a_statement(tmp_path: Path, bundle: Path, config: str) -> None:
     """Even where it is the built-in value: it is used as it is, held against the background, and nothing is flagged."""

@@ -48,7 +48,7 @@ class Session:
     """Stacks of one sphere under one circle of light."""
 
     def __init__(self, illumination_na: float) -> None:
-        self.rig = Scan(size=320, frames=STEPS + 1, illumination_na=illumination_na)
+        self.rig = Scan(size=256, frames=STEPS + 1, illumination_na=illumination_na)
         self.light = mie.fields(SPHERE, self.rig)
 
     def stack(
@@ -131,7 +131,9 @@ def low(tmp_path_factory: pytest.TempPathFactory) -> Processed:
         write_session(folder / "last", session.stack([*CIRCLE, 0], None)),
         write_session(folder / "at48", session.stack(AT_48, None)),
         write_session(folder / "circle", circle),
-        write_session(folder / "noted", session.stack(moved, None), normal_frame=17, medium_ri=1.337),
+        write_session(
+            folder / "noted", session.stack(moved, None, carrier_cycles_um=(5.1, 4.9)), normal_frame=17, medium_ri=1.337
+        ),
         write_session(folder / "few", session.stack(CIRCLE[::8], None)),
         write_session(folder / "tilted", session.stack(CIRCLE, None, carrier_cycles_um=(4.7, 5.35))),
         write_h5(folder / "silent.h5", replace(silent, normal_frame=None)),
