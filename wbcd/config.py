@@ -4,7 +4,7 @@
 A later source overrides an earlier one, key by key. A key that no section knows is refused with the nearest known one; a
 value outside its limits is refused with the limits. Site settings change no number: whatever does is in the recipe
 (``[recipe.*]``), whose hash every result names. ``[defaults] medium_ri`` is the one key here that does, and it is
-therefore written into the recipe's ``default_medium_ri``.
+therefore written into the recipe's ``default_medium_ri``, with ``unstated_medium`` to say that a person set it.
 
 Environment variables are ``WBCD_<SECTION>_<KEY>`` (``WBCD_DATABASE_URL``, ``WBCD_WATCH_QUIET_S``) and
 ``WBCD_RECIPE_<SECTION>_<KEY>``. Only the standard library is imported here: `wbcd --help` must be quick.
@@ -119,7 +119,7 @@ class ServiceSettings:
 class DefaultSettings:
     """What to take where a file does not say."""
 
-    medium_ri: float | None = _limited(None, "RI of the medium (into the recipe's default_medium_ri)", low=1.0, high=2.0)
+    medium_ri: float | None = _limited(None, "RI of the medium where a file states none (into the recipe's default_medium_ri)", low=1.0, high=2.0)
     sample_id: str | None = _limited(None, "sample of files that name none")
 
 

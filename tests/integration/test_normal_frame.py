@@ -1,4 +1,4 @@
-"""Which frame is lit along the axis, through `wbcd process`: found, verified or refused; the mass as of the rightly framed session.
+"""Which frame is lit along the axis, through `wbcd process`: found, verified or refused; the mass is the rightly framed session's.
 
 One exact sphere, scattered once for each circle of light; the layouts differ in the order of the frames and in what they state.
 """

@@ -151,7 +151,7 @@ def test_the_centre_of_a_circle_is_the_carrier(carrier: tuple[float, float]) -> 
 
 
 def test_fringes_along_an_axis_of_the_camera() -> None:
-    """The carrier lies where the half planes meet: half the frames show their sideband's mirror. None of them lacks contrast."""
+    """The carrier lies where the half planes meet: half the frames show their sideband's mirror. None lacks contrast."""
     rig = replace(RIG, objective_na=0.8, carrier_cycles_um=(0.02, 5.0), frames=13)
     optics = replace(OPTICS, objective_na=0.8)
     for stack in (empty(rig, optics), ordered(empty(rig, optics), list(range(1, 13)), None)):
