@@ -119,7 +119,9 @@ class ServiceSettings:
 class DefaultSettings:
     """What to take where a file does not say."""
 
-    medium_ri: float | None = _limited(None, "RI of the medium where a file states none (into the recipe's default_medium_ri)", low=1.0, high=2.0)
+    medium_ri: float | None = _limited(
+        None, "RI of the medium where a file states none (into the recipe's default_medium_ri)", low=1.0, high=2.0
+    )
     sample_id: str | None = _limited(None, "sample of files that name none")
 
 

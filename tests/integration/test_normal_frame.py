@@ -1,4 +1,4 @@
-"""Which frame is lit along the axis, through `wbcd process`: found, verified or refused; the mass is the rightly framed session's.
+"""Which frame is lit along the axis, through `wbcd process`: found, verified or refused; mass as of the rightly framed session.
 
 One exact sphere, scattered once for each circle of light; the layouts differ in the order of the frames and in what they state.
 """
@@ -140,6 +140,7 @@ def low(tmp_path_factory: pytest.TempPathFactory) -> Processed:
         write_h5(folder / "wrong.h5", session.stack(moved, 0)),
         write_h5(folder / "wrong_vectors.h5", session.stack(moved, 0, vectors=True)),
         write_h5(folder / "none.h5", session.stack(CIRCLE, 3)),
+        write_h5(folder / "bare.h5", session.stack(CIRCLE, None, reference=False)),
         write_tiff_pair(folder, "tiff", circle),
     ]
     notes = json.loads((folder / "tiff.json").read_text())
@@ -168,6 +169,7 @@ def demand_mass_of(processed: Processed, name: str, framed: str = "framed.h5") -
         "wrong.h5",
         "wrong_vectors.h5",
         "none.h5",
+        "bare.h5",
         "tiff_sp.tif",
     ],
 )
@@ -210,8 +212,7 @@ def test_at_a_high_illumination_na(tmp_path: Path) -> None:
         write_h5(tmp_path / "framed.h5", session.stack(ALL, 0)),
         write_session(tmp_path / "seventeenth", session.stack([*CIRCLE[:17], 0, *CIRCLE[17:]], None)),
         write_session(tmp_path / "circle", session.stack(CIRCLE, None)),
-        write_h5(tmp_path / "bare.h5", session.stack(CIRCLE, 3, reference=False)),
     ]
     made = process(files, tmp_path)
-    for name in ("seventeenth_Tomog.mat", "circle_Tomog.mat", "bare.h5"):
+    for name in ("seventeenth_Tomog.mat", "circle_Tomog.mat"):
         demand_mass_of(made, name)
