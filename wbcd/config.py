@@ -4,7 +4,7 @@
 A later source overrides an earlier one, key by key. A key that no section knows is refused with the nearest known one; a
 value outside its limits is refused with the limits. Site settings change no number: whatever does is in the recipe
 (``[recipe.*]``), whose hash every result names. ``[defaults] medium_ri`` is the one key here that does, and it is
-therefore written into the recipe's ``default_medium_ri``.
+therefore written into the recipe's ``default_medium_ri``, with ``unstated_medium`` to say that a person set it.
 
 Environment variables are ``WBCD_<SECTION>_<KEY>`` (``WBCD_DATABASE_URL``, ``WBCD_WATCH_QUIET_S``) and
 ``WBCD_RECIPE_<SECTION>_<KEY>``. Only the standard library is imported here: `wbcd --help` must be quick.
@@ -136,7 +136,9 @@ class ServiceSettings:
 class DefaultSettings:
     """What to take where a file does not say."""
 
-    medium_ri: float | None = _limited(None, "RI of the medium (into the recipe's default_medium_ri)", low=1.0, high=2.0)
+    medium_ri: float | None = _limited(
+        None, "RI of the medium where a file states none (into the recipe's default_medium_ri)", low=1.0, high=2.0
+    )
     sample_id: str | None = _limited(None, "sample of files that name none")
 
 
@@ -331,6 +333,10 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
     if "defaults.medium_ri" in values:
         value, where = values["defaults.medium_ri"]
         values = {"recipe.reconstruction.default_medium_ri": (value, where), **values}
+    if "recipe.reconstruction.default_medium_ri" in values:
+        # A medium that a person set is a statement; the built-in default is none. In the recipe, for it changes numbers.
+        _, where = values["recipe.reconstruction.default_medium_ri"]
+        values = {"recipe.reconstruction.unstated_medium": ("default", where), **values}
     parts: dict[str, Any] = {name: _section(name, kind, values) for name, kind in SITE_SECTIONS.items()}
     recipe = {name: _section(f"recipe.{name}", kind, values) for name, kind in RECIPE_SECTIONS.items()}
     _check_database(parts["database"])

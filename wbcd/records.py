@@ -63,6 +63,7 @@ class Acquisition:
     a change can go unseen: "values" (pixels, voxels) or "scale" (shape, pitch, medium) have no checksum, the whole no "seal".
     ``companions``: the files beside it that belong to it, name and digest; None for one that is absent, or not digested yet.
     ``state``: what tells its present state on disk from another, beside size and mtime; "" where it is not known.
+    ``assumed``: what the file does not say and the reader took from the recipe: "medium".
     """
 
     content_id: str
@@ -80,6 +81,7 @@ class Acquisition:
     pixel_size_um: float | None = None
     time_points: int = 1
     unprotected: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
     companions: tuple[tuple[str, str | None], ...] = ()
     state: str = ""
 
@@ -106,14 +108,35 @@ class HologramStack:
 
     ``reference``: sample-free frames of the same shape and type, or None.
     ``illumination_rad_um``: float64 [angle, 2] (k_x, k_y) at the sample, or None: then measured from the fringes.
-    ``normal_frame``: index of the frame lit along the optical axis.
+    ``normal_frame``: index of the frame lit along the optical axis as the file states it, or None: then found in the fringes.
     """
 
     holograms: NDArray[np.unsignedinteger[Any]]
     reference: NDArray[np.unsignedinteger[Any]] | None
     illumination_rad_um: NDArray[np.float64] | None
-    normal_frame: int
+    normal_frame: int | None
     optics: Optics
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Where the optical axis lies among the directions of light.
+
+    ``normal_frame``: index of the frame lit along it, None where none is. ``carrier_cycles_um``: (f_x, f_y) of the sideband of
+    light along the axis, where it is not that frame's own. ``stated``: the frame that the file names, None where it names none.
+    ``uncertainty_na``: how well its place is known, as NA over the objective's; 0 with a normal frame; None where the fringes
+    are too poor to say anything.
+    """
+
+    normal_frame: int | None
+    carrier_cycles_um: tuple[float, float] | None = None
+    stated: int | None = None
+    uncertainty_na: float | None = None
+
+    @property
+    def moved(self) -> bool:
+        """True when the fringes show another axis than the file states."""
+        return self.stated is not None and self.normal_frame != self.stated
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +150,7 @@ class FringeReport:
     ``mean_level``: [angle] mean grey value. ``repeated``: [angle] True where a frame is, pixel by pixel, the one before.
     ``carrier_separation``, ``sideband_separation``: distance of the sideband from the zero order and from its conjugate on the
     camera's sampling lattice, in NA/lambda; 3 and 2 are free of overlap. None where they were not measured.
+    ``axis``: where the fringes show the optical axis; None where it was not looked for.
     """
 
     carrier_rad_um: tuple[float, float]
@@ -137,6 +161,7 @@ class FringeReport:
     repeated: NDArray[np.bool_] | None = None
     carrier_separation: float | None = None
     sideband_separation: float | None = None
+    axis: Axis | None = None
 
 
 @dataclass(frozen=True, slots=True)

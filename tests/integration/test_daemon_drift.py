@@ -9,9 +9,10 @@ import numpy as np
 from helpers_line import MemoryLedger, RecordingLog, fake_stages, identify, quick_config
 
 from wbcd.daemon.pipeline import Pipeline
-from wbcd.records import Acquisition, Check, HologramStack, Optics, Tomogram, Verdict
+from wbcd.records import Acquisition, Check, FringeReport, HologramStack, Optics, Tomogram, Verdict
 
 STACK = HologramStack(np.zeros((1, 2, 2), np.uint8), None, None, 0, Optics(0.532, 1.2, 1.337, 0.0625))
+FRINGES = FringeReport((30.0, 30.0), *(np.ones(1) for _ in range(4)))
 SHARP = Tomogram(np.ones((2, 2, 2), np.float32), (0.2, 0.1, 0.1), 1.337)
 
 
@@ -23,6 +24,7 @@ def test_drift_is_an_event_when_it_begins_and_when_it_ends(tmp_path: Path) -> No
     nothing = Verdict()
     stages = fake_stages(
         read=lambda acquisition: (replace(acquisition, instrument_id="rig 1"), STACK),
+        measure_fringes=lambda *_: FRINGES,
         judge_fringes=lambda *_: nothing,
         judge_fields=lambda *_: nothing,
         judge_instrument=judged,

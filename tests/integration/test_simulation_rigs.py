@@ -9,7 +9,8 @@ import pytest
 
 from wbcd.acquisition import identify, is_candidate, read
 from wbcd.errors import BadValue
-from wbcd.records import HologramStack, SourceFormat
+from wbcd.reconstruction import find_axis
+from wbcd.records import Axis, HologramStack, SourceFormat
 from wbcd.simulation.microscope import Format, simulate
 
 
@@ -31,7 +32,8 @@ def test_the_rigs_layouts_hold_the_same_frames(tmp_path: Path) -> None:
     assert plain.reference is not None
     np.testing.assert_array_equal(tiff.reference, plain.reference)
     form, _, mat = first(tmp_path, "mat")
-    assert (form, mat.normal_frame, mat.optics) == (SourceFormat.MATLAB, 48, plain.optics)
+    assert (form, mat.normal_frame, mat.optics) == (SourceFormat.MATLAB, None, plain.optics)
+    assert find_axis(mat) == Axis(48, uncertainty_na=0.0)
     np.testing.assert_array_equal(mat.holograms, np.concatenate([plain.holograms[1:], plain.holograms[:1]]))
 
 

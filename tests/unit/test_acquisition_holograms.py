@@ -78,7 +78,6 @@ def test_big_endian_frames_are_read(good):
         "objective_na",
         "medium_ri",
         "pixel_size_um",
-        "normal_frame",
     ]
     + ["format", "format_version"],
 )
@@ -86,6 +85,12 @@ def test_missing_attribute_names_file_and_field(good, name):
     edit(good, lambda file: file.attrs.pop(name))
     with pytest.raises(MissingField, match=rf"a\.h5: `{name}` is absent"):
         load(good)
+
+
+def test_a_normal_frame_that_is_not_stated_is_left_to_the_fringes(good):
+    edit(good, lambda file: file.attrs.pop("normal_frame"))
+    edit(good, lambda file: file.attrs.pop("seal", None))
+    assert load(good)[1].normal_frame is None
 
 
 def test_sample_falls_back_to_the_default(good):

@@ -13,7 +13,7 @@ import pytest
 from wbcd.quality import background_ri, judge_cell, judge_fields, judge_fringes, judge_tomogram
 from wbcd.quality.optical import at_least, at_most
 from wbcd.recipe import Recipe
-from wbcd.records import Cell, FieldStack, FringeReport, InversionReport, Morphology, Optics, Tomogram, Verdict
+from wbcd.records import Axis, Cell, FieldStack, FringeReport, InversionReport, Morphology, Optics, Tomogram, Verdict
 
 RECIPE = Recipe()
 FRAMES = 49
@@ -28,6 +28,7 @@ def fringes(**changes: object) -> FringeReport:
         mean_level=np.full(FRAMES, 100.0),
         carrier_separation=3.1,
         sideband_separation=2.6,
+        axis=Axis(0, uncertainty_na=0.0),
     )
     return dataclasses.replace(good, **changes)
 
@@ -103,6 +104,7 @@ def test_good_ones_pass_with_values_beside_limits() -> None:
         ({"sideband_snr": np.full(FRAMES, 3.0)}, "sideband_snr"),
         ({"saturated_fraction": np.full(FRAMES, 0.05)}, "saturated_fraction"),
         ({"contrast": np.full(FRAMES, np.nan)}, "fringe_contrast"),
+        ({"axis": Axis(None, (5.0, 5.0), uncertainty_na=0.06), "contrast": np.zeros(FRAMES)}, "normal_frame"),
         ({"carrier_separation": 2.4}, "carrier_separation"),
         ({"sideband_separation": 1.1}, "sideband_separation"),
         ({"mean_level": some_frames(100.0, 0.0, 10)}, "lost_frames"),
@@ -234,7 +236,8 @@ def test_each_code_is_documented_with_its_limit() -> None:
         + judge_cell(cell(), morphology(), RECIPE)
     )
     # What is flagged beside the limits, never refusing.
-    flags = {"unprotected_parts", "instrument_drift", "not_refined"} & documented
+    flags = {"unprotected_parts", "instrument_drift", "not_refined", "normal_frame_moved"} & documented
+    flags |= {"medium_from_background", "medium_assumed", "no_normal_frame"} & documented
     assert documented - flags == {check.code for check in verdict.checks}
     for check in verdict.checks:
         row = next(line for line in text.splitlines() if line.startswith(f"| `{check.code}`"))

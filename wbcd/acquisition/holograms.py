@@ -54,11 +54,12 @@ def read_holograms(root: Node, source: Source, defaults: ReadDefaults) -> tuple[
     root.demand_hard_links()
     optics = _optics(root)
     holograms = _frames(root.child("holograms"))
+    limits = (0, len(holograms) - 1)
     stack = HologramStack(
         holograms=holograms,
         reference=_reference(root, source, holograms, defaults),
         illumination_rad_um=_illumination(root, len(holograms), optics),
-        normal_frame=root.required_count("normal_frame", (0, len(holograms) - 1)),
+        normal_frame=None if root.attribute("normal_frame") is None else root.required_count("normal_frame", limits),
         optics=optics,
     )
     ticket = _ticket(root, source.acquisition, optics, defaults)

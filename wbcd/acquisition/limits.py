@@ -26,6 +26,8 @@ SCALE, VALUES, PROVENANCE = "scale", "values", "seal"
 """What a file can lack (:attr:`wbcd.records.Acquisition.unprotected`): a checksum of shape, pitch and medium; one of its pixels
 or voxels; the writer's seal over the whole, which a later rewriting breaks."""
 
+MEDIUM = "medium"
+"""What a file may leave unsaid (:attr:`wbcd.records.Acquisition.assumed`); the recipe's default stands in for it."""
 
 MAX_ARRAY_BYTES = 768 * MIB
 """Unless the configuration says otherwise: 300 frames of 1024 x 1024 uint16 are 600 MiB, a volume of 210 x 732 x 732 float32 is

@@ -26,7 +26,16 @@ from numpy.typing import NDArray
 from wbcd.acquisition.candidate import open_beneath
 from wbcd.acquisition.hdf5 import SIGNATURE, Node, hdf5_of, read_array, translated
 from wbcd.acquisition.holograms import Frames, demand_light, demand_shape, matching
-from wbcd.acquisition.limits import ANGLES, MEDIUM_RI, NUMERICAL_APERTURE, PIXEL_UM, WAVELENGTH_UM, ReadDefaults, within
+from wbcd.acquisition.limits import (
+    ANGLES,
+    MEDIUM,
+    MEDIUM_RI,
+    NUMERICAL_APERTURE,
+    PIXEL_UM,
+    WAVELENGTH_UM,
+    ReadDefaults,
+    within,
+)
 from wbcd.acquisition.matv5 import HEAD_BYTES, MatFile, Matrix, Values, is_v5
 from wbcd.acquisition.session import Notes, background_name, backgrounds_of_mat, folder_names, read_notes
 from wbcd.acquisition.source import Source
@@ -36,8 +45,6 @@ from wbcd.records import Acquisition, HologramStack, Optics, SourceFormat
 
 MAT_SUFFIX = ".mat"
 FRAMES_NAME = "tomogMap"
-NORMAL_FRAME = 48
-"""Frame 49 of MATLAB's count is lit along the axis."""
 _FRAMES = "whole grey values (y, x, angle), or a cell array of frames (y, x)"
 _PLANE = "whole grey values (y, x)"
 _SAVE = "Save the frames as the camera gave them: tomogMap (y, x, angle) of uint8 or uint16."
@@ -77,16 +84,17 @@ def read_mat(root: Root, source: Source, defaults: ReadDefaults) -> tuple[Acquis
     optics = _optics(root, notes, defaults)
     beside = None if background is None else _reference(source, background, defaults)
     frames, reference = (found.frames, None) if beside is None else _alike(found, *beside)
-    normal = notes.count("normal_frame", (0, len(frames) - 1))
     stack = HologramStack(
         holograms=frames,
         reference=reference,
         illumination_rad_um=notes.illumination(len(frames)),
-        normal_frame=(NORMAL_FRAME if len(frames) > NORMAL_FRAME else 0) if normal is None else normal,
+        normal_frame=notes.count("normal_frame", (0, len(frames) - 1)),
         optics=optics,
     )
     form = SourceFormat.MATLAB_5 if isinstance(root, MatFile) else SourceFormat.MATLAB
     ticket = complete_ticket(source.acquisition, notes, optics, form, defaults, [background])
+    if notes.optic("medium_ri") is None:
+        ticket = replace(ticket, assumed=(MEDIUM,))
     if ticket.acquired_at is None and root.has("dateTimeVal"):
         ticket = _dated(ticket, _text_of(root, "dateTimeVal"))
     return ticket, stack

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from wbcd.acquisition.candidate import demand_unchanged, folder_state
 from wbcd.acquisition.limits import (
+    MEDIUM,
     MEDIUM_RI,
     NUMERICAL_APERTURE,
     PROVENANCE,
@@ -547,6 +548,7 @@ def _ticket(acquisition: Acquisition, group: Json, header: ZarrHeader, defaults:
         objective_na=header.objective_na,
         pixel_size_um=header.voxel_um[2],
         time_points=header.time_points,
+        assumed=() if own.get("medium_ri") else (MEDIUM,),
         # JSON has no checksum; of the codecs only some do. In a zip file every member has one.
         unprotected=tuple(
             part

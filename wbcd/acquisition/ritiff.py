@@ -19,7 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wbcd.acquisition.candidate import demand_unchanged
-from wbcd.acquisition.limits import PROVENANCE, SCALE, VALUES, VOXEL_UM, ReadDefaults, plain_text, within
+from wbcd.acquisition.limits import MEDIUM, PROVENANCE, SCALE, VALUES, VOXEL_UM, ReadDefaults, plain_text, within
 from wbcd.acquisition.session import Notes, folder_names, read_notes
 from wbcd.acquisition.source import Source
 from wbcd.acquisition.tiffmeta import IMAGEJ, MAX_PLANES, OME, PLAIN, TIFFFILE, Described, Resolution, described
@@ -361,6 +361,7 @@ def _ticket(
         pixel_size_um=header.voxel_um[2],
         time_points=header.time_points,
         companions=tuple((name, None) for name in notes.files),
+        assumed=() if notes.optic("medium_ri") else (MEDIUM,),
         unprotected=(SCALE, VALUES, PROVENANCE),
     )
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from wbcd.acquisition.hdf5 import Node, demand_plain_storage, read_array, translated, unchecked_parts
 from wbcd.acquisition.limits import (
+    MEDIUM,
     MEDIUM_RI,
     NUMERICAL_APERTURE,
     PHYSICAL_RI,
@@ -65,6 +66,7 @@ class TcfHeader:
     medium_ri: float
     objective_na: float | None
     wavelength_um: float | None
+    medium_stated: bool = True
 
 
 def parse_version(text: str, where: str) -> Version:
@@ -98,14 +100,16 @@ def read_tcf_header(root: Node, source: Source, defaults: ReadDefaults) -> tuple
     group = root.child("Data/3D")
     device = root.child("Info/Device") if root.has("Info") and root.child("Info").has("Device") else None
     config = _config(root, source)
+    medium = _medium(device, config)
     header = TcfHeader(
         version=version,
         shape=_shape(group, "Size"),
         voxel_um=_triple(group),
         names=_time_points(group),
-        medium_ri=_medium(device, config, defaults),
+        medium_ri=defaults.medium_ri if medium is None else medium,
         objective_na=_objective_na(root, device, config),
         wavelength_um=_wavelength(device, config),
+        medium_stated=medium is not None,
     )
     demand_loadable(header.shape, defaults, group.where("SizeZ"))
     for name in header.names:
@@ -182,11 +186,11 @@ def _variable_text(node: Node, data: h5py.Dataset) -> bytes | None:
     return raw
 
 
-def _medium(device: Node | None, config: VendorConfig, defaults: ReadDefaults) -> float:
+def _medium(device: Node | None, config: VendorConfig) -> float | None:
     stated = device.number("RI") if device is not None else None
     if device is not None and stated:
         return within(unscaled_ri(stated), MEDIUM_RI, where=f"attribute {device.where('RI')}", action=EXPORT_AGAIN)
-    return config.medium_ri or defaults.medium_ri
+    return config.medium_ri
 
 
 def _objective_na(root: Node, device: Node | None, config: VendorConfig) -> float | None:
@@ -224,6 +228,7 @@ def _ticket(root: Node, acquisition: Acquisition, header: TcfHeader, defaults: R
         pixel_size_um=header.voxel_um[2],
         time_points=len(header.names),
         unprotected=_unprotected(root, header),
+        assumed=() if header.medium_stated else (MEDIUM,),
     )
 
 

@@ -80,7 +80,7 @@ def read_tiff_pair(source: Source, defaults: ReadDefaults) -> tuple[Acquisition,
         holograms=frames,
         reference=reference,
         illumination_rad_um=notes.illumination(len(frames)),
-        normal_frame=notes.count("normal_frame", (0, len(frames) - 1)) or 0,
+        normal_frame=notes.count("normal_frame", (0, len(frames) - 1)),
         optics=optics,
     )
     return complete_ticket(source.acquisition, notes, optics, SourceFormat.TIFF_PAIR, defaults, [background]), stack

@@ -131,6 +131,7 @@ def unpack_acquisition(data: Message) -> Acquisition:
         "format": None if kind is None else SourceFormat(kind),
         "unprotected": tuple(map(str, data["unprotected"])),
         "companions": tuple((_plain_name(name), None) for name, _ in data["companions"] if _plain_name(name)),
+        "assumed": tuple(map(str, data["assumed"])),
     }
     return Acquisition(**{**data, **changed})
 
@@ -156,7 +157,7 @@ def unpack_stack(head: Message, arrays: Arrays) -> HologramStack:
         holograms=arrays["holograms"],
         reference=arrays.get("reference"),
         illumination_rad_um=arrays.get("illumination"),
-        normal_frame=int(head["normal_frame"]),
+        normal_frame=None if head["normal_frame"] is None else int(head["normal_frame"]),
         optics=Optics(**{name: float(value) for name, value in head["optics"].items()}),
     )
 

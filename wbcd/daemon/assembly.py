@@ -18,7 +18,7 @@ from wbcd.config import Config, LimitSettings
 from wbcd.daemon.instruments import Instruments
 from wbcd.daemon.stages import Stages
 from wbcd.morphology import find_cells, measure
-from wbcd.quality import judge_cell, judge_fields, judge_fringes, judge_tomogram
+from wbcd.quality import judge_cell, judge_fields, judge_fringes, judge_tomogram, settle_medium
 from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields
 from wbcd.records import Acquisition, Cell, Payload, Prediction
 from wbcd.report.figures import thumbnail_png
@@ -74,6 +74,7 @@ def make_stages(config: Config) -> Stages:
         discard=_discarder(config),
         demand_volumes=lambda paths: demand_volumes(config.output.dir, paths),
         close=readers.close if readers else lambda: None,
+        settle_medium=settle_medium,
         judge_instrument=Instruments(config.output.dir).judge,
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeAlias
 
@@ -50,6 +50,14 @@ from wbcd.records import (
 
 EMPTY_FIELD = "empty_field"
 UNPROTECTED = "unprotected_parts"
+MEDIUM = "medium"
+"""As :attr:`wbcd.records.Acquisition.assumed` names it."""
+
+MEDIUM_FROM_BACKGROUND = "medium_from_background"
+MEDIUM_ASSUMED = "medium_assumed"
+NORMAL_FRAME_MOVED = "normal_frame_moved"
+NO_NORMAL_FRAME = "no_normal_frame"
+"""Flags of a cell that come of its acquisition: what the file left unsaid or said wrongly, and what stood in for it."""
 
 MAY_PASS = (Incomplete, NotReadable, ReaderDied, Truncated, Unforeseen)
 """What a share, a memory limit or a slow copy can do to good bytes: tried again before the file is set aside."""
@@ -92,6 +100,7 @@ class ExaminedCell:
     cell: Cell
     morphology: Morphology
     verdict: Verdict
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +163,14 @@ def examine(
     finally:
         if isinstance(payload, RiSeries):
             payload.close()
-    yield End(acquisition, summary.verdict() + unprotected(acquisition), failure)
+    yield End(summary.settled(acquisition), summary.verdict() + unprotected(acquisition), failure)
 
 
 def _examined_cells(
     acquisition: Acquisition, payload: Payload, stages: Stages, recipe: Recipe, timing: Timing, summary: _Summary
 ) -> Iterator[ExaminedCell]:
-    for tomogram in _tomograms(acquisition, payload, stages, recipe, timing, summary):
+    for found in _tomograms(acquisition, payload, stages, recipe, timing, summary):
+        tomogram = _in_its_medium(found, acquisition, payload, stages, recipe, summary)
         if not summary.judged(stages.judge_tomogram(tomogram, recipe)):
             continue  # judged early: a bad tomogram costs no measuring
         cells = stages.find_cells(tomogram, recipe, summary.cells + 1)
@@ -170,8 +180,29 @@ def _examined_cells(
             verdict = stages.judge_cell(cell, morphology, recipe)
             summary.cells += 1
             timing.done("measure")
-            yield ExaminedCell(acquisition, cell, morphology, verdict)
+            yield ExaminedCell(summary.settled(acquisition), cell, morphology, verdict, tuple(summary.flags))
             timing.skip()
+
+
+def _in_its_medium(
+    tomogram: Tomogram, acquisition: Acquisition, payload: Payload, stages: Stages, recipe: Recipe, summary: _Summary
+) -> Tomogram:
+    """A volume whose file states no medium, in the one that it shows. Holograms show none: the recipe's default is told of.
+
+    A default that a person set is a statement, and nothing is told.
+    """
+    if MEDIUM not in acquisition.assumed or recipe.reconstruction.unstated_medium != "background":
+        return tomogram
+    if isinstance(payload, HologramStack):
+        summary.tell(MEDIUM_ASSUMED)
+        return tomogram
+    settled = stages.settle_medium(tomogram, recipe)
+    if settled is tomogram:
+        summary.tell(MEDIUM_ASSUMED)
+        return tomogram
+    summary.medium_ri = settled.medium_ri
+    summary.tell(MEDIUM_FROM_BACKGROUND)
+    return settled
 
 
 def _tomograms(
@@ -187,6 +218,11 @@ def _tomograms(
     timing.done("fringes")
     if not summary.judged_early(stages.judge_fringes(fringes, recipe)):
         return
+    axis = fringes.axis
+    if axis is not None and axis.moved:
+        summary.tell(NORMAL_FRAME_MOVED)
+    if axis is not None and axis.normal_frame is None:
+        summary.tell(NO_NORMAL_FRAME)
     fields = stages.retrieve_fields(payload, fringes, recipe)
     timing.done("fields")
     drift = stages.judge_instrument(acquisition, fringes, fields, recipe)
@@ -206,6 +242,17 @@ class _Summary:
         self._refused: list[Verdict] = []
         self.cells = 0
         self.tomograms = 0
+        self.flags: list[str] = []
+        self.medium_ri: float | None = None
+
+    def tell(self, flag: str) -> None:
+        """A flag of all cells from here on."""
+        if flag not in self.flags:
+            self.flags.append(flag)
+
+    def settled(self, acquisition: Acquisition) -> Acquisition:
+        """The ticket with the medium that was found where its file states none."""
+        return acquisition if self.medium_ri is None else replace(acquisition, medium_ri=self.medium_ri)
 
     def judged_early(self, verdict: Verdict) -> bool:
         """A verdict on the whole acquisition; False when it is refused."""
@@ -278,6 +325,8 @@ def predict(chosen: Sequence[ExaminedCell], stages: Stages) -> Sequence[Predicti
 def finish(part: ExaminedCell, prediction: Prediction | None, stages: Stages) -> MeasuredCell:
     """The cell without its arrays: its picture, and the path of its volume when that is kept."""
     cell = part.cell
+    if prediction is not None and part.flags:
+        prediction = replace(prediction, flags=(*part.flags, *prediction.flags))
     return MeasuredCell(
         number=cell.number,
         time_index=cell.time_index,

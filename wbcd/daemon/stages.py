@@ -59,8 +59,8 @@ class Stages:
     """What each room does for the line. ``keep`` writes a cell's volume (with its label, if it has one) and returns its
     absolute path below ``volumes_root``, or None when none is kept; ``discard`` removes those volumes of a content that are
     not among the named ones (None when none are kept); ``demand_volumes`` raises :class:`wbcd.errors.VolumeGone` when one is
-    not there; ``close`` ends what the stages hold (reader processes); ``judge_instrument``: drift against the stored
-    calibration, where there is one."""
+    not there; ``close`` ends what the stages hold (reader processes); ``settle_medium``: the medium that a volume shows, where
+    its file states none; ``judge_instrument``: drift against the stored calibration, where there is one."""
 
     look: Look
     identify: Identify
@@ -84,6 +84,7 @@ class Stages:
     discard: Callable[[str, Sequence[str]], object] | None = None
     demand_volumes: Callable[[Sequence[str]], None] = lambda _: None
     close: Callable[[], None] = lambda: None
+    settle_medium: Callable[[Tomogram, Recipe], Tomogram] = lambda tomogram, _: tomogram
     judge_instrument: Callable[[Acquisition, FringeReport, FieldStack, Recipe], Verdict] = lambda *_: Verdict()
 
 

@@ -50,6 +50,8 @@ def judge_fringes(report: FringeReport, recipe: Recipe) -> Verdict:
             Check("repeated_frames", repeated, limits.max_repeated_frames, "max", "of the frames"),
             # Saturation before contrast: it also lowers the contrast, and the cause is the better reason.
             Check("saturated_fraction", at_most(report.saturated_fraction[lit], share), limits.max_saturated_fraction, "max"),
+            # Before what is judged about the carrier: about a wrong one the frames seem to have no contrast.
+            *_axis_checks(report, recipe),
             # Before contrast: frames whose sideband is folded over lose contrast too.
             *_sideband_checks(report, recipe),
             Check("fringe_contrast", at_least(report.contrast[lit], share), limits.min_fringe_contrast, "min"),
@@ -66,6 +68,15 @@ def _sideband_checks(report: FringeReport, recipe: Recipe) -> tuple[Check, ...]:
         ("sideband_separation", report.sideband_separation, limits.min_sideband_separation),
     )
     return tuple(Check(code, value, limit, "min", "NA/lambda") for code, value, limit in judged if value is not None)
+
+
+def _axis_checks(report: FringeReport, recipe: Recipe) -> tuple[Check, ...]:
+    """Is it known where the optical axis lies among the directions of light? And a word where the file states another."""
+    axis = report.axis
+    if axis is None or axis.uncertainty_na is None:
+        return ()
+    known = Check("normal_frame", axis.uncertainty_na, recipe.quality.max_axis_uncertainty, "max", "of the NA")
+    return (known,) if axis.stated is None else (known, Check("normal_frame_moved", float(axis.moved), 1.0, "max"))
 
 
 def judge_fields(fields: FieldStack, recipe: Recipe) -> Verdict:

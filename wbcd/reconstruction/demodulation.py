@@ -21,7 +21,7 @@ from torch import Tensor
 from wbcd.errors import BadField, ReconstructionError
 from wbcd.recipe import Recipe
 from wbcd.reconstruction.fringes import lit_frames, measure_vectors
-from wbcd.records import HologramStack, Optics
+from wbcd.records import Axis, HologramStack, Optics
 
 FRAMES_AT_ONCE = 7
 # Frames whose sides give no common pitch are cropped by at most this share of a side.
@@ -167,17 +167,17 @@ class _SessionCache:
         self._lock = threading.Lock()
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
 
-    def of(self, stack: HologramStack, recipe: Recipe, device: str) -> _Session:
+    def of(self, stack: HologramStack, axis: Axis, recipe: Recipe, device: str) -> _Session:
         """The session of the stack's reference, made on first sight."""
         if stack.reference is None:
             raise ReconstructionError("The acquisition has no reference frames to make a session of.")
         digest = hashlib.blake2b(np.ascontiguousarray(stack.reference).data, digest_size=16)
-        digest.update(repr((stack.optics, stack.normal_frame, recipe.reconstruction, device)).encode())
+        digest.update(repr((stack.optics, axis.normal_frame, axis.carrier_cycles_um, recipe.reconstruction, device)).encode())
         key = digest.hexdigest()
         with self._lock:
             found = self._sessions.get(key)
             if found is None:
-                found = self._make(stack.reference, stack.optics, stack.normal_frame, recipe, device)
+                found = self._make(stack.reference, stack.optics, axis, recipe, device)
             self._sessions[key] = found
             self._sessions.move_to_end(key)
             while len(self._sessions) > self._capacity:
@@ -185,8 +185,8 @@ class _SessionCache:
         return found
 
     @staticmethod
-    def _make(frames: NDArray[np.unsignedinteger[Any]], optics: Optics, normal: int, recipe: Recipe, device: str) -> _Session:
-        carrier, k_in, clear = measure_vectors(frames, optics, normal)
+    def _make(frames: NDArray[np.unsignedinteger[Any]], optics: Optics, axis: Axis, recipe: Recipe, device: str) -> _Session:
+        carrier, k_in, clear = measure_vectors(frames, optics, axis.normal_frame, axis.carrier_cycles_um)
         demodulator = Demodulator(optics, frames.shape[1:], carrier, recipe, device)
         return _Session(_inverse(demodulator(frames)), k_in, demodulator, lit_frames(frames), clear)
 

@@ -17,9 +17,12 @@ from wbcd.errors import BadField, ReconstructionError
 from wbcd.recipe import Recipe
 from wbcd.reconstruction.background import remove_background
 from wbcd.reconstruction.demodulation import SESSIONS, Demodulator
-from wbcd.reconstruction.fringes import STACK_ACTION, check_stack, lit_frames, measure_fringes, measure_vectors
+from wbcd.reconstruction.fringes import STACK_ACTION, check_stack, find_axis, lit_frames, measure_fringes, measure_vectors
 from wbcd.reconstruction.unwrap import unwrap
 from wbcd.records import FieldStack, FringeReport, HologramStack, Optics
+
+AXIS_WITHIN = 0.1
+"""Share of the NA by which a file's vectors may place the axis beside the fringes' own; farther off, they are other vectors."""
 
 
 def retrieve_fields(
@@ -30,7 +33,8 @@ def retrieve_fields(
     ``fringes``: what :func:`measure_fringes` said of the same stack, where it was asked before; else it is asked here.
 
     Frames without signal (lost, all of one value) and those that the camera saturated are dropped and named by ``kept``;
-    whether enough remain is the verdict's to say. Where the normal frame is among them, the one nearest to the axis stands in.
+    whether enough remain is the verdict's to say. Where the normal frame is among them, or none is lit along the axis, the one
+    nearest to it stands in. Where the axis lies is taken from ``fringes``.
     Raises ReconstructionError when no frame holds fringes, BadField when the pixels would not be square, and for a reference,
     vectors, a normal frame or ``fringes`` that do not belong to the holograms.
     """
@@ -43,9 +47,10 @@ def retrieve_fields(
                 f"fringes: a report of {len(fringes.contrast)} frames; it must be of the stack's {len(stack.holograms)}.",
                 action=STACK_ACTION,
             )
+    axis = fringes.axis or find_axis(stack)
     usable = (fringes.contrast > 1e-3) & lit_frames(stack.holograms) & ~_overexposed(fringes, recipe)
     if stack.reference is not None:
-        session = SESSIONS.of(stack, recipe, device)
+        session = SESSIONS.of(stack, axis, recipe, device)
         kept = _demand_any(usable & session.lit, fringes)
         demodulator, measured, clear = session.demodulator, session.k_in_rad_um[kept], session.clear[kept]
         whole = len(kept) == len(session.inverse)
@@ -53,11 +58,11 @@ def retrieve_fields(
         w.mul_(session.inverse if whole else session.inverse[torch.from_numpy(kept)])
     else:
         kept = _demand_any(usable, fringes)
-        carrier, k_all, clear_all = measure_vectors(stack.holograms, stack.optics, stack.normal_frame)
+        carrier, k_all, clear_all = measure_vectors(stack.holograms, stack.optics, axis.normal_frame, axis.carrier_cycles_um)
         measured, clear = k_all[kept], clear_all[kept]
         demodulator = Demodulator(stack.optics, stack.holograms.shape[1:], carrier, recipe, device)
         w = _remove_tilt(demodulator(stack.holograms[kept]), measured, carrier, demodulator)
-    normal = _normal(kept, stack.normal_frame, measured)
+    normal = _normal(kept, axis.normal_frame, measured)
     w, rms = remove_background(w, polynomial=stack.reference is None)
     delay = _delay(w[normal])
     if delay < 0:
@@ -67,8 +72,9 @@ def retrieve_fields(
     given = None if stack.illumination_rad_um is None else np.asarray(stack.illumination_rad_um, np.float64)[kept]
     misfit = None
     if given is not None:
-        at_normal = normal if kept[normal] == stack.normal_frame else None
-        misfit = _misfit(given, measured, clear, at_normal, signed=delay != 0) / _rim(stack.optics)
+        at_normal = normal if kept[normal] == axis.normal_frame else None
+        rim = _rim(stack.optics)
+        misfit = _misfit(given, measured, clear, at_normal, signed=delay != 0, axis_within=AXIS_WITHIN * rim) / rim
     return FieldStack(
         w=w.cpu().numpy(),
         k_in_rad_um=measured if given is None else given,
@@ -95,16 +101,20 @@ def _misfit(
     normal: int | None,
     *,
     signed: bool,
+    axis_within: float,
 ) -> float:
     """Rms distance of the given vectors [frame, 2] from the measured ones over the ``clear`` frames; NaN without any.
 
     The peaks show directions relative to the normal frame's (to their circle's centre where that is lost: ``normal`` None);
-    where the axis lies is the file's to say. ``signed`` False: nothing in the field tells the sideband from its conjugate.
+    where exactly the axis lies is the file's to say, but not farther than ``axis_within`` (rad/um) from where they show it.
+    ``signed`` False: nothing in the field tells the sideband from its conjugate.
     """
 
     def apart(sign: int) -> float:
         away = given - sign * measured
-        away = away - (away[normal] if normal is not None else away[clear].mean(0))
+        common = away[normal] if normal is not None else away[clear].mean(0)
+        if math.hypot(*common) <= axis_within:
+            away = away - common
         return math.sqrt(float((away[clear] ** 2).sum(1).mean()))
 
     if not clear.any():
@@ -128,9 +138,9 @@ def _demand_any(usable: NDArray[np.bool_], fringes: FringeReport) -> NDArray[np.
     return kept
 
 
-def _normal(kept: NDArray[np.intp], normal_frame: int, k_in: NDArray[np.float64]) -> int:
+def _normal(kept: NDArray[np.intp], normal_frame: int | None, k_in: NDArray[np.float64]) -> int:
     """Position of the normal frame among the kept ones, or of the one nearest to the axis."""
-    found = np.flatnonzero(kept == normal_frame)
+    found = np.flatnonzero(kept == (-1 if normal_frame is None else normal_frame))
     return int(found[0]) if found.size else int(np.argmin(np.hypot(k_in[:, 0], k_in[:, 1])))
 
 

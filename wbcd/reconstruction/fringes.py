@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import threading
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from wbcd.errors import BadField
-from wbcd.records import FringeReport, HologramStack, Optics
+from wbcd.reconstruction.axis import CENTRAL, fit_pattern
+from wbcd.records import Axis, FringeReport, HologramStack, Optics
 
 # The zero order and its halo reach NA/lambda (weak objects); sidebands are looked for outside this fraction of it.
 ZERO_ORDER_FRACTION = 1.3
@@ -28,6 +32,10 @@ RING_FRAMES = 16
 # Noise reaches 4 times the median of its spectrum among 100,000 bins.
 MIN_PEAK = 10.0
 MIN_CONTRAST = 0.02
+# A pattern is believed when so many of the lit frames have a clear peak.
+CLEAR_SHARE = 0.6
+# Vectors that a file states agree with the fringes' directions within this much of the NA, rms; see max_illumination_misfit.
+VECTORS_AGREE = 0.02
 STACK_ACTION = "Correct the stack that is handed over; the readers of wbcd make none such."
 
 
@@ -40,8 +48,7 @@ def measure_fringes(stack: HologramStack) -> FringeReport:
     check_stack(stack)
     frames = stack.holograms
     peaks = _FringeFinder(stack.optics, frames.shape[1:])
-    carrier = peaks.carrier_of(frames, stack.normal_frame)
-    found = [peaks.around(frame, carrier) for frame in frames]
+    axis, carrier, found = _axis_and_peaks(stack, peaks)
     scale = _full_scale(frames)
     # Without fringes the place of the strongest noise, or of a ripple of the zero order, says nothing of a carrier.
     clear = any(f.snr >= MIN_PEAK and f.contrast >= MIN_CONTRAST for f in found)
@@ -55,7 +62,135 @@ def measure_fringes(stack: HologramStack) -> FringeReport:
         repeated=_repeated(frames),
         carrier_separation=zero_order,
         sideband_separation=conjugate,
+        axis=axis,
     )
+
+
+def find_axis(stack: HologramStack) -> Axis:
+    """Which frame is lit along the optical axis, or where the axis lies among the sidebands where none is.
+
+    The frame that the file states is held against the fringes of all frames: it is taken where they draw a pattern about it, or
+    too little of one to say. Else, and where the file states none, the pattern decides. Raises BadField as
+    :func:`measure_fringes` does.
+    """
+    check_stack(stack)
+    return _axis_and_peaks(stack, _FringeFinder(stack.optics, stack.holograms.shape[1:]))[0]
+
+
+def _axis_and_peaks(stack: HologramStack, finder: _FringeFinder) -> tuple[Axis, tuple[float, float], list[_Peak]]:
+    """The axis, the carrier in the holograms that follows from it, and each frame's peak about it."""
+    frames = stack.holograms
+    stated = stack.normal_frame
+    carrier: tuple[float, float] | None = None
+    found: list[_Peak] | None = None
+    if stated is not None:
+        carrier = finder.carrier_of(frames, stated)
+        found = [finder.around(frame, carrier) for frame in frames]
+        if _confirmed(stack, finder, stated, carrier, found):
+            return Axis(stated, stated=stated, uncertainty_na=0.0), carrier, found
+    axis = AXES.of(stack, finder)
+    if carrier is None or found is None or axis.normal_frame != stated or axis.carrier_cycles_um is not None:
+        carrier = axis.carrier_cycles_um or finder.carrier_of(frames, axis.normal_frame or 0)
+        found = [finder.around(frame, carrier) for frame in frames]
+    return axis, carrier, found
+
+
+def _confirmed(
+    stack: HologramStack, finder: _FringeFinder, stated: int, carrier: tuple[float, float], found: list[_Peak]
+) -> bool:
+    """Do the peaks about the stated frame's carrier draw a pattern about it? What costs nothing is looked at first."""
+    lit = lit_frames(stack.holograms)
+    if not lit[stated] and stack.reference is not None:
+        return False  # the circle's centre stood in for it: that says nothing of the stated frame
+    clear = lit & np.array([peak.clear for peak in found])
+    if clear.sum() < CLEAR_SHARE * lit.sum():
+        return False
+    away = np.array([finder.offset(peak.frequency, carrier) for peak in found]) / finder.pupil
+    pattern = fit_pattern(away, clear)
+    given = stack.illumination_rad_um
+    if given is not None:
+        length = np.hypot(*np.asarray(given, np.float64).T)
+        if length[stated] > CENTRAL * length.max():
+            return False
+    return pattern is not None and pattern.distance((0.0, 0.0)) <= pattern.reach
+
+
+class _AxisCache:
+    """Axes by the content of the sample-free frames: a session shares them among hundreds of acquisitions."""
+
+    def __init__(self, capacity: int = 4) -> None:
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._axes: OrderedDict[bytes, Axis] = OrderedDict()
+
+    def of(self, stack: HologramStack, finder: _FringeFinder) -> Axis:
+        """The axis of the stack's reference, looked for on first sight; without a reference in the stack's own frames."""
+        if stack.reference is None:
+            return _searched(stack, finder)
+        digest = hashlib.blake2b(np.ascontiguousarray(stack.reference).data, digest_size=16)
+        given = stack.illumination_rad_um
+        digest.update(repr((stack.optics, stack.normal_frame, None if given is None else np.asarray(given).tolist())).encode())
+        key = digest.digest()
+        with self._lock:
+            axis = self._axes.get(key) or _searched(stack, finder)
+            self._axes[key] = axis
+            self._axes.move_to_end(key)
+            while len(self._axes) > self._capacity:
+                self._axes.popitem(last=False)
+        return axis
+
+
+AXES = _AxisCache()
+
+
+def _searched(stack: HologramStack, finder: _FringeFinder) -> Axis:
+    """The axis by the pattern of all frames' strongest peaks, sample-free frames before others."""
+    frames = stack.holograms if stack.reference is None else stack.reference
+    stated = stack.normal_frame
+    lit = lit_frames(frames)
+    peaks = [finder.strongest(frame) for frame in frames]
+    clear = lit & np.array([peak.clear for peak in peaks])
+    if clear.sum() < max(CLEAR_SHARE * lit.sum(), 1):
+        return Axis(stated, stated=stated)  # the fringes say nothing: contrast and sideband are judged as they are
+    places = finder.together([peak.frequency for peak in peaks], clear)
+    spread = float(np.sqrt(((places[clear] - places[clear].mean(0)) ** 2).sum(1).mean())) / finder.pupil
+    pattern = fit_pattern(places / finder.pupil, clear)
+    centre = None if pattern is None else finder.usual((pattern.centre[0] * finder.pupil, pattern.centre[1] * finder.pupil))
+    by_vectors = _by_vectors(stack.illumination_rad_um, places, clear, finder)
+    if by_vectors is not None and (pattern is None or pattern.distance(by_vectors[0] / finder.pupil) <= pattern.reach):
+        # Vectors that agree with all peaks tell the axis better than the pattern's middle, which may lie beside it.
+        place, normal = by_vectors
+        carrier = None if normal is not None else finder.usual((float(place[0]), float(place[1])))
+        return Axis(normal, carrier, stated, 0.0)
+    if pattern is None or centre is None:
+        return _unknown(stated, spread)
+    if pattern.central:
+        normal = stated if stated in pattern.central else pattern.central[0]
+        return Axis(normal, None, stated, 0.0)
+    return Axis(None, centre, stated, pattern.uncertainty)
+
+
+def _unknown(stated: int | None, spread: float) -> Axis:
+    """Too few directions to draw a pattern: the file's word is all there is; without one the axis may be anywhere."""
+    return Axis(stated, stated=stated, uncertainty_na=None if stated is not None else max(spread, 1.0))
+
+
+def _by_vectors(
+    given: NDArray[np.float64] | None, places: NDArray[np.float64], clear: NDArray[np.bool_], finder: _FringeFinder
+) -> tuple[NDArray[np.float64], int | None] | None:
+    """Where the file's vectors put the axis among the peaks, and the frame lit along it; None where the two disagree."""
+    if given is None:
+        return None
+    vectors = np.asarray(given, np.float64) / (2 * np.pi)
+    for sign in (1, -1):  # the peaks of the other sideband show all vectors reversed
+        axis = places - sign * vectors
+        middle = np.median(axis[clear], 0)
+        if np.sqrt(((axis[clear] - middle) ** 2).sum(1).mean()) <= VECTORS_AGREE * finder.pupil:
+            length = np.hypot(*vectors.T)
+            nearest = int(np.argmin(np.where(clear, length, np.inf)))
+            normal = nearest if length[nearest] <= CENTRAL * length.max() else None
+            return middle, normal
+    return None
 
 
 def check_stack(stack: HologramStack) -> None:
@@ -64,7 +199,7 @@ def check_stack(stack: HologramStack) -> None:
     if len(shape) != 3 or 0 in shape:
         raise BadField(f"holograms: shape {shape}; [angle, y, x] is needed, with at least one of each.", action=STACK_ACTION)
     frames = shape[0]
-    if not 0 <= stack.normal_frame < frames:
+    if stack.normal_frame is not None and not 0 <= stack.normal_frame < frames:
         raise BadField(
             f"normal_frame: {stack.normal_frame}; it must lie in 0..{frames - 1}, for there are {frames} frames.",
             action=STACK_ACTION,
@@ -157,6 +292,11 @@ class _Peak:
         self.contrast = contrast
         self.snr = snr
 
+    @property
+    def clear(self) -> bool:
+        """True when it stands out of noise and of the zero order's ripple."""
+        return self.snr >= MIN_PEAK and self.contrast >= MIN_CONTRAST
+
 
 class _FringeFinder:
     """Finds fringe peaks in Hann-windowed spectra of one frame size; holds the window and the frequency axes."""
@@ -167,8 +307,10 @@ class _FringeFinder:
         self._window = torch.from_numpy(np.outer(np.hanning(ny), np.hanning(nx)).astype(np.float32))
         self._fy = np.fft.fftfreq(ny, optics.pixel_size_um)
         self._fx = np.fft.rfftfreq(nx, optics.pixel_size_um)
-        self._pupil = optics.objective_na / optics.wavelength_um
+        self._pupil = self.pupil = optics.objective_na / optics.wavelength_um
+        self._span = 1.0 / optics.pixel_size_um
         self._mask: tuple[tuple[float, float], NDArray[np.bool_]] | None = None
+        self._far: NDArray[np.bool_] | None = None
 
     def _amplitude(self, frame: NDArray[Any]) -> NDArray[np.float32]:
         values = torch.from_numpy(frame.astype(np.float32)) * self._window
@@ -178,10 +320,54 @@ class _FringeFinder:
     def carrier(self, frame: NDArray[Any]) -> tuple[float, float]:
         """Sideband of the normal frame anywhere outside the zero order, in the half plane f_x >= 0."""
         amplitude = self._amplitude(frame)
-        nyquist = 0.5 / self._optics.pixel_size_um
-        radius = np.hypot(self._fy[:, None], self._fx[None, :])
-        outside = radius > min(ZERO_ORDER_FRACTION * self._pupil, 0.3 * nyquist)
-        return self._refine(amplitude, np.where(outside, amplitude, 0.0))
+        return self._refine(amplitude, np.where(self._outside(), amplitude, 0.0))
+
+    def strongest(self, frame: NDArray[Any]) -> _Peak:
+        """The same for any frame, with its visibility: wherever the light comes from."""
+        amplitude = self._amplitude(frame)
+        outside = self._outside()
+        frequency = self._refine(amplitude, np.where(outside, amplitude, 0.0))
+        peak, zero = float(amplitude[outside].max()), float(amplitude[0, 0])
+        noise = float(np.median(amplitude[outside]))
+        contrast = min(2 * peak / zero, 1.0) if zero > 0 else 0.0
+        return _Peak(frequency, contrast, peak / noise if noise > 0 else 0.0)
+
+    def _outside(self) -> NDArray[np.bool_]:
+        """Bins outside the zero order."""
+        if self._far is None:
+            nyquist = 0.5 / self._optics.pixel_size_um
+            radius = np.hypot(self._fy[:, None], self._fx[None, :])
+            self._far = radius > min(ZERO_ORDER_FRACTION * self._pupil, 0.3 * nyquist)
+        return self._far
+
+    def offset(self, frequency: tuple[float, float], carrier: tuple[float, float]) -> tuple[float, float]:
+        """From the carrier to a peak, in cycles/um, the short way round the circle of frequencies in y."""
+        dy = (frequency[1] - carrier[1] + self._span / 2) % self._span - self._span / 2
+        return frequency[0] - carrier[0], dy
+
+    def together(self, frequencies: list[tuple[float, float]], clear: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Peaks [frame, 2] as points of one plane: each is known but for its sign and for whole spans of the lattice.
+
+        Of the two half planes in which all may be looked for, that is taken in which the ``clear`` ones lie closest.
+        """
+        found = np.array(frequencies)
+        best: tuple[float, NDArray[np.float64]] | None = None
+        for half in (0, 1):
+            turned = np.where(found[:, half, None] < 0, -found, found)
+            angle = 2j * np.pi * turned / self._span
+            middle = np.angle(np.exp(angle)[clear].mean(0)) * self._span / (2 * np.pi)
+            placed = middle + (turned - middle + self._span / 2) % self._span - self._span / 2
+            spread = float(np.hypot(*(placed[clear] - placed[clear].mean(0)).T).max())
+            if best is None or spread < best[0] - 1e-9:
+                best = spread, placed
+        if best is None:
+            raise BadField("No half plane holds the peaks.", action=STACK_ACTION)
+        return best[1]
+
+    def usual(self, frequency: tuple[float, float]) -> tuple[float, float]:
+        """The same frequency as a carrier is given: within the camera's Nyquist limits, in the half plane f_x >= 0."""
+        fx, fy = ((f + self._span / 2) % self._span - self._span / 2 for f in frequency)
+        return (fx, fy) if fx >= 0 else (-fx, -fy)
 
     def carrier_of(self, frames: NDArray[Any], normal_frame: int) -> tuple[float, float]:
         """The normal frame's peak; where that frame is lost, the centre of the circle that the others' peaks lie on."""
@@ -199,20 +385,34 @@ class _FringeFinder:
         """The peak inside the pupil about the carrier."""
         amplitude = self._amplitude(frame)
         inside = self._inside(carrier)
-        frequency = self._refine(amplitude, np.where(inside, amplitude, 0.0))
+        frequency = self._beside(self._refine(amplitude, np.where(inside, amplitude, 0.0)), carrier)
         peak = float(amplitude[inside].max()) if inside.any() else 0.0
         zero = float(amplitude[0, 0])
         noise = float(np.median(amplitude[inside])) if inside.any() else 0.0
         contrast = 2 * peak / zero if zero > 0 else 0.0
         return _Peak(frequency, min(contrast, 1.0), peak / noise if noise > 0 else 0.0)
 
+    def _beside(self, frequency: tuple[float, float], carrier: tuple[float, float]) -> tuple[float, float]:
+        """A peak of the half plane f_x >= 0 as it lies about the carrier: what lies in the other half is seen as its mirror."""
+        reach = self._pupil * 1.02 + float(self._fx[1])
+        if math.hypot(*self.offset(frequency, carrier)) <= reach:
+            return frequency
+        fx, fy = -frequency[0], -frequency[1]
+        return fx + self._span * round((carrier[0] - fx) / self._span), fy
+
     def _inside(self, carrier: tuple[float, float]) -> NDArray[np.bool_]:
-        """Bins within the pupil about the carrier, on the circle of frequencies in y (a real frame wraps there)."""
+        """Bins within the pupil about the carrier, on the circle of frequencies in y (a real frame wraps there).
+
+        Where the pupil reaches over f_x = 0 or over Nyquist's limit, what it cuts there is the mirror of other bins.
+        """
         if self._mask is None or self._mask[0] != carrier:
             span = 1.0 / self._optics.pixel_size_um
             dy = (self._fy - carrier[1] + span / 2) % span - span / 2
             distance2 = dy[:, None] ** 2 + (self._fx[None, :] - carrier[0]) ** 2
-            self._mask = (carrier, distance2 <= (self._pupil * 1.02) ** 2)
+            my = (-self._fy - carrier[1] + span / 2) % span - span / 2
+            mx = (-self._fx - carrier[0] + span / 2) % span - span / 2
+            mirror2 = my[:, None] ** 2 + mx[None, :] ** 2
+            self._mask = (carrier, np.minimum(distance2, mirror2) <= (self._pupil * 1.02) ** 2)
         return self._mask[1]
 
     def _refine(self, amplitude: NDArray[np.float32], candidates: NDArray[np.floating[Any]]) -> tuple[float, float]:
@@ -220,7 +420,8 @@ class _FringeFinder:
         iy, ix = np.unravel_index(int(np.argmax(candidates)), candidates.shape)
         ny, nx = amplitude.shape
         column = [float(amplitude[(iy + d) % ny, ix]) for d in (-1, 0, 1)]
-        row = [float(amplitude[iy, min(abs(ix + d), nx - 1)]) for d in (-1, 0, 1)]
+        # Beyond either edge of the half plane lies the mirror of what is in it.
+        row = [float(amplitude[iy if 0 <= ix + d < nx else -iy % ny, min(abs(ix + d), nx - 1)]) for d in (-1, 0, 1)]
         fy = float(self._fy[iy]) + _log_parabola(column) * float(self._fy[1])
         fx = float(self._fx[ix]) + _log_parabola(row) * float(self._fx[1])
         return fx, fy
@@ -266,11 +467,17 @@ def measure_illumination(
 
 
 def measure_vectors(
-    frames: NDArray[np.unsignedinteger[Any]], optics: Optics, normal_frame: int
+    frames: NDArray[np.unsignedinteger[Any]],
+    optics: Optics,
+    normal_frame: int | None,
+    carrier_cycles_um: tuple[float, float] | None = None,
 ) -> tuple[tuple[float, float], NDArray[np.float64], NDArray[np.bool_]]:
-    """As :func:`measure_illumination`, and True [frame] where the peak stands out, so that its vector means something."""
+    """As :func:`measure_illumination`, and True [frame] where the peak stands out, so that its vector means something.
+
+    ``carrier_cycles_um``: where no frame is lit along the axis; see :class:`wbcd.records.Axis`.
+    """
     finder = _FringeFinder(optics, frames.shape[1:])
-    carrier = finder.carrier_of(frames, normal_frame)
+    carrier = carrier_cycles_um or finder.carrier_of(frames, normal_frame or 0)
     span = 1.0 / optics.pixel_size_um
     k_in = np.empty((len(frames), 2))
     lit = lit_frames(frames)
@@ -281,6 +488,6 @@ def measure_vectors(
         dy = (fy - carrier[1] + span / 2) % span - span / 2
         k_in[i] = 2 * np.pi * (fx - carrier[0]), 2 * np.pi * dy
         clear[i] &= peak.snr >= MIN_PEAK and peak.contrast >= MIN_CONTRAST
-    if lit[normal_frame]:
+    if normal_frame is not None and lit[normal_frame]:
         k_in[normal_frame] = 0.0
     return carrier, k_in, clear

@@ -251,7 +251,7 @@ def calibrate(
     if fringes.carrier_separation is None or fringes.sideband_separation is None:
         raise ReconstructionError("No sideband stands out of the frames: there are no fringes to calibrate by.")
     measured = retrieve_fields(replace(stack, illumination_rad_um=None), recipe, fringes=fringes)
-    ring = measure_ring(measured.k_in_rad_um, measured.normal_frame, stack.optics)
+    ring = measure_ring(measured.k_in_rad_um, _normal_of(measured), stack.optics)
     calibration = Calibration(
         optics=stack.optics,
         frames=len(stack.holograms),
@@ -302,6 +302,13 @@ def measure_ring(k_in_rad_um: NDArray[np.float64], normal_frame: int, optics: Op
         gaps_deg=gaps,
         repeated=repeated,
     )
+
+
+def _normal_of(fields: FieldStack) -> int:
+    """Position of the frame lit along the axis; -1 where another stands in for it, which belongs to the circle."""
+    axis = fields.fringes.axis
+    there = axis is None or axis.normal_frame == int(fields.kept[fields.normal_frame])
+    return fields.normal_frame if there else -1
 
 
 def _tilted(vectors: NDArray[np.float64], normal_frame: int) -> NDArray[np.intp]:
@@ -529,9 +536,10 @@ def drift(
 def _ring_drift(then: Ring, fields: FieldStack) -> dict[str, float]:
     # Vectors that the file states say nothing of where the light comes from today.
     k_in = fields.k_in_rad_um if fields.measured_rad_um is None else fields.measured_rad_um
-    if len(_tilted(k_in, fields.normal_frame)) < RING_MIN:
+    normal = _normal_of(fields)
+    if len(_tilted(k_in, normal)) < RING_MIN:
         return {}  # whether so few frames are enough is the optical verdict's to say
-    ring = measure_ring(k_in, fields.normal_frame, fields.optics)
+    ring = measure_ring(k_in, normal, fields.optics)
     centre, before = np.array(ring.centre_na), np.array(then.centre_na)
     aside = float(min(np.hypot(*(centre - before)), np.hypot(*(centre + before))))
     return {
