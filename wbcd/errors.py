@@ -3,7 +3,8 @@
     WbcdError
     |-- ConfigurationError            the site settings cannot be used; exit status 78
     |   |-- UnknownKey                a key that no section knows (the nearest known one is named)
-    |   `-- BadValue                  a known key with a value outside its limits
+    |   |-- BadValue                  a known key with a value outside its limits
+    |   `-- WouldReplace              a file that is there and was not to be written over; exit status 73
     |-- InputError                    one file cannot be used; it is set aside, the daemon goes on
     |   |-- NotReadable               it cannot be opened: permission, vanished, I/O error
     |   |-- NotARegularFile           a directory, FIFO, device or symbolic link where a file belongs
@@ -28,6 +29,9 @@
     |-- StoreError                    the database or the output folder cannot take a result
     |   |-- DatabaseUnavailable       no answer; tried again, nothing is lost
     |   |-- SchemaMismatch            migrations are missing or from a newer wbcd
+    |   |-- NotPermitted              the user or the login may not do this; exit status 77
+    |   |-- NotStored                 no such sample or cell; exit status 65
+    |   |-- UnknownClass              a class that no model has (the nearest is named); exit status 65
     |   `-- NoSpace                   the disk is full; intake pauses
     |-- Unforeseen                    an exception that wbcd has no name for, met on one item; set aside
     `-- StageFailed                   a stage broke for a reason that is not the item's
@@ -81,6 +85,11 @@ class UnknownKey(ConfigurationError):
 
 class BadValue(ConfigurationError):
     code = "configuration.bad_value"
+
+
+class WouldReplace(ConfigurationError):
+    code = "configuration.would_replace"
+    action = "Name another file, or say --force."
 
 
 # --- input -------------------------------------------------------------------------------------
@@ -210,6 +219,21 @@ class DatabaseUnavailable(StoreError):
 class SchemaMismatch(StoreError):
     code = "store.schema"
     action = "Run `wbcd db upgrade`."
+
+
+class NotPermitted(StoreError):
+    code = "store.not_permitted"
+    action = "Log in as the user or the role that may."
+
+
+class NotStored(StoreError):
+    code = "store.not_stored"
+    action = "`wbcd status` and `wbcd counts` show what is stored."
+
+
+class UnknownClass(StoreError):
+    code = "store.unknown_class"
+    action = "Name a class of the model, or say --new-class."
 
 
 class NoSpace(StoreError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 
 import click
 
 from wbcd import __version__
-from wbcd.cli.common import EXAMPLES, exits
+from wbcd.cli.common import EXAMPLES, Verbs, exits, lost_output
 
 VERBS = {
     "demo": ("wbcd.cli.demo", "demo", "Simulated microscope, daemon and live counts, all on this machine."),
@@ -33,7 +34,7 @@ VERBS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Verbs):
     """Knows its verbs and their one-line help; imports a verb's module only when the verb is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -70,4 +71,16 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    cli(prog_name="wbcd")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal of another code page is told in escapes what it has no letter for.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        cli(prog_name="wbcd")
+    except SystemExit as ending:
+        # Else the interpreter would meet a full disk or a closed pipe when it ends, and say so in its own words.
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            sys.exit(lost_output(error) if ending.code in (0, None) else ending.code)
+        raise

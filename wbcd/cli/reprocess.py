@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, echo, site_options, to_json, with_setting
+from wbcd.cli.common import EXAMPLES, demand_sample, goes_on, site_options, to_json, with_setting
+from wbcd.cli.printing import say
 from wbcd.cli.progress import Bar
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ OUTCOMES = ("measured", "rejected", "set_aside")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line and acquisition.")
 @click.option("--keep-tomograms", is_flag=True, help="Keep each cell's RI volume as OME-Zarr in the output folder.")
 @site_options
+@goes_on("What has its line is stored; the same command goes on with the rest.")
 def reprocess(
     config: Config,
     accurate: bool,
@@ -42,14 +44,16 @@ def reprocess(
     Their source files are read once more: one that is gone, or whose content is not what was counted, is named and left
     alone. What has an outcome under the recipe and the model asked for is left as it is, so that a broken-off run goes on.
 
-    Exit status: 0; 2 wrong usage; 78 wrong configuration.
+    Exit status: 0; 2 wrong usage; 65 for a sample that is not stored; 78 wrong configuration.
     """
     if accurate:
         refined = dataclasses.replace(config.recipe.reconstruction, mode="accurate")
         config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, reconstruction=refined))
     config = with_setting(config, "output", keep_tomograms=keep_tomograms or None)
+    for sample in samples:
+        demand_sample(config.database_url(), sample)
     for made in _made(config, samples, outcome, dry_run, show=not as_json):
-        echo(to_json(made) if as_json else _line(made))
+        click.echo(to_json(made)) if as_json else say(_line(made))
 
 
 def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool, *, show: bool) -> Iterator[dict[str, Any]]:
@@ -74,10 +78,12 @@ def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool,
                 todo.append(path)
         once = ProcessOnce(config, stages, ledger)
         with Bar("reprocessing", len(todo), shown=show) as bar:
+            configure_logging(config.service)  # again: beside a bar standard error is another, which keeps the lines apart
             for path in todo:
                 result = once(path)
+                with bar.aside():
+                    yield stored_object(result, path) if isinstance(result, StoredOutcome) else outcome_object(result, path)
                 bar.advance()
-                yield stored_object(result, path) if isinstance(result, StoredOutcome) else outcome_object(result, path)
 
 
 def chosen(ledger: Ledger, samples: tuple[str, ...], outcome: str) -> list[tuple[Path, str]]:

@@ -11,6 +11,7 @@ import dataclasses
 import datetime as dt
 import importlib
 import math
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from wbcd.errors import DatabaseUnavailable, StoreError
+from wbcd.errors import DatabaseUnavailable, NotPermitted, StoreError
 from wbcd.records import LINEAGE, LINEAGES
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
 from wbcd.store.urls import Target, parse_url
@@ -106,7 +107,8 @@ class BacklogRow:
 class Status:
     """Where the line stands, at one moment. Counts of runs are over all recipes and models.
 
-    ``recipe`` and ``model`` are those of the last outcome. ``per_minute``: outcomes a minute over the last
+    ``recipe``, ``model`` and ``sample`` are those of the last outcome;
+    ``simulated_model``: that model was trained on simulated cells. ``per_minute``: outcomes a minute over the last
     ``window_min``. ``note``: why intake is paused, or None.
     """
 
@@ -125,6 +127,7 @@ class Status:
     lineages: tuple[CountRow, ...]
     recipe: str | None
     model: str | None
+    sample: str | None
     simulated_model: bool | None
     last_outcome_at: dt.datetime | None
     window_min: float
@@ -242,6 +245,8 @@ def _open_sqlite(target: Target) -> sqlite3.Connection:
         raise DatabaseUnavailable(
             f"{target.display}: there is no database yet.", action="Start `wbcd run` or `wbcd process`, or correct --db."
         )
+    if not os.access(target.path, os.R_OK):
+        raise NotPermitted(f"{target.display}: the database may not be read by this user.")
     connection = _connect_sqlite(target.path, "mode=ro")
     try:
         connection.execute("SELECT 1 FROM sqlite_master")
@@ -319,6 +324,7 @@ def _status(database: _Database, read_at: dt.datetime) -> Status:
         lineages=tuple(lineage_counts(counts)),
         recipe=last.get("recipe_id"),
         model=last.get("model_id"),
+        sample=last.get("sample"),
         simulated_model=bool(last["simulated"]) if last else None,
         last_outcome_at=_moment(last.get("finished_at")),
         window_min=WINDOW_MIN,
@@ -331,7 +337,9 @@ def _status(database: _Database, read_at: dt.datetime) -> Status:
 
 _CELLS: Final = "SELECT accepted, COUNT(*) AS n FROM cell WHERE time_index = 0 GROUP BY accepted"
 _LAST_RUN: Final = (
-    "SELECT run.recipe_id, run.model_id, run.finished_at, model.simulated FROM run JOIN model ON model.id = run.model_id "
+    "SELECT run.recipe_id, run.model_id, run.finished_at, model.simulated, sample.name AS sample "
+    "FROM run JOIN model ON model.id = run.model_id JOIN acquisition ON acquisition.id = run.acquisition_id "
+    "JOIN sample ON sample.id = acquisition.sample_id "
     "ORDER BY run.finished_at DESC, run.id DESC LIMIT 1"
 )
 _REJECTIONS: Final = (

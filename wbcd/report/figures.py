@@ -28,6 +28,7 @@ RI_WINDOW = (1.335, 1.400)
 SCALE_BAR_UM = 5.0
 RESEARCH_ONLY = "Research use only. Not for diagnosis."
 SIMULATED = "Simulated cells."
+SIMULATED_MODEL = "Model trained on simulated cells."
 
 #: Dark violet to pale yellow, evenly bright steps (the magma map of matplotlib, CC0, at ten places).
 COLOURS = ("000004", "180f3d", "440f76", "721f81", "9e2f7f", "cd4071", "f1605d", "fd9668", "feca8d", "fcfdbf")
@@ -170,16 +171,20 @@ class _Typical:
     count: int
 
 
-def representative_cells(rows: Iterable[Mapping[str, Any]], path: Path, *, simulated: bool = False) -> Path:
+def representative_cells(
+    rows: Iterable[Mapping[str, Any]], path: Path, *, simulated: bool = False, simulated_model: bool = False
+) -> Path:
     """Write a PNG that shows, for each class, the cell nearest to the class's medians, with the six values beside them.
 
     ``rows``: one mapping a cell with the columns of the database: ``label``, ``probability``, ``thumbnail_png`` and the six
     parameters; ``sample``, ``number``, ``counted_as`` where known. Rows without a label or a thumbnail, counted as
-    something else, or with a value that is not finite, are passed over. ``simulated``: say so in the picture.
+    something else, or with a value that is not finite, are passed over. ``simulated``, ``simulated_model``: say in the
+    picture that the cells are, or that the model learnt from such.
 
     Raises StoreError (NoSpace on a full disk) when ``path`` cannot be written.
     """
-    image = _sheet(typical_rows(rows), simulated)
+    said = [text for text, holds in ((SIMULATED, simulated), (SIMULATED_MODEL, simulated_model)) if holds]
+    image = _sheet(typical_rows(rows), " ".join(said))
     _write(path, _png(image))
     return path
 
@@ -211,7 +216,7 @@ def _typical(label: str, rows: Sequence[Mapping[str, Any]]) -> _Typical:
     return _Typical(label, rows[int(distance.argmin())], named, len(rows))
 
 
-def _sheet(shown: Sequence[_Typical], simulated: bool) -> Image.Image:
+def _sheet(shown: Sequence[_Typical], caution: str) -> Image.Image:
     columns = max(1, min(COLUMNS, len(shown)))
     lines = max(1, math.ceil(len(shown) / columns))
     height = _card_height()
@@ -220,8 +225,8 @@ def _sheet(shown: Sequence[_Typical], simulated: bool) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN + 4, 20), "Representative cells", fill=INK, font=_font(28))
     draw.text((MARGIN + 4, 54), "the cell nearest to its class's medians", fill=MUTED, font=_font(15))
-    footer = f"{SIMULATED} {RESEARCH_ONLY}" if simulated else RESEARCH_ONLY
-    draw.text((width - MARGIN - 4, 24), footer, fill=ACCENT, font=_font(17), anchor="ra")
+    draw.text((width - MARGIN - 4, 24), caution, fill=ACCENT, font=_font(17), anchor="ra")
+    draw.text((width - MARGIN - 4, 52), RESEARCH_ONLY, fill=ACCENT, font=_font(17), anchor="ra")
     if not shown:
         draw.text((width / 2, 78 + height / 2), "No classified cells yet.", fill=MUTED, font=_font(20), anchor="mm")
     for number, typical in enumerate(shown):

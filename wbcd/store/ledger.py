@@ -27,12 +27,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from wbcd import __version__
-from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError
+from wbcd.errors import DatabaseUnavailable, NoSpace, NotStored, SchemaMismatch, StoreError
 from wbcd.recipe import Recipe
 from wbcd.records import NAME, NAME_RULE, Acquisition, MeasuredCell, Outcome
 from wbcd.store import chain, queries, rows, schema
 from wbcd.store.engine import READ_ONLY, Retry, WriterLock, make_engine
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
+from wbcd.store.modelcard import classes_of, learnt_simulated
 from wbcd.store.rows import CellLabel, Health, SampleLabel, StoredCell, StoredOutcome, Unfinished
 from wbcd.store.urls import Target, parse_url
 
@@ -96,7 +97,7 @@ class Ledger:
     # --- writing --------------------------------------------------------------------------------------
 
     def register(self, recipe: Recipe, model_id: str, model_card: Mapping[str, Any]) -> None:
-        """Make the recipe and the model known, before any outcome names them. Again: changes nothing."""
+        """Make the recipe and the model known, before any outcome names them. Again: at most corrects ``simulated``."""
         recipe_row = {
             "id": recipe.recipe_id,
             "parameters": rows.clean_json(recipe.as_dict()),
@@ -106,13 +107,14 @@ class Ledger:
         model_row = {
             "id": model_id,
             "card": rows.clean_json(model_card),
-            "simulated": bool(model_card.get("simulated", False)),
+            "simulated": learnt_simulated(model_card),
             "registered_at": self._now(),
         }
 
         def work(connection: Connection) -> None:
             _insert_new(connection, schema.recipe, recipe_row)
             _insert_new(connection, schema.model, model_row)
+            _correct_simulated(connection, model_id, simulated=model_row["simulated"])
 
         self._write(work)
 
@@ -160,7 +162,7 @@ class Ledger:
 
     def review(self, cell_id: int, reviewer: str, label: str, note: str | None = None) -> None:
         """Append a person's reading of one cell. Raises :class:`StoreError` for no such cell or a name no class can have."""
-        unknown = StoreError(f"There is no cell {cell_id}.", action="Give the id of a row of the table `cell`.")
+        unknown = NotStored(f"There is no cell {cell_id}.", action="Give the id of a row of the table `cell`.")
         if not 0 <= cell_id <= MAX_ID:  # which no column holds
             raise unknown
         row = {
@@ -305,8 +307,7 @@ class Ledger:
         cards = select(schema.model.c.card)
 
         def ask(connection: Connection) -> set[str]:
-            sections = (card.get("wbcd") for card in connection.scalars(cards))
-            of_models = {str(c) for section in sections if isinstance(section, dict) for c in section.get("classes") or ()}
+            of_models = {name for card in connection.scalars(cards) for name in classes_of(card)}
             return set(connection.scalars(query)) | of_models
 
         return self._read(ask)
@@ -429,6 +430,13 @@ def _insert(connection: Connection, table: Table) -> Any:
 
 def _insert_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:
     connection.execute(_insert(connection, table).values(row).on_conflict_do_nothing())
+
+
+def _correct_simulated(connection: Connection, model_id: str, *, simulated: bool) -> None:
+    """Put right what an earlier wbcd read from the wrong place of the card. Asked first: the daemon's role may not update."""
+    model = schema.model.c
+    if connection.execute(select(model.simulated).where(model.id == model_id)).scalar_one() != simulated:
+        connection.execute(update(schema.model).where(model.id == model_id).values(simulated=simulated))
 
 
 def _sample_key(connection: Connection, name: str, now: dt.datetime) -> int:
@@ -593,7 +601,7 @@ def _known_sample(connection: Connection, name: str) -> int:
     query = select(schema.sample.c.id).where(schema.sample.c.name == rows.clean_text(name))
     sample_id = connection.execute(query).scalar()
     if sample_id is None:
-        raise StoreError(f"There is no sample {name!r}.", action="Name a sample of `wbcd counts`; its files name it.")
+        raise NotStored(f"There is no sample {name!r}.", action="Name a sample of `wbcd counts`; its files name it.")
     return int(sample_id)
 
 
