@@ -50,9 +50,11 @@ class Ignored:
     def examples(self) -> list[str]:
         """At most :data:`SHOWN` of them with their reasons, of as many reasons as there is room for."""
         ranked = [
-            (place, reason, f"{name} {reason}") for reason, names in self._names.items() for place, name in enumerate(names)
+            (place, reason not in _BY_SUFFIX.values(), reason, f"{name} {reason}")  # what may be meant as an acquisition first
+            for reason, names in self._names.items()
+            for place, name in enumerate(names)
         ]
-        return [text for _, _, text in sorted(ranked)[:SHOWN]]
+        return [text for *_, text in sorted(ranked)[:SHOWN]]
 
 
 def why_ignored(name: str, *, is_folder: bool = False, is_link: bool = False) -> str | None:
@@ -70,7 +72,7 @@ def why_ignored(name: str, *, is_folder: bool = False, is_link: bool = False) ->
 
 
 def sentence(count: int, examples: Sequence[str]) -> str:
-    """``3 files: cell1.tif is no *_sp.tif, ... 2 more``."""
+    """``3 files ignored: cell1.tif is no *_sp.tif, ... 2 more``."""
     more = count - len(examples)
     named = [*examples, *([f"... {more} more"] if more > 0 and examples else [])]
-    return f"{count} file{'s' if count != 1 else ''}{': ' if named else ''}{', '.join(named)}"
+    return f"{count} file{'s' if count != 1 else ''} ignored{': ' if named else ''}{', '.join(named)}"

@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from wbcd import __version__
-from wbcd.cli.common import EXAMPLES, Verbs, exits, lost_output
+from wbcd.cli.common import EXAMPLES, LostOutput, Verbs, exits, lost_output, open_output
 
 VERBS = {
     "demo": ("wbcd.cli.demo", "demo", "Simulated microscope, daemon and live counts, all on this machine."),
@@ -71,16 +71,11 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal of another code page is told in escapes what it has no letter for.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    open_output()
     try:
-        cli(prog_name="wbcd")
-    except SystemExit as ending:
-        # Else the interpreter would meet a full disk or a closed pipe when it ends, and say so in its own words.
         try:
-            sys.stdout.flush()
-        except OSError as error:
-            sys.exit(lost_output(error) if ending.code in (0, None) else ending.code)
-        raise
+            cli(prog_name="wbcd")
+        finally:
+            sys.stdout.flush()  # what the interpreter would do at its end, and complain of in its own words
+    except LostOutput as error:
+        sys.exit(lost_output(error))

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import errno
 import functools
+import io
 import json
 import math
 import os
@@ -46,6 +47,7 @@ EXIT_NOPERM = 77
 EXIT_CONFIG = 78
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
+NO_WIDTH = 100_000
 SYSTEM_CONFIG = Path("/etc/wbcd/wbcd.toml")
 LOCAL_DATABASE = DatabaseSettings().url.removeprefix("sqlite:///")
 RESEARCH_ONLY = "Research use only: not for diagnosis."
@@ -301,6 +303,8 @@ def exits() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
+    except LostOutput as error:
+        sys.exit(lost_output(error))
     except WbcdError as error:
         complain(error.sentence())
         sys.exit(exit_status(error))
@@ -308,8 +312,6 @@ def exits() -> Iterator[None]:
         complain(" ".join(["interrupted.", *(str(error) for _ in range(isinstance(error, Interrupted)))]))
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
-        if error.filename is None and _output_is_lost():
-            sys.exit(lost_output(error))
         # Without a name it is no file that somebody gave, and the traceback is worth more than a sentence.
         if error.filename is None:
             raise
@@ -325,16 +327,39 @@ def complain(sentence: str) -> None:
         click.echo(f"wbcd: {shown(sentence)}", err=True)
 
 
-def _output_is_lost() -> bool:
-    """Whether standard output is what failed: what could not be written is still in its buffer, and fails again."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        return True
-    return False
+class LostOutput(Exception):
+    """Standard output took no more: its reader has gone, its disk is full. No OSError: those are taken for a file's, and
+    click ends a program that meets a closed pipe with status 1."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
-def lost_output(error: OSError) -> int:
+class _Output(io.FileIO):
+    """Standard output that says of an error that it is its own, and no file's."""
+
+    def write(self, data: Any, /) -> Any:
+        """As a file's. Raises LostOutput."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise LostOutput(error) from error
+
+
+def open_output() -> None:
+    """Let standard output be one that raises LostOutput; a letter that its code page lacks is told by an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        raw = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(
+            raw, encoding=sys.stdout.encoding, errors="backslashreplace", line_buffering=sys.stdout.isatty()
+        )
+
+
+def lost_output(error: LostOutput) -> int:
     """Standard output takes nothing more; gives the exit status.
 
     A reader that has gone (``wbcd counts | head -1``) is no fault, and nothing is said: 141, as of any program in a pipe.
@@ -343,9 +368,9 @@ def lost_output(error: OSError) -> int:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # what is left in the buffer goes there when the interpreter ends
         os.close(nowhere)
-    if error.errno == errno.EPIPE:
+    if error.error.errno == errno.EPIPE:
         return EXIT_PIPE
-    complain(f"standard output cannot be written: {error.strerror}.")
+    complain(f"standard output cannot be written: {error.error.strerror}.")
     return EXIT_IO
 
 
@@ -394,12 +419,10 @@ def quiet_console(stderr: bool = False) -> Any:
     """A rich console that takes text for what it is, no markup and no names of emoji; rich takes a tenth of a second."""
     from rich.console import Console
 
-    class Quiet(Console):
-        def on_broken_pipe(self) -> None:
-            """rich would end the process with status 1; :func:`exits` knows better."""
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-
-    return Quiet(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = NO_WIDTH  # a file or a pipe has no columns: nothing need be folded
+    return console
 
 
 class Axes(click.ParamType[Any]):

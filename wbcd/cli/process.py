@@ -74,7 +74,7 @@ def process(
     for folder in unlisted:
         complain(_unlisted(folder))
     if ignored.count:
-        complain(f"ignored {sentence(ignored.count, ignored.examples)}.")
+        complain(f"{sentence(ignored.count, ignored.examples)}.")
     if not files and not unlisted:
         raise click.UsageError(
             f"no acquisition (*.h5, *.hdf5, *.tcf, *.zarr, *_sp.tif, *_Tomog.mat) in {', '.join(map(shown, paths))}"

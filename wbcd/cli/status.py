@@ -164,7 +164,7 @@ def _passed_over(daemon: dict[str, Any]) -> list[str]:
 
     out = []
     if (ignored := daemon.get("ignored_files")) and ignored["count"]:
-        out.append(f"ignored    {sentence(ignored['count'], ignored['examples'])}")
+        out.append(f"           {sentence(ignored['count'], ignored['examples'])}")
     if folders := daemon.get("unreadable_folders"):
         out.append(f"warning    cannot be listed: {', '.join(folders)}")
     return out
