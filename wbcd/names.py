@@ -15,7 +15,8 @@ from typing import Final
 
 _LETTERS: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _BACKSLASHES_AT_END: Final = re.compile(r"\\+\Z")
-_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()#+!|~$^=-])")
+# What begins markup within a line: an underscore inside a word does not; what begins a block does so at the start only.
+_MARKDOWN: Final = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|\A[#+=-]|(?<=\A\d)[.)])")
 
 
 def shown(name: str | os.PathLike[str] | bytes) -> str:
@@ -52,7 +53,8 @@ def in_column(name: str | os.PathLike[str] | bytes) -> str:
 
 
 def in_markdown(name: str | os.PathLike[str] | bytes) -> str:
-    """The name inside a line or a table's cell of a Markdown page: nothing in it is markup or HTML."""
+    """The name, or a sentence with names in it, in a line or a table's cell of a Markdown page: nothing in it is markup or
+    HTML, and a reader of the page sees it as :func:`shown` gives it."""
     return html.escape(_MARKDOWN.sub(r"\\\1", shown(name)), quote=False)
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, EXIT_IO, RESEARCH_ONLY, complain, goes_on, site_options, to_json, with_setting
-from wbcd.cli.printing import SIMULATED_MODEL, say
+from wbcd.cli.common import EXAMPLES, EXIT_IO, complain, goes_on, site_options, to_json, with_setting
+from wbcd.cli.printing import say
 from wbcd.cli.progress import Bar
 from wbcd.names import shown
 
@@ -126,12 +126,9 @@ def outcomes(config: Config, files: list[Path]) -> Iterator[dict[str, Any]]:
     from wbcd.daemon.logs import configure_logging
     from wbcd.daemon.once import ProcessOnce
     from wbcd.store import StoredOutcome
-    from wbcd.store.modelcard import learnt_simulated
 
     configure_logging(config.service)
     stages = make_stages(config)
-    if learnt_simulated(stages.model_card):
-        say(f"note: {stages.model_id}: {SIMULATED_MODEL}. {RESEARCH_ONLY}", err=True)
     with closing(stages), open_ledger(config, stages) as ledger:
         once = ProcessOnce(config, stages, ledger)
         for path in files:

@@ -6,6 +6,7 @@ neither a Greek mu nor a superscript: units are written um and um2, as in the na
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from wbcd.errors import not_written
+from wbcd.names import shown
 from wbcd.records import Cell
 
 #: Refractive indices shown as the darkest and the brightest colour, the same in every picture so that they compare.
@@ -262,14 +264,30 @@ def _source(typical: _Typical) -> str:
     sample, number = typical.row.get("sample"), typical.row.get("number")
     parts = [f"one of {typical.count} cells" if typical.count > 1 else "the only cell"]
     if sample:
-        parts.append(f"sample {_short(str(sample), 22)}")
+        parts.append(f"sample {_drawn(str(sample), 22)}")
     if number is not None:
         parts.append(f"cell {number}")
     return ", ".join(parts)
 
 
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3].rstrip() + "..."
+def _drawn(name: str, length: int) -> str:
+    """The name in letters that the font has, others as escapes; of one that is too long four digits tell it from its like."""
+    text = "".join(letter if _has(letter) else letter.encode("unicode_escape").decode() for letter in shown(name))
+    if len(text) <= length:
+        return text
+    return f"{text[: length - 8]}... {hashlib.blake2b(name.encode(errors='surrogatepass'), digest_size=2).hexdigest()}"
+
+
+@lru_cache(maxsize=4096)
+def _has(letter: str) -> bool:
+    """Whether the pictures' font can draw it: what it cannot, it draws as it draws a letter that nobody has."""
+    if letter.isascii():
+        return True
+    font = _font(14)
+    try:
+        return bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
+    except UnicodeError:  # the font of a pillow without FreeType
+        return False
 
 
 def _paste(sheet: Image.Image, png: bytes, left: int, top: int) -> None:

@@ -22,6 +22,7 @@ from scipy.special import softmax
 from wbcd.classification import Bundle, Classifier, load_bundle
 from wbcd.classification.bundle import write_file
 from wbcd.errors import BadValue
+from wbcd.names import in_markdown
 from wbcd.training import curves, plots, seen, statistics
 from wbcd.training import dataset as sets
 from wbcd.training import purity as purities
@@ -369,10 +370,10 @@ def page(facts: Mapping[str, Any]) -> str:
     lines = [
         f"# {', '.join(m['model_id'] for m in models)} on {data['cells']} {what} cells",
         "",
-        f"{data['name']} (hash `{data['hash']}`), part `{data['split']}` of the split by `{data['split_by']}`."
+        f"{in_markdown(data['name'])} (hash `{data['hash']}`), part `{data['split']}` of the split by `{data['split_by']}`."
         " Research use only; not for diagnosis.",
         "",
-        *(f"> {text}\n" for text in facts["warnings"]),
+        *(f"> {in_markdown(text)}\n" for text in facts["warnings"]),
         f"**Accuracy {first['accuracy']:.1%}** (95 % limits {_between(first)}, Wilson{_over(first)}),"
         f" balanced {first['balanced_accuracy']:.1%}.",
         "",
@@ -424,7 +425,7 @@ def page(facts: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {r['donor']} | {r['n']} | {r['accuracy']:.1%} | {r['ci_low']:.1%} to {r['ci_high']:.1%} |"
+        f"| {in_markdown(r['donor'])} | {r['n']} | {r['accuracy']:.1%} | {r['ci_low']:.1%} to {r['ci_high']:.1%} |"
         for r in facts["per_donor"]
     ]
     lines += ["", "![the most confident mistakes](failures.png)"]
@@ -440,7 +441,7 @@ def part_sentence(row: Mapping[str, Any]) -> str:
 def _part_line(row: Mapping[str, Any]) -> str:
     """A part's row of the report's table."""
     left = "" if "unclassified" not in row else f"{row['unclassified']:.1%}"
-    return f"| {row['part']} | {row['n']} | {row['accuracy']:.1%} | {_between(row)} | {left} |"
+    return f"| {in_markdown(row['part'])} | {row['n']} | {row['accuracy']:.1%} | {_between(row)} | {left} |"
 
 
 def _between(row: Mapping[str, Any]) -> str:
