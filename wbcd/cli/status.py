@@ -143,7 +143,8 @@ def _show_prometheus(config: Config) -> None:
     from wbcd.report.counts import read_status
     from wbcd.report.metrics import prometheus_text
 
-    click.echo(prometheus_text(read_status(config.database_url())), nl=False)
+    # color=True: click would else strike out of a name what a terminal takes for a colour.
+    click.echo(prometheus_text(read_status(config.database_url())), nl=False, color=True)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

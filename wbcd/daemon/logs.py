@@ -93,9 +93,18 @@ def _on_one_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     return {name: value if name in kept else _shown(value) for name, value in event.items()}
 
 
+class _Shown(str):
+    """Is written as it is: structlog takes the repr of what has a space, which would double each backslash once more."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"'{self}'"
+
+
 def _shown(value: Any) -> Any:
     if isinstance(value, (str, os.PathLike)):
-        return shown(value)
+        return _Shown(shown(value))
     if isinstance(value, Mapping):
         return {_shown(name): _shown(inner) for name, inner in value.items()}
     return [_shown(inner) for inner in value] if isinstance(value, (list, tuple)) else value

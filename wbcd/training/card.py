@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,10 @@ def _six(data: TrainingSet) -> dict[str, dict[str, list[float]]]:
     }
 
 
+def _careful(warnings: Sequence[str]) -> list[str]:
+    return ["## What to be careful of", "", *(f"- {in_markdown(text)}" for text in warnings), ""] if warnings else []
+
+
 def page(name: str, card: Mapping[str, Any]) -> str:
     """The card for a person."""
     what = "simulated" if card.get("simulated", True) else "measured"
@@ -103,11 +107,7 @@ def page(name: str, card: Mapping[str, Any]) -> str:
         "",
         f"Data hash (BLAKE2b-160): `{card['data_hash']}`",
         "",
-        *(
-            ["## What to be careful of", "", *(f"- {in_markdown(text)}" for text in card["warnings"]), ""]
-            if card["warnings"]
-            else []
-        ),
+        *_careful(card["warnings"]),
         "## Cells",
         "",
         "| scheme | part | " + " | ".join(classes) + " |",

@@ -22,7 +22,7 @@ from scipy.special import softmax
 from wbcd.classification import Bundle, Classifier, load_bundle
 from wbcd.classification.bundle import write_file
 from wbcd.errors import BadValue
-from wbcd.names import in_markdown
+from wbcd.names import in_markdown, in_plot
 from wbcd.training import curves, plots, seen, statistics
 from wbcd.training import dataset as sets
 from wbcd.training import purity as purities
@@ -315,7 +315,7 @@ def _draw_overview(
     path: Path, answer: _Answer, labels: NDArray[np.int64], classes: tuple[str, ...], what: str, facts: Mapping[str, Any]
 ) -> None:
     made = plots.figure(10, 8.6)
-    made.suptitle(f"{answer.bundle.model_id} on {len(labels)} {what} cells")
+    made.suptitle(f"{in_plot(answer.bundle.model_id)} on {len(labels)} {what} cells")
     grid = made.subplots(2, 2)
     plots.confusion(grid[0, 0], answer.evaluation.confusion, classes, "confusion")
     shown = {c: curves.roc(answer.probabilities[:, k], labels == k) for k, c in enumerate(classes) if (labels == k).any()}
