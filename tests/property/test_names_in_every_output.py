@@ -126,7 +126,7 @@ def database(path: Path, names: list[str]) -> Iterator[str]:
     yield f"sqlite:///{path}"
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(NAMES, min_size=1, max_size=4, unique_by=clean_text))
 @example(list(HARD))
 def test_samples_in_status_and_counts(tmp_path: Path, names: list[str]) -> None:

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 LABEL: Final = 11
 """Columns of the word that a line begins with; what goes on below a line begins there too."""
 
-SHOWN_REASONS: Final = 4
-
 
 @click.command(epilog=EXAMPLES["status"])
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -185,13 +183,12 @@ def _store_lines(store: dict[str, Any]) -> list[str]:
     if store["simulated_model"]:
         out.append(f"           {SIMULATED_MODEL}. {RESEARCH_ONLY}")
     running, others = _by_sample(store)
-    out += running
-    out += [f"           {row['n']} {row['outcome'].replace('_', ' ')}: {row['reason']}" for row in store["rejections"]]
-    return [shown(line) for line in out] + others
+    refused = [f"           {row['n']} {row['outcome'].replace('_', ' ')}: {row['reason']}" for row in store["rejections"]]
+    return [*map(shown, out), *running, *map(shown, refused), *others]
 
 
 def _by_sample(store: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The lines of the running sample, and those of the others."""
+    """The lines of the running sample, and those of the others; their names are shown already."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in store["counts"]:
         groups.setdefault((row["sample"], row["model"], row["recipe"]), []).append(row)
