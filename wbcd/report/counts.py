@@ -245,7 +245,7 @@ def _open_sqlite(target: Target) -> sqlite3.Connection:
         raise DatabaseUnavailable(
             f"{target.display}: there is no database yet.", action="Start `wbcd run` or `wbcd process`, or correct --db."
         )
-    if not os.access(target.path, os.R_OK):
+    if not os.access(target.path, os.R_OK, effective_ids=True):
         raise NotPermitted(f"{target.display}: the database may not be read by this user.")
     connection = _connect_sqlite(target.path, "mode=ro")
     try:
