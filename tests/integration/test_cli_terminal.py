@@ -16,6 +16,7 @@ import termios
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from helpers_spheres import tiny_bundle, write_run
@@ -196,15 +197,26 @@ def test_each_long_verb_says_how_to_go_on(
     assert advice in found.stderr
 
 
-def test_a_signal_to_the_group_leaves_no_traceback_of_a_worker(tmp_path: Path) -> None:
-    """Ctrl-C reaches the workers too."""
-    words = (*WBCD, "dataset", "make", "set.zarr", "--cells", "400", "--workers", "2", "--path", "fast")
+def test_an_interrupted_pool_of_workers_ends_at_once(tmp_path: Path) -> None:
+    """Ctrl-C reaches the workers too: none says so, and none finishes the minutes of work that it was given."""
+    words = (*WBCD, "dataset", "make", "set.zarr", "--cells", "4000", "--workers", "2", "--path", "exact")
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as child:
         deadline = time.monotonic() + LIMIT_S
-        while not (tmp_path / "set.zarr").exists() and time.monotonic() < deadline and child.poll() is None:
-            select.select([], [], [], 0.1)
+        workers: list[psutil.Process] = []
+        while len(workers) < 2 and time.monotonic() < deadline and child.poll() is None:
+            # What has used a processor for some seconds simulates: the imports were done by the fork server.
+            family = psutil.Process(child.pid).children(recursive=True)
+            workers = [one for one in family if one.ppid() != child.pid and sum(one.cpu_times()[:2]) > 1.0]
+            select.select([], [], [], 0.2)
+        assert len(workers) == 2
+        began = time.monotonic()
         os.killpg(child.pid, signal.SIGINT)
         said = child.communicate(timeout=LIMIT_S)[1].decode()
+        took_s = time.monotonic() - began
     assert child.returncode == 130, said
     assert "wbcd: interrupted. The same command goes on where it stopped." in said
     assert "Traceback" not in said, said
+    assert took_s < 20
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    assert len(gone) == 2
