@@ -31,7 +31,7 @@
     |   |-- SchemaMismatch            migrations are missing or from a newer wbcd
     |   |-- NotPermitted              the user or the login may not do this; exit status 77
     |   |-- NotStored                 no such sample or cell; exit status 65
-    |   |-- UnknownClass              a class that no model has (the nearest is named); exit status 65
+    |   |-- UnknownClass              a class that no model has, or none can have; exit status 65
     |   `-- NoSpace                   the disk is full; intake pauses
     |-- Unforeseen                    an exception that wbcd has no name for, met on one item; set aside
     `-- StageFailed                   a stage broke for a reason that is not the item's

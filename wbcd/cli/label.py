@@ -10,6 +10,7 @@ import click
 from wbcd.cli.common import EXAMPLES, FiniteRange, demand_sample, installed_options, nearest, to_json
 from wbcd.cli.printing import say
 from wbcd.errors import NotStored, UnknownClass
+from wbcd.records import NAME
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -73,7 +74,7 @@ def _demand_class(name: str, known: set[str], *, new: bool) -> None:
 
     A misspelt one would be a class of its own in every count, and is never taken back.
     """
-    if new or name in known:
+    if new or name in known or not NAME.fullmatch(name):  # what no class can be called, the ledger refuses with advice
         return
     near = nearest(name, known)
     what = f"Did you mean {near!r}?" if near else f"Known: {', '.join(sorted(known))}." if known else "None is known yet."

@@ -27,7 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from wbcd import __version__
-from wbcd.errors import DatabaseUnavailable, NoSpace, NotStored, SchemaMismatch, StoreError
+from wbcd.errors import DatabaseUnavailable, NoSpace, NotStored, SchemaMismatch, StoreError, UnknownClass
 from wbcd.recipe import Recipe
 from wbcd.records import NAME, NAME_RULE, Acquisition, MeasuredCell, Outcome
 from wbcd.store import chain, queries, rows, schema
@@ -594,7 +594,7 @@ def _class_name(label: str) -> str:
         return label
     better = re.sub(r"[^A-Za-z0-9._-]+", "_", label).strip("._-")[:64]
     better = better if NAME.fullmatch(better) else "monocyte"
-    raise StoreError(f"The label is {label!r}; it must be {NAME_RULE}.", action=f"Call it {better!r}, for example.")
+    raise UnknownClass(f"The label is {label!r}; it must be {NAME_RULE}.", action=f"Call it {better!r}, for example.")
 
 
 def _known_sample(connection: Connection, name: str) -> int:
