@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from wbcd.acquisition.candidate import stat_candidate
+from wbcd.acquisition.companions import look
 from wbcd.config import Config
+from wbcd.daemon.pipeline import volumes_of
 from wbcd.daemon.stages import Stages
 from wbcd.errors import CorruptContent, Incomplete, NoObject, NotReadable, StoreError
 from wbcd.records import (
@@ -29,6 +31,7 @@ from wbcd.records import (
     Tomogram,
     Verdict,
 )
+from wbcd.store.rows import SourceFile
 
 MODEL = "fake@0"
 
@@ -88,7 +91,7 @@ def fake_stages(**changes: Any) -> Stages:
     """Stages that need no instrument; ``changes`` replace single ones."""
     unused: Callable[..., Any] = lambda *_: None  # noqa: E731
     stages = Stages(
-        look=stat_candidate,
+        look=look,
         identify=identify,
         read=read,
         measure_fringes=unused,
@@ -164,18 +167,25 @@ class MemoryLedger:
 
     outcomes: dict[tuple[str, str, str], Outcome] = field(default_factory=dict)
     tries: dict[str, int] = field(default_factory=dict)
-    paths: dict[tuple[str, int, int], str] = field(default_factory=dict)
+    paths: dict[str, SourceFile] = field(default_factory=dict)
+    waits: dict[str, str] = field(default_factory=dict)
     events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     failures: list[StoreError] = field(default_factory=list)
     commits: int = 0
     closed: bool = False
     _thread: int | None = None
 
-    def begin(self, acquisition: Acquisition) -> int:
+    def begin(self, acquisition: Acquisition, *, volumes_root: Path | None = None) -> int:
         """Count a try; the number of tries, this one included."""
         self._touch()
         self.tries[acquisition.content_id] = self.tries.get(acquisition.content_id, 0) + 1
         return self.tries[acquisition.content_id]
+
+    def wait_for(self, content_id: str, sentence: str) -> None:
+        """It is in hand no longer."""
+        self._touch()
+        self.tries.pop(content_id, None)
+        self.waits[content_id] = sentence
 
     def known(self, content_id: str, recipe_id: str, model_id: str) -> Any:
         """Something with the path of the stored outcome, or None."""
@@ -183,43 +193,130 @@ class MemoryLedger:
         found = self.outcomes.get((content_id, recipe_id, model_id))
         return None if found is None else SimpleNamespace(path=str(found.acquisition.path), outcome=found)
 
-    def commit(self, outcome: Outcome, recipe_id: str, model_id: str) -> None:
+    def commit(
+        self,
+        outcome: Outcome,
+        recipe_id: str,
+        model_id: str,
+        *,
+        conditions: Mapping[str, Any] | None = None,
+        once_per_acquisition: bool = False,
+        check: Callable[[], None] = lambda: None,
+        at: dt.datetime | None = None,
+    ) -> Outcome | None:
         """Store an outcome; a second one for the same content, recipe and model changes nothing."""
         self._touch()
+        check()
         self.commits += 1
-        self.outcomes.setdefault((outcome.acquisition.content_id, recipe_id, model_id), outcome)
+        key = (outcome.acquisition.content_id, recipe_id, model_id)
+        stored = self.outcomes.setdefault(key, outcome)
         self.tries.pop(outcome.acquisition.content_id, None)
+        return outcome if stored is outcome else None
 
-    def sighted(self, path: Path, size: int, mtime_ns: int, content_id: str) -> None:
+    def ask(self, content_id: str, recipe_id: str, model_id: str) -> None:
+        """Nothing to keep here."""
+
+    def ask_for_all(self, recipe_id: str, model_id: str) -> bool:
+        """Nothing to keep here."""
+        self._touch()
+        return False
+
+    def sighted(
+        self,
+        path: Path,
+        size: int,
+        mtime_ns: int,
+        content_id: str,
+        *,
+        state: str = "",
+        companions: Sequence[tuple[str, str | None]] = (),
+    ) -> None:
         """Remember what a path held."""
         self._touch()
-        self.paths[str(path), size, mtime_ns] = content_id
+        self.paths[str(path)] = SourceFile(str(path), size, mtime_ns, state, content_id, dict(companions))
 
-    def recall(self, path: Path, size: int, mtime_ns: int) -> str | None:
-        """What a path in this state held, or None."""
+    def remembered(self, path: Path) -> SourceFile | None:
+        """What a path held, or None."""
         self._touch()
-        return self.paths.get((str(path), size, mtime_ns))
+        return self.paths.get(str(path))
 
-    def counted(self, paths: Sequence[Path], recipe_id: str, model_id: str) -> dict[Path, tuple[int, int]]:
-        """Size and mtime of those that are counted as they were last sighted."""
+    def counted(self, paths: Sequence[Path], recipe_id: str, model_id: str) -> dict[Path, SourceFile]:
+        """Those that are counted, as they were last sighted."""
         self._touch()
         ids = {content_id for content_id, *_ in self.outcomes}
-        held = {name: (size, mtime) for (name, size, mtime), content_id in self.paths.items() if content_id in ids}
-        return {path: held[str(path)] for path in paths if str(path) in held}
+        held = {path: self.paths[str(path)] for path in paths if str(path) in self.paths}
+        return {path: file for path, file in held.items() if file.content_id in ids}
+
+    def note_states(self, states: Mapping[Path, str]) -> None:
+        """Nothing to complete here."""
+
+    def counted_sample(self, recipe_id: str, model_id: str, most: int) -> list[Path]:
+        """The first that are counted."""
+        self._touch()
+        return [Path(name) for name in self.paths][:most]
+
+    def last_event_at(self, kind: str) -> dt.datetime | None:
+        """Never."""
+        self._touch()
+        return None
+
+    def first_outcome_at(self) -> dt.datetime | None:
+        """Nobody wrote it down."""
+        return None
+
+    def reopen(self, run_ids: Sequence[int], why: str, *, by: str | None = None) -> set[int]:
+        """Nothing is opened again here."""
+        return set()
+
+    def reopened(self, recipe_id: str, model_id: str) -> list[Path]:
+        """Nothing is opened again here."""
+        self._touch()
+        return []
+
+    def set_aside(self, recipe_id: str, model_id: str, *, reasons: Sequence[str] | None = None) -> list[Any]:
+        """Nothing is opened again here."""
+        self._touch()
+        return []
+
+    def companion_names(self) -> set[str]:
+        """None are known."""
+        self._touch()
+        return set()
+
+    def dependents(self, companion: Path) -> list[Path]:
+        """None are known."""
+        return []
+
+    def retire_unread(self, content_id: str, path: Path) -> None:
+        """The ticket without bytes goes."""
+        self._touch()
+        self.outcomes = {key: outcome for key, outcome in self.outcomes.items() if key[0] != content_id}
+        self.gone(path)
+
+    def discard_volumes(self, content_id: str, remove: Callable[[Sequence[str]], object]) -> None:
+        """Told what the outcomes of this content name."""
+        self._touch()
+        if content_id not in self.tries:
+            kept = [outcome for key, outcome in self.outcomes.items() if key[0] == content_id]
+            remove([path for outcome in kept for path in volumes_of(outcome)])
+
+    def volumes_to_settle(self, root: Path) -> list[str]:
+        """None were left."""
+        self._touch()
+        return []
 
     def unfinished(self) -> list[Any]:
         """What was begun and has no outcome, with the path that holds it."""
         self._touch()
-        begun = {content_id: name for (name, *_), content_id in self.paths.items() if content_id in self.tries}
+        begun = {file.content_id: name for name, file in self.paths.items() if file.content_id in self.tries}
         return [SimpleNamespace(path=name, content_id=key, tries=self.tries[key]) for key, name in begun.items()]
 
     def gone(self, path: Path) -> None:
         """Forget a path, and the tries of content that no other path holds."""
         self._touch()
-        lost = {content_id for (name, *_), content_id in self.paths.items() if name == str(path)}
-        self.paths = {key: content_id for key, content_id in self.paths.items() if key[0] != str(path)}
-        for content_id in lost - set(self.paths.values()):
-            self.tries.pop(content_id, None)
+        lost = self.paths.pop(str(path), None)
+        if lost is not None and lost.content_id not in {file.content_id for file in self.paths.values()}:
+            self.tries.pop(lost.content_id, None)
 
     def end_pause(self, message: str) -> None:
         """Note a resumption when the last word on intake is a pause."""

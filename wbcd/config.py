@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import socket
 import tomllib
 import types
 import typing
@@ -56,6 +57,18 @@ class WatchSettings:
     quiet_s: float = _limited(2.0, "seconds without a change of size or mtime before a file is read", low=0.0, high=3600)
     mode: str = _limited("auto", "how changes are noticed", choices=("auto", "inotify", "polling"))
     newest_first: bool = _limited(False, "work through a backlog from its newest file")
+    companion_wait_s: float = _limited(
+        1800.0, "seconds that a file waits for its background or notes before it is set aside", low=0.0, high=7 * 86400
+    )
+    same_acquisition: str = _limited(
+        "duplicate",
+        "an acquisition that is counted already in another format, by the instrument's own id",
+        choices=("duplicate", "count"),
+    )
+    rehash_files: int = _limited(
+        50, "counted files, chosen at random, that are hashed again each time (0: none)", low=0, high=10**6
+    )
+    rehash_every_h: float = _limited(24.0, "hours between two times of hashing counted files again", low=0.001, high=8760)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,7 @@ class ServiceSettings:
     log_level: str = _limited("info", "least level that is logged", choices=("debug", "info", "warning", "error"))
     log_format: str = _limited("auto", "auto: console on a terminal, JSON elsewhere", choices=("auto", "json", "console"))
     log_lines_min: int = _limited(120, "most log lines a minute of one kind; more are summed up (0: all)", low=0, high=10**6)
+    host: str | None = _limited(None, "name of this machine in a database that several share (default: its host name)")
     heartbeat_s: float = _limited(5.0, "seconds between STATUS= and watchdog reports", low=0.05, high=3600)
     drain_s: float = _limited(60.0, "longest time that a stop waits for work in hand", low=0.0, high=3600)
 
@@ -210,6 +224,13 @@ class Config:
         data = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         data["database"]["url"] = redact(self.database.url)
         return dict(data)
+
+    @property
+    def host(self) -> str:
+        """Name of this machine in a PostgreSQL that several share; empty with SQLite, whose file is one machine's."""
+        if self.database.url.startswith("sqlite") or "://" not in self.database.url:
+            return ""
+        return self.service.host or socket.gethostname()
 
     def database_url(self, env: Mapping[str, str] | None = None) -> str:
         """The URL to connect with: the password from ``password_file`` or the systemd credential put in.

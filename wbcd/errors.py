@@ -11,6 +11,8 @@
     |   |-- UnknownFormat             the bytes are of no format that wbcd reads
     |   |-- Truncated                 the bytes end before the format says
     |   |-- Incomplete                the writer has not said that it is done (tried again later)
+    |   |   `-- MissingCompanion      a file that belongs to it, notes or a background, is not there yet
+    |   |-- SameAcquisition           the instrument's own id is that of an acquisition that is counted already
     |   |-- MissingField              a required attribute or data set is absent
     |   |-- BadField                  wrong type, shape, unit or value
     |   |-- CorruptContent            a checksum, a zero frame or a non-finite value says damage
@@ -32,7 +34,8 @@
     |   |-- NotPermitted              the user or the login may not do this; exit status 77
     |   |-- NotStored                 no such sample or cell; exit status 65
     |   |-- UnknownClass              a class that no model has, or none can have; exit status 65
-    |   `-- NoSpace                   the disk is full; intake pauses
+    |   |-- NoSpace                   the disk is full; intake pauses
+    |   `-- VolumeGone                a kept volume was removed before its row was stored; it is made again
     |-- Unforeseen                    an exception that wbcd has no name for, met on one item; set aside
     `-- StageFailed                   a stage broke for a reason that is not the item's
 
@@ -123,6 +126,29 @@ class Truncated(InputError):
 class Incomplete(InputError):
     code = "input.incomplete"
     action = "Nothing to do if the instrument is still writing; else copy the file again."
+
+
+class MissingCompanion(Incomplete):
+    """``companion``: plain name of the file that is waited for, where one name is known."""
+
+    code = "input.companion_missing"
+    action = "Copy it beside the file; the file is taken up again then."
+
+    def __init__(self, message: str, *, companion: str = "", action: str | None = None) -> None:
+        super().__init__(message, action=action)
+        self.companion = companion
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_missing, (self.message, self.companion, self.advice))
+
+
+def _rebuild_missing(message: str, companion: str, advice: str) -> MissingCompanion:
+    return MissingCompanion(message, companion=companion, action=advice)
+
+
+class SameAcquisition(InputError):
+    code = "input.same_acquisition"
+    action = 'Nothing to do; to count both, set [watch] same_acquisition = "count".'
 
 
 class MissingField(InputError):
@@ -239,6 +265,11 @@ class UnknownClass(StoreError):
 class NoSpace(StoreError):
     code = "store.no_space"
     action = "Free space on the named disk; the daemon resumes by itself."
+
+
+class VolumeGone(StoreError):
+    code = "store.volume_gone"
+    action = "Nothing to do: the file is processed again. If it happens often, find what removes files from the output folder."
 
 
 def no_room(error: OSError) -> bool:

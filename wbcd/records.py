@@ -59,6 +59,8 @@ class Acquisition:
     ``content_id`` is the BLAKE2b-160 of the bytes (40 hex digits): the identity under which the result is counted,
     whatever the file is called. A path that could not be read has an id that starts with ``unread-``. ``unprotected``: where
     a change can go unseen: "values" (pixels, voxels) or "scale" (shape, pitch, medium) have no checksum, the whole no "seal".
+    ``companions``: the files beside it that belong to it, name and digest; None for one that is absent, or not digested yet.
+    ``state``: what tells its present state on disk from another, beside size and mtime; "" where it is not known.
     """
 
     content_id: str
@@ -76,6 +78,14 @@ class Acquisition:
     pixel_size_um: float | None = None
     time_points: int = 1
     unprotected: tuple[str, ...] = ()
+    companions: tuple[tuple[str, str | None], ...] = ()
+    state: str = ""
+
+
+def differ(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+    """True when a companion is there that was not, or holds other bytes. One that is gone since says nothing of the numbers."""
+    known = then or {}
+    return any(digest is not None and known.get(name) != digest for name, digest in now.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from wbcd.errors import (
     StageFailed,
     Truncated,
 )
+from wbcd.store.rows import SourceFile
 from wbcd.store.volumes import TEMPORARY
 
 
@@ -552,9 +553,13 @@ def test_a_file_that_leaves_before_its_outcome_is_forgotten(tmp_path: Path) -> N
     assert rig.ledger.tries == rig.ledger.paths == {}
 
 
+def held(path: Path, content_id: str) -> SourceFile:
+    return SourceFile(str(path), 1, 1, "", content_id, {})
+
+
 def test_a_begun_file_that_left_while_no_daemon_ran_is_forgotten(tmp_path: Path) -> None:
     gone, kept = tmp_path / "incoming" / "gone.h5", tmp_path / "elsewhere" / "kept.h5"
-    ledger = MemoryLedger(tries={"1": 1, "2": 1}, paths={(str(gone), 1, 1): "1", (str(kept), 1, 1): "2"})
+    ledger = MemoryLedger(tries={"1": 1, "2": 1}, paths={str(gone): held(gone, "1"), str(kept): held(kept, "2")})
     rig = Rig(tmp_path, ledger)
     with rig.running():
         pass

@@ -23,7 +23,7 @@ from wbcd.report.counts import read_differential
 from wbcd.store import Ledger, chain, current_revision, downgrade, migrate, schema, upgrade
 from wbcd.store.chain import CHAINED, GENESIS
 from wbcd.store.urls import parse_url
-from wbcd.store.views import VIEWS, append_only_triggers, chain_triggers
+from wbcd.store.views import VIEWS, append_only_triggers, chain_triggers, result_guards
 from wbcd.testing import make_measured
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def names(connection: Connection) -> set[str]:
 
 def guards(dialect: str) -> list[str]:
     chains = [statement for table, columns in CHAINED.items() for statement in chain_triggers(dialect, table, columns)]
-    return append_only_triggers(dialect) + chains
+    return append_only_triggers(dialect) + chains + result_guards(dialect)
 
 
 def plain(statement: str) -> str:

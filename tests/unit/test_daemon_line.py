@@ -165,7 +165,7 @@ def test_once_a_fault_of_the_moment_is_tried_again_at_once(tmp_path: Path, failu
         return read(acquisition)
 
     class Counting(MemoryLedger):
-        def begin(self, acquisition):
+        def begin(self, acquisition, *, volumes_root=None):
             tries.append(super().begin(acquisition))
             return tries[-1]
 

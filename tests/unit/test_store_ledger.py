@@ -181,20 +181,38 @@ def test_what_a_file_says_can_never_make_a_row_impossible(any_ledger: Ledger, an
     assert math.isnan(cell.morphology.sphericity)
     assert math.isnan(cell.centre_um[0])
     assert cell.counted_as == "unclassified"
-    assert any_ledger.recall(acquisition.path, 1, 2) == acquisition.content_id
+    assert any_ledger.remembered(acquisition.path).content_id == acquisition.content_id
     assert read_differential(any_url)[0].sample == "d\\x00 \\udcff \U0001f9a0"
 
 
-def test_a_file_is_recalled_by_path_size_and_time(any_ledger: Ledger) -> None:
-    any_ledger.sighted("/watch/a.h5", 10, 20, "c1")
-    assert any_ledger.recall("/watch/a.h5", 10, 20) == "c1"
-    assert any_ledger.recall("/watch/a.h5", 10, 21) is None
-    assert any_ledger.recall("/watch/a.h5", 11, 20) is None
-    assert any_ledger.recall("/watch/b.h5", 10, 20) is None
+def test_a_file_is_remembered_by_its_path_and_known_by_its_state(any_ledger: Ledger) -> None:
+    any_ledger.sighted("/watch/a.h5", 10, 20, "c1", state="30.7.1.")
+    file = any_ledger.remembered("/watch/a.h5")
+    assert file.content_id == "c1"
+    assert file.is_as(10, 20, "30.7.1.")
+    changed = [(10, 21, "30.7.1."), (11, 20, "30.7.1."), (10, 20, "31.7.1."), (10, 20, "30.8.1."), (10, 20, "30.7.1.x")]
+    assert not any(file.is_as(*state) for state in changed)
+    assert any_ledger.remembered("/watch/b.h5") is None
     any_ledger.sighted("/watch/a.h5", 10, 21, "c2")
-    assert any_ledger.recall("/watch/a.h5", 10, 21) == "c2"
+    assert any_ledger.remembered("/watch/a.h5").content_id == "c2"
     any_ledger.gone("/watch/a.h5")
-    assert any_ledger.recall("/watch/a.h5", 10, 21) is None
+    assert any_ledger.remembered("/watch/a.h5") is None
+
+
+def test_a_row_of_before_states_were_kept_is_completed_once(any_ledger: Ledger) -> None:
+    any_ledger.sighted("/watch/a.h5", 10, 20, "c1")
+    assert any_ledger.remembered("/watch/a.h5").is_as(10, 20, "whatever")
+    any_ledger.note_states({Path("/watch/a.h5"): "1.2.1."})
+    any_ledger.note_states({Path("/watch/a.h5"): "3.4.1."})
+    assert any_ledger.remembered("/watch/a.h5").state == "1.2.1."
+
+
+def test_one_name_in_two_folders_is_two_files(any_ledger: Ledger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("monday", "tuesday"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        any_ledger.sighted("a.h5", 10, 20, name)
+    assert any_ledger.remembered(tmp_path / "monday" / "a.h5").content_id == "monday"
 
 
 def test_a_rewrite_after_the_count_is_an_event(any_ledger: Ledger, any_url: str) -> None:
@@ -488,7 +506,8 @@ def test_which_of_many_files_are_counted_as_they_lie_there(any_ledger: Ledger, t
     any_ledger.commit(dataclasses.replace(unread, acquisition=ticket), *KEY)
     paths = [outcome.acquisition.path for outcome in (other, counted, begun, unread)]
     found = any_ledger.counted([*paths, tmp_path], *KEY)
-    assert found == {counted.acquisition.path: (counted.acquisition.size_bytes, counted.acquisition.mtime_ns)}
+    assert list(found) == [counted.acquisition.path]
+    assert found[counted.acquisition.path].is_as(counted.acquisition.size_bytes, counted.acquisition.mtime_ns, "")
     assert any_ledger.counted(paths, "another recipe", MODEL_ID) == {}
     assert any_ledger.counted([], *KEY) == {}
 

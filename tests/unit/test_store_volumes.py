@@ -17,10 +17,17 @@ import numpy as np
 import pytest
 import zarr
 
-from wbcd.errors import CorruptContent, NoSpace, StoreError
+from wbcd.errors import CorruptContent, NoSpace, StoreError, VolumeGone
 from wbcd.records import Cell
 from wbcd.store import volumes
-from wbcd.store.volumes import clean_stale, discard_tomograms, read_tomogram, write_tomogram
+from wbcd.store.volumes import (
+    clean_stale,
+    demand_volumes,
+    discard_tomograms,
+    read_tomogram,
+    tomogram_path,
+    write_tomogram,
+)
 from wbcd.testing import make_acquisition
 
 VOXEL_UM = (0.2, 0.1, 0.1)
@@ -213,14 +220,25 @@ def test_where_folders_cannot_be_locked_age_decides(tmp_path: Path, monkeypatch:
     assert clean_stale(tmp_path, now_s=part.stat().st_mtime + 4000) == 1
 
 
-def test_discarding_removes_the_images_of_one_content_and_recipe(tmp_path: Path) -> None:
+def test_discarding_leaves_what_a_row_names_and_other_contents(tmp_path: Path) -> None:
     path = written(tmp_path)
-    content_id, recipe_id, _ = path.name.split("-")
-    assert discard_tomograms(tmp_path, content_id=content_id, recipe_id="another") == 0
-    assert discard_tomograms(tmp_path, content_id=content_id[:-1] + "x", recipe_id=recipe_id) == 0
+    content_id = path.name.split("-")[0]
+    assert discard_tomograms(tmp_path, content_id=content_id, named=["/elsewhere/" + path.name]) == 0
+    assert discard_tomograms(tmp_path, content_id=content_id[:-1] + "x", named=[]) == 0
     read_tomogram(path)
-    assert discard_tomograms(tmp_path, content_id=content_id, recipe_id=recipe_id) == 1
+    demand_volumes(tmp_path, [str(path)])
+    assert discard_tomograms(tmp_path, content_id=content_id, named=[]) == 1
     assert list(path.parent.iterdir()) == []
+    with pytest.raises(VolumeGone, match="is gone"):
+        demand_volumes(tmp_path, [str(path)])
+
+
+def test_the_same_file_with_another_background_is_another_image(tmp_path: Path) -> None:
+    key = {"content_id": "c" * 40, "recipe_id": "r" * 16, "number": 1}
+    plain = tomogram_path(tmp_path, **key)
+    assert tomogram_path(tmp_path, **key, companions=[("bg.tif", None)]) == plain  # not there: read without
+    first, second = (tomogram_path(tmp_path, **key, companions=[("bg.tif", digest)]) for digest in ("1", "2"))
+    assert len({plain, first, second}) == 3
 
 
 def test_cleaning_touches_nothing_else(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wbcd.acquisition.beneath import OPEN, parent_of, parts_of, subfolder
@@ -30,11 +30,23 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """What tells two states of a file apart without reading it; for a ``.zarr`` folder: sum of sizes, newest mtime, count."""
+    """What tells two states of a file apart without reading it; for a ``.zarr`` folder: sum of sizes, newest times, count.
+
+    The change time and the inode tell other bytes under the same size and mtime (``cp -p``, a file moved over it);
+    ``companions`` is the state of the files that belong to it (:mod:`wbcd.acquisition.companions`).
+    """
 
     size: int
     mtime_ns: int
     entries: int = 1
+    ctime_ns: int = 0
+    inode: int = 0
+    companions: str = ""
+
+    @property
+    def token(self) -> str:
+        """All but size and mtime as one text, to be remembered."""
+        return f"{self.ctime_ns}.{self.inode}.{self.entries}.{self.companions}"
 
 
 def is_candidate(path: Path) -> bool:
@@ -64,28 +76,33 @@ def stat_candidate(path: Path) -> FileStat | None:
     except OSError:
         return FileStat(0, 0, 0)
     if not (stat.S_ISDIR(found.st_mode) and path.suffix.lower() == FOLDER_SUFFIX):
-        return FileStat(found.st_size, found.st_mtime_ns)
+        return state_of(found)
     try:
         with open_folder(path) as folder:
-            return _stat_folder(folder, path, found.st_mtime_ns)
+            return _stat_folder(folder, path, found)
     except FileNotFoundError:  # a part of it was renamed between listing and looking: it is being written
         return None
     except (OSError, InputError):
-        return FileStat(found.st_size, found.st_mtime_ns, 0)
+        return replace(state_of(found), entries=0)
 
 
-def _stat_folder(folder: int, path: Path, mtime_ns: int) -> FileStat:
+def state_of(found: os.stat_result) -> FileStat:
+    """State of one file."""
+    return FileStat(found.st_size, found.st_mtime_ns, 1, found.st_ctime_ns, found.st_ino)
+
+
+def _stat_folder(folder: int, path: Path, itself: os.stat_result) -> FileStat:
     """State of an open folder. One of more than MAX_FOLDER_FILES entries is not counted to its end: it is refused anyway."""
-    size, entries = 0, 1
+    size, entries, mtime_ns, ctime_ns = 0, 1, itself.st_mtime_ns, itself.st_ctime_ns
     for _, entry in _entries(folder, path):
         found = entry.stat(follow_symlinks=False)
-        mtime_ns = max(mtime_ns, found.st_mtime_ns)
+        mtime_ns, ctime_ns = max(mtime_ns, found.st_mtime_ns), max(ctime_ns, found.st_ctime_ns)
         entries += 1
         if not entry.is_dir(follow_symlinks=False):
             size += found.st_size
         if entries > MAX_FOLDER_FILES:
             break
-    return FileStat(size, mtime_ns, entries)
+    return FileStat(size, mtime_ns, entries, ctime_ns, itself.st_ino)
 
 
 def _entries(folder: int, path: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -274,7 +291,7 @@ def _identify_folder(path: Path, parent: int, max_bytes: int, beat: Callable[[],
 def folder_state(folder: int, path: Path) -> FileStat:
     """State of the open folder; raises NotReadable or Incomplete (it is being written)."""
     try:
-        return _stat_folder(folder, path, os.fstat(folder).st_mtime_ns)
+        return _stat_folder(folder, path, os.fstat(folder))
     except FileNotFoundError as error:
         raise Incomplete(f"{path} changed while it was listed.") from error
     except OSError as error:

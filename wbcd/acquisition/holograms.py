@@ -26,7 +26,7 @@ from wbcd.acquisition.limits import (
 )
 from wbcd.acquisition.seal import SEAL, SEALED_ATTRIBUTES, seal_of
 from wbcd.acquisition.source import Source
-from wbcd.errors import BadField, CorruptContent, Incomplete, NotReadable
+from wbcd.errors import BadField, CorruptContent, Incomplete, MissingCompanion, NotReadable
 from wbcd.records import Acquisition, HologramStack, Optics, SourceFormat
 
 FORMAT = "wbcd-acquisition"
@@ -106,6 +106,7 @@ def _optics(root: Node) -> Optics:
 
 
 def _ticket(root: Node, acquisition: Acquisition, optics: Optics, defaults: ReadDefaults) -> Acquisition:
+    shared = None if root.has("reference") else root.text("reference_file")
     return replace(
         acquisition,
         format=SourceFormat.HOLOGRAMS,
@@ -117,6 +118,7 @@ def _ticket(root: Node, acquisition: Acquisition, optics: Optics, defaults: Read
         wavelength_um=optics.wavelength_um,
         objective_na=optics.objective_na,
         pixel_size_um=optics.pixel_size_um,
+        companions=() if shared is None else ((shared, None),),
     )
 
 
@@ -219,8 +221,10 @@ def _shared_reference(source: Source, name: str, holograms: Frames, defaults: Re
         try:
             os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError as error:
-            raise Incomplete(
-                f"{shown}, the `reference_file` of {path.name}, is absent.", action="Copy it into the same folder."
+            raise MissingCompanion(
+                f"{shown}, the `reference_file` of {path.name}, is absent.",
+                companion=name,
+                action="Copy it into the same folder; the file is taken up again then.",
             ) from error
         except OSError as error:
             raise NotReadable(f"{shown} cannot be examined: {error.strerror}.") from error

@@ -24,7 +24,7 @@ from wbcd.acquisition.limits import ANGLES, MEDIUM_RI, NUMERICAL_APERTURE, PIXEL
 from wbcd.acquisition.session import Notes, background_name, backgrounds_of_mat, folder_names, read_notes
 from wbcd.acquisition.source import Source
 from wbcd.acquisition.tiffpair import complete_ticket
-from wbcd.errors import BadField, Forbidden, Incomplete
+from wbcd.errors import BadField, Forbidden, MissingCompanion
 from wbcd.records import Acquisition, HologramStack, Optics, SourceFormat
 
 FRAMES_NAME = "tomogMap"
@@ -57,7 +57,7 @@ def read_mat(root: Node, source: Source, defaults: ReadDefaults) -> tuple[Acquis
         normal_frame=(NORMAL_FRAME if len(frames) > NORMAL_FRAME else 0) if normal is None else normal,
         optics=optics,
     )
-    ticket = complete_ticket(source.acquisition, notes, optics, SourceFormat.MATLAB, defaults)
+    ticket = complete_ticket(source.acquisition, notes, optics, SourceFormat.MATLAB, defaults, [background])
     if ticket.acquired_at is None and root.has("dateTimeVal"):
         ticket = _dated(ticket, _text(root.child("dateTimeVal")))
     return ticket, stack
@@ -95,7 +95,7 @@ def _reference(source: Source, name: str, frames: Frames, defaults: ReadDefaults
         try:
             handle = stack.enter_context(open_beneath(folder, name, label=source.path.parent))
         except FileNotFoundError as error:
-            raise Incomplete(f"{shown}, the background of {source.path.name}, is absent.") from error
+            raise MissingCompanion(f"{shown}, the background of {source.path.name}, is absent.", companion=name) from error
         file, _ = stack.enter_context(hdf5_of(handle, shown))
         return matching(_frames(Node(file, shown, defaults.max_logical_bytes)), frames, str(shown))
 

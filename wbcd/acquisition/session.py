@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from wbcd.acquisition.candidate import open_beneath, read_whole
 from wbcd.acquisition.limits import MEDIUM_RI, NUMERICAL_APERTURE, PIXEL_UM, WAVELENGTH_UM, within
 from wbcd.acquisition.source import Source
-from wbcd.errors import BadField, Incomplete, MissingField
+from wbcd.errors import BadField, Incomplete, MissingCompanion, MissingField
 
 SESSION_NOTES = "session.json"
 NO_BACKGROUND = "none"
@@ -77,6 +77,11 @@ class Notes:
     values: Mapping[str, Any]
     where: Mapping[str, Path]
     sought: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the notes that said something."""
+        return tuple(sorted({path.name for path in self.where.values()}))
 
     def optic(self, key: str) -> float | None:
         """One of the optics' numbers, within its physical bounds; None where no note has it. Raises BadField."""
@@ -195,8 +200,8 @@ def background_name(source: Source, notes: Notes, found: Sequence[str]) -> str |
             action=f'Name one: {{"background": "{found[0]}"}} in {notes.sought[0]} or {SESSION_NOTES}.',
         )
     if not found:
-        raise Incomplete(
-            f"{source.path}: no background lies beside it.",
+        raise MissingCompanion(
+            f"{source.path}: no background lies beside it; it waits for one.",
             action=f'Copy it there, or write {{"background": "{NO_BACKGROUND}"}} into {notes.sought[0]} to do without one.',
         )
     return found[0]

@@ -32,6 +32,7 @@ from wbcd.errors import (
     Forbidden,
     Incomplete,
     InputError,
+    MissingCompanion,
     NotReadable,
     TooLarge,
     Truncated,
@@ -81,15 +82,24 @@ def read_tiff_pair(source: Source, defaults: ReadDefaults) -> tuple[Acquisition,
         normal_frame=notes.count("normal_frame", (0, len(frames) - 1)) or 0,
         optics=optics,
     )
-    return complete_ticket(source.acquisition, notes, optics, SourceFormat.TIFF_PAIR, defaults), stack
+    return complete_ticket(source.acquisition, notes, optics, SourceFormat.TIFF_PAIR, defaults, [background]), stack
 
 
 def complete_ticket(
-    acquisition: Acquisition, notes: Notes, optics: Optics, form: SourceFormat, defaults: ReadDefaults
+    acquisition: Acquisition,
+    notes: Notes,
+    optics: Optics,
+    form: SourceFormat,
+    defaults: ReadDefaults,
+    backgrounds: Sequence[str | None] = (),
 ) -> Acquisition:
-    """The ticket with what the notes and the optics say; the file's stem is its id where no note names one."""
+    """The ticket with what the notes and the optics say; the file's stem is its id where no note names one.
+
+    ``backgrounds``: names of the sample-free files that were read with it.
+    """
     return replace(
         acquisition,
+        companions=tuple((name, None) for name in sorted({*notes.files, *filter(None, backgrounds)})),
         format=form,
         acquisition_id=notes.text("acquisition_id") or acquisition.path.stem,
         acquired_at=notes.text("acquired_at"),
@@ -105,8 +115,8 @@ def complete_ticket(
 def _demand_notes(source: Source, names: Sequence[str]) -> Notes:
     notes = read_notes(source, names)
     if not notes.values:
-        raise Incomplete(
-            f"{source.path}: its notes are absent ({', '.join(notes.sought)}).",
+        raise MissingCompanion(
+            f"{source.path}: waits for its notes, which are absent ({', '.join(notes.sought)}).",
             action="Write wavelength_um, objective_na, medium_ri and pixel_size_um into one of them.",
         )
     return notes
@@ -125,7 +135,7 @@ def _reference(source: Source, name: str, frames: Frames, defaults: ReadDefaults
             with open_beneath(folder, name, label=source.path.parent) as handle:
                 found = read_stack(handle, shown, defaults.max_logical_bytes)
         except FileNotFoundError as error:
-            raise Incomplete(f"{shown}, the background of {source.path.name}, is absent.") from error
+            raise MissingCompanion(f"{shown}, the background of {source.path.name}, is absent.", companion=name) from error
     if len(found) > len(frames):
         raise Incomplete(f"{source.path} holds {len(frames)} frames, its background {shown.name} {len(found)}.")
     return matching(found, frames, str(shown))

@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,8 @@ from watchdog.observers import Observer
 from watchdog.observers.polling import PollingObserverVFS
 
 from wbcd.acquisition.beneath import subfolder
-from wbcd.acquisition.candidate import FOLDER_SUFFIX, FileStat, is_candidate, stat_candidate
+from wbcd.acquisition.candidate import FOLDER_SUFFIX, FileStat, is_candidate, stat_candidate, state_of
+from wbcd.acquisition.companions import Folders, has_companions, is_companion, look
 from wbcd.acquisition.ignored import Ignored
 from wbcd.acquisition.mounts import lies_on_network
 from wbcd.acquisition.settle import StabilityTracker
@@ -53,6 +55,7 @@ class HintBox(FileSystemEventHandler):
         self._lock = threading.Lock()
         self._paths: set[Path] = set()
         self._overflowed = False
+        self._companion = False
         self._woken = False
         self.rung = threading.Event()
 
@@ -70,12 +73,19 @@ class HintBox(FileSystemEventHandler):
         with self._lock:
             if found is None:
                 self._overflowed |= new_folder
+                self._companion |= is_companion(path.name)
             elif len(self._paths) < self._limit:
                 self._paths.add(found)
             else:
                 self._overflowed = True
             if found is not None or new_folder:
                 self.rung.set()
+
+    def companion_changed(self) -> bool:
+        """True once after hints about files that belong to others: which, a full look tells."""
+        with self._lock:
+            changed, self._companion = self._companion, False
+        return changed
 
     def take(self) -> tuple[set[Path], bool]:
         """The hinted paths since the last call, and whether there were too many to keep."""
@@ -122,6 +132,7 @@ def scan(folder: Path, ignored: Ignored | None = None) -> tuple[dict[Path, FileS
     """
     found: dict[Path, FileStat] = {}
     unreadable: list[Path] = []
+    folders = Folders()
     waiting = [""]
     base = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -131,10 +142,13 @@ def scan(folder: Path, ignored: Ignored | None = None) -> tuple[dict[Path, FileS
             try:
                 # Below the descriptor: a subfolder swapped for a link since it was listed is not entered.
                 with subfolder(base, name, folder) as here, os.scandir(here) as listing:
-                    for entry in listing:
+                    entries = list(listing)
+                    folders.take(at, (entry.name for entry in entries))
+                    for entry in entries:
                         passed = _sort_entry(entry, at / entry.name, found, waiting, folder)
                         if passed and ignored is not None:
                             ignored.note(entry, at / entry.name, folder)
+                        _add_companions(at / entry.name, found, folders)
             except (OSError, InputError):
                 if not name:
                     raise
@@ -157,6 +171,11 @@ def _sort_entry(entry: os.DirEntry[str], path: Path, found: dict[Path, FileStat]
     return True
 
 
+def _add_companions(path: Path, found: dict[Path, FileStat], folders: Folders) -> None:
+    if path in found and has_companions(path.name):
+        found[path] = replace(found[path], companions=folders.state(path))
+
+
 def _state(entry: os.DirEntry[str], path: Path) -> FileStat | None:
     if path.suffix.lower() == FOLDER_SUFFIX:
         return stat_candidate(path)
@@ -166,7 +185,7 @@ def _state(entry: os.DirEntry[str], path: Path) -> FileStat | None:
         return None
     except OSError:  # one bad entry must not hide the rest of its folder; it is met and recorded
         return stat_candidate(path)
-    return FileStat(now.st_size, now.st_mtime_ns)
+    return state_of(now)
 
 
 class FolderWatcher:
@@ -198,6 +217,7 @@ class FolderWatcher:
         self._vanished: set[Path] = set()
         self.scans = 0
         self.last_scan_s: float | None = None
+        self._scan_took_s = 0.0
         self._clock = clock
         self._tracker = StabilityTracker(quiet_s)
         self._hints = HintBox(self.folder)
@@ -280,12 +300,19 @@ class FolderWatcher:
 
     def _look(self) -> list[Path]:
         paths, overflowed = self._hints.take()
+        if self._hints.companion_changed():
+            self._next_scan_s = min(self._next_scan_s, self._soonest_scan_s())
         if overflowed or self._clock() >= self._next_scan_s:
             return self._rescan()
         return self._glance(paths.union(self._tracker.due(self._clock())))
 
+    def _soonest_scan_s(self) -> float:
+        """A full look for the sake of a companion: not before it can have settled, nor for more than a tenth of the time."""
+        return max(self._clock(), (self.last_scan_s or 0.0) + max(self._tracker.quiet_s, 10 * self._scan_took_s))
+
     def _rescan(self) -> list[Path]:
-        self._next_scan_s = self._clock() + self.rescan_s
+        began_s = self._clock()
+        self._next_scan_s = began_s + self.rescan_s
         self._heal()
         try:
             ignored = Ignored()
@@ -301,6 +328,7 @@ class FolderWatcher:
         self._name_unreadable(unreadable)
         self.ignored = ignored
         self.last_scan_s = self._clock()
+        self._scan_took_s = self.last_scan_s - began_s
         self._vanished.update(self._tracker.known - snapshot.keys())
         self._vanished.difference_update(snapshot)
         return self._tracker.observe(snapshot, self.last_scan_s)
@@ -313,8 +341,9 @@ class FolderWatcher:
 
     def _glance(self, paths: set[Path]) -> list[Path]:
         snapshot: dict[Path, FileStat] = {}
+        folders = Folders()
         for path in paths:
-            state = stat_candidate(path) if self._lies_inside(path) else None
+            state = look(path, folders=folders) if self._lies_inside(path) else None
             if state is None:
                 self._tracker.forget(path)
                 if self.present:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from wbcd import errors
 from wbcd.acquisition.limits import ReadDefaults
-from wbcd.errors import InputError, ReaderDied
+from wbcd.errors import InputError, MissingCompanion, ReaderDied
 from wbcd.records import Acquisition, HologramStack, Optics, SourceFormat, Tomogram
 
 MAX_PACKET = 64 * 1024
@@ -130,6 +130,7 @@ def unpack_acquisition(data: Message) -> Acquisition:
         "path": Path(data["path"]),
         "format": None if kind is None else SourceFormat(kind),
         "unprotected": tuple(map(str, data["unprotected"])),
+        "companions": tuple((_plain_name(name), None) for name, _ in data["companions"] if _plain_name(name)),
     }
     return Acquisition(**{**data, **changed})
 
@@ -191,11 +192,21 @@ def _triple(values: Sequence[float]) -> tuple[float, float, float]:
 
 def pack_error(error: InputError) -> Message:
     """Class, message and advice; long texts are cut so that a packet always fits."""
-    return {"error": type(error).__name__, "message": error.message[:MAX_TEXT], "advice": error.advice[:MAX_TEXT]}
+    packed = {"error": type(error).__name__, "message": error.message[:MAX_TEXT], "advice": error.advice[:MAX_TEXT]}
+    return packed | {"companion": error.companion[:255]} if isinstance(error, MissingCompanion) else packed
 
 
 def unpack_error(data: Message) -> InputError:
     """The error of that class; an unknown class becomes ReaderDied with the same words."""
     kind = getattr(errors, str(data["error"]), None)
     known = kind if isinstance(kind, type) and issubclass(kind, InputError) else ReaderDied
-    return known(str(data["message"]), action=str(data.get("advice", "")))
+    message, advice = str(data["message"]), str(data.get("advice", ""))
+    if known is MissingCompanion:
+        return MissingCompanion(message, companion=_plain_name(data.get("companion", "")), action=advice)
+    return known(message, action=advice)
+
+
+def _plain_name(value: object) -> str:
+    """A name in the file's own folder; nothing for what would lead out of it."""
+    name = str(value)[:255]
+    return "" if name in (".", "..") or "/" in name or "\0" in name else name

@@ -16,6 +16,8 @@ VERBS = {
     "run": ("wbcd.cli.run", "run", "Watch the microscope's folder and process what comes (the daemon)."),
     "process": ("wbcd.cli.process", "process", "Process files or folders once and print each outcome."),
     "reprocess": ("wbcd.cli.reprocess", "reprocess", "Process stored acquisitions again with another recipe."),
+    "retry": ("wbcd.cli.retry", "retry", "Process again what was set aside."),
+    "sample": ("wbcd.cli.retry", "sample", "Assign acquisitions to another sample."),
     "calibrate": ("wbcd.cli.calibrate", "calibrate", "Measure the instrument from a bead or an empty field; --store it."),
     "status": ("wbcd.cli.status", "status", "What the daemon does, and the counts so far."),
     "counts": ("wbcd.cli.status", "counts", "The differential count with 95 % confidence limits."),

@@ -77,6 +77,15 @@ Examples:
 Examples:
   wbcd reprocess --accurate --sample donor-7
   wbcd reprocess --outcome rejected --dry-run""",
+    "retry": """\b
+Examples:
+  wbcd retry
+  wbcd retry --reason input.too_large
+  wbcd retry --sample donor-7 /data/microscope/session-3 --dry-run""",
+    "sample move": """\b
+Examples:
+  wbcd sample move /data/microscope/cell-0001.h5 --to donor-8 --note "label on the dish was wrong"
+  wbcd sample move --from donor-7 --to donor-8""",
     "calibrate": """\b
 Examples:
   wbcd calibrate empty.h5 --illumination-na 1.05

@@ -76,7 +76,7 @@ def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool,
                 yield {"path": str(path), "outcome": None, "message": f"{path} would be processed"}
             else:
                 todo.append(path)
-        once = ProcessOnce(config, stages, ledger)
+        once = ProcessOnce(config, stages, ledger, replace_changed=True)
         with Bar("reprocessing", len(todo), shown=show) as bar:
             configure_logging(config.service)  # again: beside a bar standard error is another, which keeps the lines apart
             for path in todo:

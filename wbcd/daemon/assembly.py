@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import structlog
 
-from wbcd.acquisition import ReadDefaults, identify, read, stat_candidate
+from wbcd.acquisition import ReadDefaults, identify, read
+from wbcd.acquisition.companions import companions_of, look
 from wbcd.acquisition.isolate import IsolatedReader, IsolationLimits
 from wbcd.classification import Classifier, load_bundle
 from wbcd.config import Config, LimitSettings
@@ -22,7 +23,7 @@ from wbcd.records import Acquisition, Cell, Payload
 from wbcd.report.figures import thumbnail_png
 from wbcd.store import Ledger
 from wbcd.store.modelcard import learnt_simulated
-from wbcd.store.volumes import clean_stale, discard_tomograms, write_tomogram
+from wbcd.store.volumes import clean_stale, demand_volumes, discard_tomograms, write_tomogram
 
 _log = structlog.get_logger(__name__)
 
@@ -50,7 +51,7 @@ def make_stages(config: Config) -> Stages:
     readers = ReaderPool(config.limits, root) if config.limits.isolate else None
     read_file = readers.read if readers else partial(read, root=root)
     return Stages(
-        look=stat_candidate,
+        look=look,
         identify=partial(identify, root=root, max_bytes=config.limits.max_file_bytes),
         read=lambda acquisition: read_file(acquisition, defaults=defaults),
         measure_fringes=measure_fringes,
@@ -67,7 +68,10 @@ def make_stages(config: Config) -> Stages:
         keep=_keeper(config),
         model_id=bundle.model_id,
         model_card=dict(bundle.card),
+        companions=partial(companions_of, root=root),
+        volumes_root=config.output.dir if config.output.keep_tomograms else None,
         discard=_discarder(config),
+        demand_volumes=lambda paths: demand_volumes(config.output.dir, paths),
         close=readers.close if readers else lambda: None,
         judge_instrument=Instruments(config.output.dir).judge,
     )
@@ -115,11 +119,11 @@ def _keeper(config: Config) -> Callable[[Cell, Acquisition], str | None]:
     return keep
 
 
-def _discarder(config: Config) -> Callable[[str], object] | None:
-    root, recipe_id = config.output.dir, config.recipe.recipe_id
+def _discarder(config: Config) -> Callable[[str, Sequence[str]], object] | None:
+    root = config.output.dir
     if not config.output.keep_tomograms:
         return None
-    return lambda content_id: discard_tomograms(root, content_id=content_id, recipe_id=recipe_id)
+    return lambda content_id, named: discard_tomograms(root, content_id=content_id, named=named)
 
 
 def clean_output(config: Config) -> None:
@@ -135,7 +139,7 @@ def clean_output(config: Config) -> None:
 
 def open_ledger(config: Config, stages: Stages) -> Ledger:
     """Open (and migrate) the database and name the recipe and the model that results will carry."""
-    ledger = Ledger.open(config.database_url())
+    ledger = Ledger.open(config.database_url(), host=config.host)
     ledger.register(config.recipe, stages.model_id, stages.model_card)
     if learnt_simulated(stages.model_card):
         _log.warning("model.simulated", model=stages.model_id, message="model trained on simulated cells")

@@ -10,12 +10,13 @@ is first given to a child process, for a machine that was switched off at the wr
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,16 +26,28 @@ from wbcd.daemon.channel import Channel, Closed, Crew, take_batch
 from wbcd.daemon.desk import Desk, GaveUp, LedgerLike, Patience, Pauses
 from wbcd.daemon.drift import DRIFT, DriftWatch
 from wbcd.daemon.faults import FaultPoints
-from wbcd.daemon.identity import unread
+from wbcd.daemon.identity import UNREAD, unread
 from wbcd.daemon.line import End, ExaminedCell, Part, Timing, conclude, examine, finish, predict, to_classify
-from wbcd.daemon.stages import Stages
+from wbcd.daemon.reopening import ABSENT, CONDITIONAL, conditions_of, is_open_again
+from wbcd.daemon.stages import Stages, with_companions
 from wbcd.daemon.trial import Trial, poison_of, try_in_child
-from wbcd.errors import Incomplete, InputError, NotReadable, Poison, StageFailed, Unforeseen, WbcdError
+from wbcd.errors import (
+    Incomplete,
+    InputError,
+    MissingCompanion,
+    NotReadable,
+    Poison,
+    StageFailed,
+    Unforeseen,
+    VolumeGone,
+    WbcdError,
+)
 from wbcd.records import Acquisition, MeasuredCell, Outcome, Payload, SetAside
 
 STAGE_SUSPECTED_AFTER = 3
 DUPLICATE_IN_HAND_RETRY_S = 1.0
 SUSPECT_RETRY_S = 1.0
+REHASHED = "rehashed"
 
 
 class Log(Protocol):
@@ -54,6 +67,7 @@ class Job:
     timing: Timing
     cells: list[MeasuredCell] = field(default_factory=list)
     error: WbcdError | None = None
+    concluded_at: dt.datetime | None = None
 
 
 @dataclass(slots=True)
@@ -78,6 +92,15 @@ class Totals:
             f"{self.measured} measured ({self.cells} cells), {self.rejected} rejected, {self.set_aside} set aside, "
             f"{self.duplicates} duplicates"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    """A file that waits for another: until when (monotonic s), in which state it was, and what for."""
+
+    until_s: float
+    state: str
+    message: str
 
 
 class _Stopping(Exception):
@@ -149,8 +172,11 @@ class Pipeline:
         pauses: Pauses | None = None,
         on_outcome: Callable[[Outcome], None] = lambda _: None,
         trial: Trial | None = None,
+        companion_wait_s: float | None = None,
     ) -> None:
         self._config = config
+        self._companion_wait_s = config.watch.companion_wait_s if companion_wait_s is None else companion_wait_s
+        self._conditions = conditions_of(config)
         self._trial = trial or (lambda path: try_in_child(config, path, beat=self._beat))
         self._recipe = config.recipe
         self._stages = stages
@@ -165,6 +191,9 @@ class Pipeline:
         self._in_hand = InHand()
         self._suspects: set[str] | None = None
         self._drift = DriftWatch()
+        self._awaiting: dict[Path, _Awaited] = {}
+        self._companions: set[str] | None = None
+        self._rehashed: set[Path] = set()
         self._later: list[tuple[float, Path]] = []
         self._later_lock = threading.Lock()
         self._stopping = threading.Event()
@@ -256,13 +285,20 @@ class Pipeline:
         False when the store has no room for the question now.
         """
 
-        def counted(path: Path, sighted: tuple[int, int] | None) -> bool:
-            found = self._stages.look(path) if sighted is not None else None
-            return found is not None and (found.size, found.mtime_ns) == sighted
-
         def work(ledger: LedgerLike) -> None:
             known = ledger.counted(paths, self._recipe.recipe_id, self._stages.model_id)
-            keep([path for path in paths if not counted(path, known.get(path))])
+            states: dict[Path, str] = {}
+            left = []
+            for path in paths:
+                file = known.get(path)
+                found = self._stages.look(path, file.companions) if file is not None else None
+                if file is None or found is None or not file.is_as(found.size, found.mtime_ns, found.token):
+                    left.append(path)
+                elif not file.state:
+                    states[path] = found.token
+            if states:
+                ledger.note_states(states)
+            keep(left)
             self._beat()
 
         return self._desk.try_tell(work)
@@ -274,7 +310,15 @@ class Pipeline:
 
     def _sight(self, ledger: LedgerLike, acquisition: Acquisition) -> None:
         with self._abandoned_discarded(ledger):
-            ledger.sighted(acquisition.path, acquisition.size_bytes, acquisition.mtime_ns, acquisition.content_id)
+            ledger.sighted(
+                acquisition.path,
+                acquisition.size_bytes,
+                acquisition.mtime_ns,
+                acquisition.content_id,
+                state=acquisition.state,
+                companions=acquisition.companions,
+            )
+        self._note_companions(acquisition)
         self._faults.passing("after_sighted")
 
     @contextmanager
@@ -290,10 +334,108 @@ class Pipeline:
                 self._discard(ledger, content_id)
 
     def _discard(self, ledger: LedgerLike, content_id: str) -> None:
-        """Remove the volumes of a content, unless an outcome names them (another daemon's, of the same folders)."""
+        """Remove the volumes of a content that no row of any recipe and model names."""
         discard = self._stages.discard
-        if discard is not None and ledger.known(content_id, self._recipe.recipe_id, self._stages.model_id) is None:
-            discard(content_id)
+        if discard is not None:
+            ledger.discard_volumes(content_id, lambda named: discard(content_id, named))
+
+    def settle_volumes(self) -> None:
+        """Remove what a daemon that was killed kept and no row came to name; what is in hand is left alone."""
+        root = self._stages.volumes_root
+        if root is None or self._stages.discard is None:
+            return
+
+        def work(ledger: LedgerLike) -> None:
+            for content_id in ledger.volumes_to_settle(root):
+                if self._in_hand.get(content_id) is None:
+                    self._discard(ledger, content_id)
+                self._beat()
+
+        self._desk.tell(work)
+
+    # --- what is not final ---
+
+    def works_by(self) -> None:
+        """The recipe and the model are asked for from now on: their results are the current ones."""
+        self._desk.tell(lambda ledger: self._ask_for_all(ledger))
+
+    def _ask_for_all(self, ledger: LedgerLike) -> None:
+        if ledger.ask_for_all(self._recipe.recipe_id, self._stages.model_id):
+            self._log.info("works_by", recipe=self._recipe.recipe_id, model=self._stages.model_id)
+
+    def reopen(self, *, absent: bool) -> bool:
+        """Open again what today's limits might let pass, and (``absent``) what a share that was away refused; take up all that
+        was opened, by whom ever. False when the store has no room to hear of it now."""
+        reasons = (*CONDITIONAL, *ABSENT) if absent else CONDITIONAL
+
+        def work(ledger: LedgerLike) -> None:
+            key = self._recipe.recipe_id, self._stages.model_id
+            found = ledger.set_aside(*key, reasons=reasons)
+            unread_now = [one for one in found if one.content_id.startswith(UNREAD)]
+            again = [
+                one
+                for one in found
+                if one not in unread_now
+                and (one.reason in ABSENT or is_open_again(one.reason, one.conditions, self._conditions))
+            ]
+            if again:
+                ledger.reopen([one.run_id for one in again], "the site's limits, wbcd or the share are others now")
+            for path in {Path(one.path) for one in unread_now if absent}:
+                self._look_again(path, 0.0)
+            self._take_reopened(ledger)
+
+        return self._desk.try_tell(work)
+
+    def take_reopened(self) -> bool:
+        """Take up what was opened again (`wbcd retry`); False when the store has no room to hear of it now."""
+        return self._desk.try_tell(self._take_reopened)
+
+    def _take_reopened(self, ledger: LedgerLike) -> None:
+        waiting = self._waiting_paths()
+        for path in ledger.reopened(self._recipe.recipe_id, self._stages.model_id):
+            if path not in waiting and path not in self._awaiting:
+                self._look_again(path, 0.0)
+
+    def rehash(self, most: int, every_h: float) -> bool:
+        """When it is time, by the journal, hash a sample of counted files again, as if nothing were known of their state.
+
+        The first time comes as long after the first outcome. False when the store has no room for the question now.
+        """
+
+        def work(ledger: LedgerLike) -> None:
+            last = ledger.last_event_at(REHASHED) or ledger.first_outcome_at()
+            if last is None or dt.datetime.now(dt.UTC) - last < dt.timedelta(hours=every_h):
+                return
+            chosen = ledger.counted_sample(self._recipe.recipe_id, self._stages.model_id, most)
+            self._rehashed.update(chosen)
+            for path in chosen:
+                self._look_again(path, 0.0)
+            ledger.event(REHASHED, f"{len(chosen)} counted files are hashed again.", files=len(chosen))
+            self._log.info(REHASHED, files=len(chosen))
+
+        return self._desk.try_tell(work)
+
+    @property
+    def awaiting(self) -> dict[str, str]:
+        """Files that wait for one that belongs to them, with the sentence that says for which."""
+        return {str(path): awaited.message for path, awaited in list(self._awaiting.items())}
+
+    def _waiting_paths(self) -> set[Path]:
+        with self._later_lock:
+            return {path for _, path in self._later}
+
+    def _note_companions(self, acquisition: Acquisition) -> None:
+        """Companions that are themselves found as files are watched by name: a change of one is a change of its samples."""
+        if self._companions is not None:
+            self._companions.update(str(acquisition.path.parent / name) for name, _ in acquisition.companions)
+
+    def _wake_dependents(self, path: Path) -> None:
+        """``path`` has come or changed: who names it as a companion is looked at again."""
+        if self._companions is None:
+            self._companions = self._desk.ask(lambda ledger: ledger.companion_names())
+        if str(path.absolute()) in self._companions or str(path) in self._companions:
+            for dependent in self._desk.ask(lambda ledger: ledger.dependents(path.absolute())):
+                self._look_again(dependent, 0.0)
 
     def stop(self, timeout_s: float) -> bool:
         """Finish what is begun and end; False when something was left unfinished (it is taken up at the next start)."""
@@ -338,32 +480,45 @@ class Pipeline:
 
     def _read_payload(self, job: Job) -> None:
         job.timing.skip()
+        before = job.acquisition
         try:
-            job.acquisition, payload = self._stages.read(job.acquisition)
+            read, payload = self._stages.read(before)
+            job.acquisition = self._with_companions(before, read)
         except Exception as error:  # noqa: BLE001 - one file's failure is recorded as its own, with its class
+            if isinstance(error, MissingCompanion) and error.companion:
+                job.acquisition = self._with_companions(before, replace(before, companions=((error.companion, None),)))
             self._end(job, End(job.acquisition, error=line.as_error_of_item(error, "read")))
             return
         job.timing.done("read")
         self._faults.passing("after_read")
         self._payloads.put((job, payload))
 
+    def _with_companions(self, before: Acquisition, read: Acquisition) -> Acquisition:
+        """The ticket with its companions; what only its reader could name is remembered now."""
+        ticket = with_companions(self._stages, before, read)
+        if ticket.companions != before.companions:
+            self._desk.tell(lambda ledger: self._sight(ledger, ticket))
+        return ticket
+
     def _begun(self, path: Path) -> Job | None:
         """The job for a path, its try counted; None when there is nothing to do for it (now)."""
         acquisition = self._identified(path)
         if acquisition is None:
             return None
+        self._wake_dependents(path)
         if self._in_hand.get(acquisition.content_id) is not None:
             self._look_again(path, DUPLICATE_IN_HAND_RETRY_S)  # a copy of what is in work: a duplicate once that is stored
             return None
         self._desk.tell(lambda ledger: self._sight(ledger, acquisition))
         stored = self._known(acquisition.content_id)
         if stored is not None:
-            if str(stored.path) != str(path):  # else it is the very file: forgotten while its folder was away, or touched
+            if str(stored.path) != str(path.absolute()):  # else the very file: forgotten while its folder was away, or touched
                 self._note_duplicate(acquisition)
             return None
         if self._postponed(acquisition):
             return None
-        tries = self._desk.ask(lambda ledger: ledger.begin(acquisition))
+        root = self._stages.volumes_root
+        tries = self._desk.ask(lambda ledger: ledger.begin(acquisition, volumes_root=root))
         self._faults.passing("after_begin")
         return Job(acquisition, tries, Timing(beat=self._beat))
 
@@ -381,24 +536,32 @@ class Pipeline:
         return True
 
     def _identified(self, path: Path) -> Acquisition | None:
-        found = self._stages.look(path)
-        seen = None if found is None else self._desk.ask(lambda ledger: ledger.recall(path, found.size, found.mtime_ns))
-        if seen is not None and not seen.startswith("unread-") and self._known(seen) is not None:
+        again = path in self._rehashed
+        self._rehashed.discard(path)
+        file = self._desk.ask(lambda ledger: ledger.remembered(path))
+        others = () if file is None else tuple(file.companions)
+        found = self._stages.look(path, others)
+        as_it_was = file is not None and found is not None and file.is_as(found.size, found.mtime_ns, found.token)
+        unread_before = file is not None and file.content_id.startswith(UNREAD)
+        if as_it_was and not unread_before and not again and self._known(file.content_id) is not None:
             return None  # this very file is counted already
         try:
             acquisition = self._stages.identify(path, beat=self._hashed_on)
+            companions = self._stages.companions(path, others)
         except _Stopping:
             return None
         except Incomplete:  # it changed while its bytes were hashed: the watcher tells when it rests again
             self._look_again(path, max(self._config.watch.quiet_s, DUPLICATE_IN_HAND_RETRY_S))
             return None
         except (InputError, OSError) as error:
-            self._end_unread(path, error, sight=seen is None)
+            self._end_unread(path, error, sight=not as_it_was)
             return None
-        if seen is not None and seen.startswith("unread-"):  # its bytes can be read now: the ticket in their place is over
-            self._desk.tell(lambda ledger: ledger.gone(path))
+        if unread_before:  # its bytes can be read now: the ticket in their place is over
+            self._desk.tell(lambda ledger: ledger.retire_unread(file.content_id, path))
         self._faults.passing("after_identify")
-        return acquisition
+        # The state from before the bytes were read: should they have changed since, they are read once more.
+        state = "" if found is None else found.token
+        return replace(acquisition, companions=companions, state=state)
 
     def _hashed_on(self) -> None:
         """After each block: a large file on a slow share is progress, and shall not hold up a stop; it is not begun yet."""
@@ -417,7 +580,7 @@ class Pipeline:
             return
         if isinstance(error, OSError):
             error = NotReadable(f"{path.name} cannot be opened: {error.strerror}.")
-        acquisition = unread(path)
+        acquisition = unread(path, self._config.host)
         if self._known(acquisition.content_id) is not None:
             return
         if sight:
@@ -530,13 +693,33 @@ class Pipeline:
                 ) from error
         elif error is None:
             self._failures.item_went_through()
+        if isinstance(error, MissingCompanion) and self._waits_for_companion(job, error):
+            return
         # What another daemon of the same database has stored meanwhile is not looked at again: the commit ends its tries.
-        may_pass = isinstance(error, line.MAY_PASS) and job.tries < self._config.limits.max_tries
+        may_pass = isinstance(error, line.MAY_PASS) and not isinstance(error, MissingCompanion)
+        may_pass = may_pass and job.tries < self._config.limits.max_tries
         if may_pass and error is not None and self._known(job.acquisition.content_id) is None:
             self._again_later(job, error)
             return
         ended = End(end.acquisition, end.verdict, error)
         self._settle(job, conclude(ended, job.cells, job.timing.total_s))
+
+    def _waits_for_companion(self, job: Job, error: MissingCompanion) -> bool:
+        """True while the patience for a companion lasts; it begins anew with each change of the file or its companions."""
+        path, now_s = job.acquisition.path, time.monotonic()
+        known = self._awaiting.get(path)
+        if known is None or known.state != job.acquisition.state:
+            known = _Awaited(now_s + self._companion_wait_s, job.acquisition.state, error.message)
+        if now_s >= known.until_s:
+            self._awaiting.pop(path, None)
+            return False
+        self._awaiting[path] = known
+        content_id = job.acquisition.content_id
+        self._desk.tell(lambda ledger: ledger.wait_for(content_id, error.message))
+        self._in_hand.remove(content_id)
+        self._look_again(path, known.until_s - now_s)
+        self._log.info("waits_for_companion", path=str(path), message=error.message, wait_s=round(known.until_s - now_s, 1))
+        return True
 
     def _again_later(self, job: Job, error: WbcdError) -> None:
         watch = self._config.watch
@@ -558,16 +741,39 @@ class Pipeline:
             self._later.append((time.monotonic() + wait_s, path))
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
+        self._awaiting.pop(job.acquisition.path, None)
+        job.concluded_at = dt.datetime.now(dt.UTC)
         self._desk.tell(lambda ledger: self._commit(ledger, job, outcome))
 
     def _commit(self, ledger: LedgerLike, job: Job, outcome: Outcome) -> None:
         self._faults.passing("before_commit")
-        if isinstance(outcome, SetAside):
-            self._discard(ledger, outcome.acquisition.content_id)
         started = time.monotonic()
-        ledger.commit(outcome, self._recipe.recipe_id, self._stages.model_id)
+        try:
+            stored = ledger.commit(
+                outcome,
+                self._recipe.recipe_id,
+                self._stages.model_id,
+                conditions=self._conditions,
+                once_per_acquisition=self._config.watch.same_acquisition == "duplicate",
+                check=lambda: self._stages.demand_volumes(volumes_of(outcome)),
+                at=job.concluded_at,
+            )
+        except VolumeGone as error:
+            self._again_later(job, error)
+            return
         job.timing.seconds["commit"] = time.monotonic() - started
         self._faults.passing("after_commit")
+        if stored is None or stored.kind == "set_aside" or volumes_of(stored) != volumes_of(outcome) or job.tries > 1:
+            self._discard(ledger, outcome.acquisition.content_id)
+        if stored is None:
+            self._log.info("stored_already", content_id=job.acquisition.content_id, path=str(job.acquisition.path))
+            self.totals.duplicates += 1
+        else:
+            self._tell_stored(ledger, stored, job)
+        self._in_hand.remove(job.acquisition.content_id)
+        self._beat()
+
+    def _tell_stored(self, ledger: LedgerLike, outcome: Outcome, job: Job) -> None:
         drifted = self._drift.message(outcome)
         if drifted is not None:
             self._log.warning(DRIFT, message=drifted)
@@ -575,14 +781,18 @@ class Pipeline:
         self.totals.count(outcome)
         self._log.info("outcome", **outcome_fields(outcome, job.timing.seconds))
         self._on_outcome(outcome)
-        self._in_hand.remove(job.acquisition.content_id)
-        self._beat()
 
     def _beat(self) -> None:
         self.beats += 1
 
     def _over(self) -> bool:
         return self._crew.failure is not None
+
+
+def volumes_of(outcome: Outcome) -> list[str]:
+    """The kept volumes that its cells name."""
+    cells = () if isinstance(outcome, SetAside) else outcome.cells
+    return [cell.tomogram_path for cell in cells if cell.tomogram_path is not None]
 
 
 def _is_gone(path: Path) -> bool:

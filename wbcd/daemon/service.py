@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from wbcd import __version__
-from wbcd.config import Config, redact
+from wbcd.config import Config, WatchSettings, redact
 from wbcd.daemon.channel import Broken, Closed
 from wbcd.daemon.desk import GaveUp, LedgerLike, Pauses
 from wbcd.daemon.faults import FaultPoints
@@ -121,6 +121,34 @@ class Backlog:
         return len(self._paths) + len(self._unsifted) + self._in_question
 
 
+class LookAgain:
+    """When what is not final is looked at again: at the start, when the folder comes back, once a rescan for what a person
+    asked for, and every so many hours a sample of what is counted."""
+
+    def __init__(self, watch: WatchSettings, pipeline: Pipeline, *, present: bool) -> None:
+        self._watch = watch
+        self._pipeline = pipeline
+        self._present = present
+        self._due = True
+        self._next_look_s = self._next_rehash_s = float("-inf")
+
+    def look(self, now_s: float, *, present: bool) -> None:
+        """Called in each turn of the main loop; what finds no room now is asked for in the next turn."""
+        self._due |= present and not self._present
+        self._present = present
+        if self._due:
+            self._due = not self._pipeline.reopen(absent=True)
+        if now_s >= self._next_look_s and self._pipeline.take_reopened():
+            self._next_look_s = now_s + self._watch.rescan_s
+        if self._watch.rehash_files and now_s >= self._next_rehash_s:
+            self._rehash(now_s)
+
+    def _rehash(self, now_s: float) -> None:
+        """Ask ten times in that span: the journal says when it was done last, by this process or one before."""
+        if self._pipeline.rehash(self._watch.rehash_files, self._watch.rehash_every_h):
+            self._next_rehash_s = now_s + self._watch.rehash_every_h * 360
+
+
 class Service:
     """One run of the daemon, from start to a drained stop. :meth:`run` returns when stopped, raises when the line fails."""
 
@@ -191,6 +219,8 @@ class Service:
             pauses=self._pauses,
             on_outcome=self._on_outcome,
             trial=self._trial,
+            # A run that ends when nothing waits does not wait for a file that may never come: the next one takes it up.
+            companion_wait_s=0.0 if self._stop_when_idle else None,
         )
         self._note = pipeline.event
         pipeline.start()
@@ -215,6 +245,7 @@ class Service:
         self._backlog.find(self._watcher.poll(0.0))  # the first scan comes before READY
         self._looked = True
         self._ready(pipeline, state)
+        again = LookAgain(self._config.watch, pipeline, present=self._watcher.present)
         next_beat_s = 0.0
         self._idle_since_s = time.monotonic()
         while not self._stop.is_set() and pipeline.failure is None:
@@ -223,6 +254,7 @@ class Service:
             self._backlog.feed(pipeline.offer)
             self._backlog.find(self._watcher.poll(0.02 if len(self._backlog) or self._vanished else LOOK_S))
             self._forget_vanished(pipeline)
+            again.look(time.monotonic(), present=self._watcher.present)
             if time.monotonic() >= next_beat_s:
                 self._heartbeat(pipeline, state)
                 next_beat_s = time.monotonic() + self._beat_every_s
@@ -252,6 +284,8 @@ class Service:
         if self._config.watch.dir is not None and self._watcher.present:
             pipeline.forget_lost(self._config.watch.dir.absolute())
         pipeline.end_pause("The daemon was started again and takes files.")
+        pipeline.works_by()
+        pipeline.settle_volumes()
         self._notifier.send(READY="1", STATUS="Watching.")
         self._say(state, pipeline, "paused" if self._waits_for else "running")
         self._log.info(
@@ -320,6 +354,7 @@ class Service:
 
     def _say(self, state: StateFile, pipeline: Pipeline | None, word: str, reason: str | None = None) -> None:
         totals = vars_of(pipeline.totals) if pipeline else {}
+        awaiting = pipeline.awaiting if pipeline else {}
         state.write(
             {
                 "state": word,
@@ -336,6 +371,8 @@ class Service:
                 "waiting": len(self._backlog),
                 "in_hand": pipeline.in_hand if pipeline else 0,
                 "since_start": totals,
+                "awaiting": len(awaiting),
+                "awaiting_examples": dict(islice(awaiting.items(), SHOWN_FOLDERS)),
                 "channels": pipeline.statistics() if pipeline else {},
             }
         )

@@ -6,7 +6,7 @@ The line never imports a stage itself, so that it can be read and tested without
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -26,12 +26,26 @@ from wbcd.records import (
 
 
 class Stat(Protocol):
-    """State of a file that tells a change without reading it."""
+    """State of a file that tells a change without reading it; ``token`` is all of it but size and mtime, as text."""
 
     @property
     def size(self) -> int: ...
     @property
     def mtime_ns(self) -> int: ...
+    @property
+    def token(self) -> str: ...
+
+
+class Look(Protocol):
+    """State of a path and of the files that belong to it; ``others``: names of such files that it is known to state."""
+
+    def __call__(self, path: Path, others: Iterable[str] = ...) -> Stat | None: ...
+
+
+class FindCompanions(Protocol):
+    """Names and digests of the files that belong to a path; None for one that is absent."""
+
+    def __call__(self, path: Path, others: Iterable[str] = ...) -> tuple[tuple[str, str | None], ...]: ...
 
 
 class Identify(Protocol):
@@ -43,10 +57,11 @@ class Identify(Protocol):
 @dataclass(frozen=True, slots=True)
 class Stages:
     """What each room does for the line. ``keep`` writes a cell's volume and returns its path, or None when none is
-    kept; ``discard`` removes the volumes of a content that no row will name (None when none are kept); ``close`` ends what
+    kept, below ``volumes_root``; ``discard`` removes those volumes of a content that are not among the named ones (None when
+    none are kept); ``demand_volumes`` raises :class:`wbcd.errors.VolumeGone` when one is not there; ``close`` ends what
     the stages hold (reader processes); ``judge_instrument``: drift against the stored calibration, where there is one."""
 
-    look: Callable[[Path], Stat | None]
+    look: Look
     identify: Identify
     read: Callable[[Acquisition], tuple[Acquisition, Payload]]
     measure_fringes: Callable[[HologramStack], FringeReport]
@@ -63,6 +78,22 @@ class Stages:
     keep: Callable[[Cell, Acquisition], str | None]
     model_id: str
     model_card: dict[str, object]
-    discard: Callable[[str], object] | None = None
+    companions: FindCompanions = lambda path, others=(): ()  # noqa: ARG005 - a test's rig without companions
+    volumes_root: Path | None = None
+    discard: Callable[[str, Sequence[str]], object] | None = None
+    demand_volumes: Callable[[Sequence[str]], None] = lambda _: None
     close: Callable[[], None] = lambda: None
     judge_instrument: Callable[[Acquisition, FringeReport, FieldStack, Recipe], Verdict] = lambda *_: Verdict()
+
+
+def with_companions(stages: Stages, before: Acquisition, read: Acquisition) -> Acquisition:
+    """``read`` with the digests of its companions: those of ``before``, or anew where its reader names others.
+
+    The reader opens its companions in another process and gives back their names only.
+    """
+    named, known = {name for name, _ in read.companions}, {name for name, _ in before.companions}
+    if named <= known:
+        return replace(read, companions=before.companions, state=before.state)
+    found = stages.look(before.path, known | named)
+    companions = stages.companions(before.path, known | named)
+    return replace(read, companions=companions, state=before.state if found is None else found.token)

@@ -17,24 +17,23 @@ import re
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, select, text, union, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, Table, func, or_, select, text, union, update
 from sqlalchemy.exc import IntegrityError
 
 from wbcd import __version__
 from wbcd.errors import DatabaseUnavailable, NoSpace, NotStored, SchemaMismatch, StoreError, UnknownClass
 from wbcd.recipe import Recipe
 from wbcd.records import NAME, NAME_RULE, Acquisition, MeasuredCell, Outcome
-from wbcd.store import chain, queries, rows, schema
+from wbcd.store import chain, outcomes, queries, rows, schema, sources
 from wbcd.store.engine import READ_ONLY, Retry, WriterLock, make_engine
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
 from wbcd.store.modelcard import classes_of, learnt_simulated
-from wbcd.store.rows import CellLabel, Health, SampleLabel, StoredCell, StoredOutcome, Unfinished
+from wbcd.store.rows import CellLabel, Health, SampleLabel, SetAsideRow, SourceFile, StoredCell, StoredOutcome, Unfinished
 from wbcd.store.urls import Target, parse_url
 
 T = TypeVar("T")
@@ -48,8 +47,6 @@ PAGE_ROWS: Final = 256
 _WAL_RESET_DEFECT: Final = ((3, 7, 0), (3, 51, 3))
 _OLDEST_POSTGRES: Final = 150000
 
-CHANGED_AFTER_COUNT: Final = "changed_after_count"
-
 MAX_ID: Final = 2**63 - 1
 
 
@@ -61,8 +58,11 @@ def utc_now() -> dt.datetime:
 class Ledger:
     """Open one with :meth:`open`. Every method raises :class:`wbcd.errors.StoreError` or one of its kinds, nothing else."""
 
-    def __init__(self, target: Target, *, now: Callable[[], dt.datetime] = utc_now, retry: Retry | None = None) -> None:
+    def __init__(
+        self, target: Target, *, host: str = "", now: Callable[[], dt.datetime] = utc_now, retry: Retry | None = None
+    ) -> None:
         self._target = target
+        self._host = rows.clean_text(host) if target.kind == "postgresql" else ""  # an SQLite file is one machine's
         self._now = now
         patience_s = PATIENCE_S if target.kind == "postgresql" else 0.0  # SQLite has waited its busy timeout already
         self._retry = retry if retry is not None else Retry(patience_s)
@@ -76,17 +76,20 @@ class Ledger:
         url: str | Path,
         *,
         create: bool = True,
+        host: str = "",
         now: Callable[[], dt.datetime] = utc_now,
         retry: Retry | None = None,
     ) -> Ledger:
         """Connect, make the schema in an empty database when ``create``, and refuse any other revision than ours.
+
+        ``host``: the machine whose paths are meant, where several share a PostgreSQL.
 
         Raises :class:`SchemaMismatch`, :class:`DatabaseUnavailable`, :class:`NoSpace`.
         """
         target = parse_url(url)
         if target.path is not None:
             _prepare_folder(target.path, create=create, target=target)
-        ledger = cls(target, now=now, retry=retry)
+        ledger = cls(target, host=host, now=now, retry=retry)
         try:
             ledger._write(lambda connection: _open_schema(connection, target.display, create=create))
         except BaseException:
@@ -112,52 +115,155 @@ class Ledger:
         }
 
         def work(connection: Connection) -> None:
-            _insert_new(connection, schema.recipe, recipe_row)
-            _insert_new(connection, schema.model, model_row)
+            outcomes.insert_new(connection, schema.recipe, recipe_row)
+            outcomes.insert_new(connection, schema.model, model_row)
             _correct_simulated(connection, model_id, simulated=model_row["simulated"])
 
         self._write(work)
 
-    def begin(self, acquisition: Acquisition) -> int:
-        """Count a try, on disk before this returns. Gives the tries since the last outcome, this one included: 1, 2, ..."""
+    def begin(self, acquisition: Acquisition, *, volumes_root: Path | None = None) -> int:
+        """Count a try, on disk before this returns. Gives the tries since the last outcome, this one included: 1, 2, ...
+
+        ``volumes_root``: the output folder into which volumes of it will be kept, before a row can name them.
+        """
         token, now = uuid.uuid4().hex, self._now()
-        return self._write(lambda connection: _count_try(connection, acquisition, token, now))
+        hand = {"begun_host": self._host, "waits_for": None}
+        if volumes_root is not None:
+            hand["volumes_root"] = rows.clean_text(str(volumes_root.absolute()))
+        return self._write(lambda connection: outcomes.count_try(connection, acquisition, token, now, hand))
 
-    def commit(self, outcome: Outcome, recipe_id: str, model_id: str) -> None:
-        """Store an outcome with its cells and predictions in one transaction.
+    def wait_for(self, content_id: str, sentence: str) -> None:
+        """It is in hand no longer: it waits for a file that belongs to it, which says so in the view ``backlog``."""
+        values = {"tries": 0, "waits_for": rows.clean_text(sentence)}
+        table = schema.acquisition
+        self._write(lambda connection: connection.execute(update(table).where(table.c.content_id == content_id).values(values)))
 
-        The first outcome of an acquisition under a recipe and a model stands; a later one changes nothing.
+    def commit(
+        self,
+        outcome: Outcome,
+        recipe_id: str,
+        model_id: str,
+        *,
+        conditions: Mapping[str, Any] | None = None,
+        once_per_acquisition: bool = False,
+        check: Callable[[], None] = lambda: None,
+        at: dt.datetime | None = None,
+    ) -> Outcome | None:
+        """Store an outcome with its cells and predictions in one transaction; gives what was stored.
+
+        The first outcome of an acquisition under a recipe and a model stands: a later one changes nothing and gives None,
+        unless the first was opened again (:meth:`reopen`): then it is replaced, and the journal keeps what it was.
+        ``conditions``: the site's limits that judged what is set aside. ``once_per_acquisition``: an acquisition whose
+        instrument's own id is counted already, of another file, is set aside instead. ``check`` is called within the
+        transaction and may raise: then nothing is stored. ``at``: its label of time, the same in each repetition of one call
+        whose answer was lost.
         Raises :class:`StoreError` when recipe or model was not registered, or a prediction is another model's.
         """
         for cell in rows.cells_of(outcome):
             _refuse_other_model(cell, model_id)
-        now = self._now()
-        self._write(lambda connection: _store_outcome(connection, outcome, recipe_id, model_id, now))
+        key = outcomes.Key(recipe_id, model_id, at or self._now(), None if conditions is None else rows.clean_json(conditions))
 
-    def sighted(self, path: Path | str, size: int, mtime_ns: int, content_id: str) -> None:
+        def work(connection: Connection) -> Outcome | None:
+            check()
+            first = outcomes.same_acquisition(connection, outcome, key) if once_per_acquisition else None
+            return outcomes.store(connection, outcome if first is None else first, key)
+
+        return self._write(work)
+
+    def ask(self, content_id: str, recipe_id: str, model_id: str) -> None:
+        """A stored outcome is asked for again: of its acquisition it is the current one from now on."""
+        now = self._now()
+        self._write(lambda connection: outcomes.ask(connection, recipe_id, model_id, now, content_id=content_id))
+
+    def ask_for_all(self, recipe_id: str, model_id: str) -> bool:
+        """A daemon works by this recipe and model from now on.
+
+        True where it worked by others before, and outcomes of these, which were there already, are the current ones again.
+        """
+        now = self._now()
+        return self._write(lambda connection: outcomes.ask_for_all(connection, recipe_id, model_id, now, self._host))
+
+    def reopen(self, run_ids: Sequence[int], why: str, *, by: str | None = None) -> set[int]:
+        """Let outcomes be made again: each stands until another takes its place. Gives the ids of those that were opened.
+
+        Left alone is one of which a person has read a cell: the reading needs its row.
+        """
+        now = self._now()
+        return self._write(lambda connection: outcomes.reopen(connection, run_ids, now, why, by))
+
+    def move_sample(self, content_ids: Sequence[str], to: str, *, by: str, note: str | None = None) -> int:
+        """Assign acquisitions to another sample; the journal says from which. Gives how many were moved."""
+        now = self._now()
+        return self._write(lambda connection: outcomes.move_sample(connection, content_ids, to, now, by, note))
+
+    def sighted(
+        self,
+        path: Path | str,
+        size: int,
+        mtime_ns: int,
+        content_id: str,
+        *,
+        state: str = "",
+        companions: Sequence[tuple[str, str | None]] = (),
+    ) -> None:
         """Remember what a file holds, so that a restart need not read it again.
 
         A file whose earlier content has an outcome already, and whose content is now another, gives an event
-        ``changed_after_count``: the count stands, but someone rewrote what was counted.
+        ``changed_after_count``: the count stands, but someone rewrote what was counted. Companions that are not those it
+        was judged with open it again where nothing was counted, and give an event ``companions_changed`` where it was.
         """
         row = {
-            "path": rows.clean_text(str(path)),
+            "host": self._host,
+            "path": _path_text(path),
             "size_bytes": int(size),
             "mtime_ns": int(mtime_ns),
+            "state": state,
             "content_id": content_id,
+            "companions": rows.clean_json(dict(companions)) or None,
             "seen_at": self._now(),
         }
-        self._write(lambda connection: _remember_file(connection, row))
+        self._write(lambda connection: sources.remember(connection, row))
+
+    def note_states(self, states: Mapping[Path, str]) -> None:
+        """Complete rows of before a file's state was kept: they look as they did, and from now on are held to it."""
+        file = schema.source_file.c
+        work = [(_path_text(path), state) for path, state in states.items()]
+
+        def write(connection: Connection) -> None:
+            for path, state in work:
+                which = update(schema.source_file).where(file.path == path, file.state == "", file.host.in_(("", self._host)))
+                connection.execute(which.values(state=state))
+
+        self._write(write)
 
     def gone(self, path: Path | str) -> None:
         """Forget a file that has left the folder; what was counted from it stays, what was only begun is no longer open."""
-        name = rows.clean_text(str(path))
-        self._write(lambda connection: _forget_file(connection, name))
+        name = _path_text(path)
+        self._write(lambda connection: sources.forget(connection, self._host, name))
+
+    def retire_unread(self, content_id: str, path: Path | str) -> None:
+        """The bytes of a file that had none can be read: the outcome that stood in for them goes, and the journal says so."""
+        now, name = self._now(), _path_text(path)
+        self._write(lambda connection: outcomes.retire_unread(connection, content_id, now, self._host, name))
+
+    def discard_volumes(self, content_id: str, remove: Callable[[Sequence[str]], object]) -> None:
+        """Call ``remove`` with every path that a row names for this content; no row can come to name another meanwhile.
+
+        Nothing happens while the content is in hand: what it keeps is not named yet.
+        """
+        self._write(lambda connection: outcomes.discard_volumes(connection, content_id, remove))
+
+    def volumes_to_settle(self, root: Path) -> list[str]:
+        """Contents of which ``root`` may hold volumes that no row names: a daemon ended between the two."""
+        place = rows.clean_text(str(root.absolute()))
+        acquisition = schema.acquisition.c
+        query = select(acquisition.content_id).where(acquisition.volumes_root == place, acquisition.tries == 0)
+        return self._read(lambda connection: list(connection.execute(query).scalars()))
 
     def event(self, kind: str, message: str, **fields: Any) -> None:
         """Append to the journal. ``fields``: ``code`` has its own column, the rest goes into ``details``."""
         code = fields.pop("code", None)
-        row = _event_row(self._now(), kind, message, fields, code=None if code is None else str(code))
+        row = outcomes.event_row(self._now(), kind, message, fields, code=None if code is None else str(code))
         self._append(schema.event, lambda _: row)
 
     def review(self, cell_id: int, reviewer: str, label: str, note: str | None = None) -> None:
@@ -207,44 +313,142 @@ class Ledger:
             events = schema.event
             last = select(events.c.kind).where(events.c.kind.in_(kinds)).order_by(events.c.id.desc()).limit(1)
             if connection.execute(last).scalar() == kinds[0]:
-                chain.append(connection, events, _event_row(now, kinds[1], message, {}))
+                chain.append(connection, events, outcomes.event_row(now, kinds[1], message, {}))
 
         self._write(work)
 
     # --- reading --------------------------------------------------------------------------------------
 
     def known(self, content_id: str, recipe_id: str, model_id: str) -> StoredOutcome | None:
-        """The outcome under this key, with its cells (without pictures), or None."""
+        """The outcome under this key, with its cells (without pictures); None where there is none or it was opened again."""
 
         def work(connection: Connection) -> StoredOutcome | None:
-            row = connection.execute(queries.runs(content_id, recipe_id, model_id)).mappings().first()
+            query = queries.runs(content_id, recipe_id, model_id).where(schema.run.c.reopened_at.is_(None))
+            row = connection.execute(query).mappings().first()
             return None if row is None else _with_cells(connection, row)
 
         return self._read(work)
 
-    def recall(self, path: Path | str, size: int, mtime_ns: int) -> str | None:
-        """The content id of a file that was :meth:`sighted` with this size and time, or None when it must be read."""
-        file = schema.source_file.c
-        query = select(file.content_id).where(
-            file.path == rows.clean_text(str(path)), file.size_bytes == int(size), file.mtime_ns == int(mtime_ns)
+    def remembered(self, path: Path | str) -> SourceFile | None:
+        """What a path held when it was last :meth:`sighted`, or None."""
+        query = queries.files(self._host).where(schema.source_file.c.path == _path_text(path))
+        return self._read(lambda connection: _source_files(connection.execute(query)).get(_path_text(path)))
+
+    def counted(self, paths: Sequence[Path], recipe_id: str, model_id: str) -> dict[Path, SourceFile]:
+        """Those of ``paths`` whose content, as it was last sighted there, has its outcome.
+
+        One question for a thousand files, where :meth:`remembered` and :meth:`known` would be two for each.
+        """
+        names = {_path_text(path): path for path in paths}
+        query = queries.counted_files(self._host, list(names), recipe_id, model_id)
+        found = self._read(lambda connection: _source_files(connection.execute(query)))
+        return {names[name]: file for name, file in found.items()}
+
+    def counted_sample(self, recipe_id: str, model_id: str, most: int) -> list[Path]:
+        """At most so many files of this machine that are counted, chosen at random: to be hashed again."""
+        run, acquisition, file = schema.run.c, schema.acquisition.c, schema.source_file.c
+        query = (
+            select(file.path)
+            .join(schema.acquisition, acquisition.content_id == file.content_id)
+            .join(schema.run, run.acquisition_id == acquisition.id)
+            .where(file.host.in_(("", self._host)), run.recipe_id == recipe_id, run.model_id == model_id)
+            .where(run.outcome == "measured")
+            .order_by(func.random())
+            .limit(most)
         )
+        return self._read(lambda connection: [Path(path) for path in connection.execute(query).scalars()])
+
+    def last_event_at(self, kind: str) -> dt.datetime | None:
+        """When the journal last heard of this kind."""
+        query = select(func.max(schema.event.c.at)).where(schema.event.c.kind == kind)
         return self._read(lambda connection: connection.execute(query).scalar())
 
-    def counted(self, paths: Sequence[Path], recipe_id: str, model_id: str) -> dict[Path, tuple[int, int]]:
-        """Those of ``paths`` whose content, as it was last sighted there, has its outcome; with that size and mtime (ns).
+    def first_outcome_at(self) -> dt.datetime | None:
+        """When the first outcome was stored."""
+        return self._read(lambda connection: connection.execute(select(func.min(schema.run.c.finished_at))).scalar())
 
-        One question for a thousand files, where :meth:`recall` and :meth:`known` would be two for each.
+    def reopened(self, recipe_id: str, model_id: str) -> list[Path]:
+        """Files of this machine whose outcome was opened again."""
+        run, acquisition, file = schema.run.c, schema.acquisition.c, schema.source_file.c
+        query = (
+            select(file.path)
+            .join(schema.acquisition, acquisition.content_id == file.content_id)
+            .join(schema.run, run.acquisition_id == acquisition.id)
+            .where(run.reopened_at.is_not(None), run.recipe_id == recipe_id, run.model_id == model_id)
+            .where(file.host.in_(("", self._host)))
+            .distinct()
+        )
+        return self._read(lambda connection: [Path(path) for path in connection.execute(query).scalars()])
+
+    def set_aside(
+        self,
+        recipe_id: str | None = None,
+        model_id: str | None = None,
+        *,
+        reasons: Sequence[str] | None = None,
+        ended: Sequence[str] = ("set_aside",),
+        sample: str | None = None,
+        paths: Sequence[str] | None = None,
+    ) -> list[SetAsideRow]:
+        """Outcomes of this machine's files that another try may change, oldest first.
+
+        ``paths``: files, or folders whose files are meant. ``reasons``: their codes.
         """
-        names = {rows.clean_text(str(path)): path for path in paths}
-        query = queries.counted_files(list(names), recipe_id, model_id)
-        return self._read(lambda connection: {names[row[0]]: (row[1], row[2]) for row in connection.execute(query)})
+        run, acquisition, file = schema.run.c, schema.acquisition.c, schema.source_file.c
+        query = (
+            select(run.id, acquisition.content_id, file.path, run.reason, run.conditions)
+            .join(schema.acquisition, acquisition.id == run.acquisition_id)
+            .join(schema.source_file, file.content_id == acquisition.content_id)
+            .join(schema.sample, schema.sample.c.id == acquisition.sample_id)
+            .where(run.outcome.in_(ended), file.host.in_(("", self._host)))
+            .order_by(run.id)
+        )
+        wanted = ((run.recipe_id, recipe_id), (run.model_id, model_id), (schema.sample.c.name, _clean(sample)))
+        query = query.where(*(column == value for column, value in wanted if value is not None))
+        if reasons is not None:
+            query = query.where(run.reason.in_(reasons))
+        found = self._read(lambda connection: [SetAsideRow(*row) for row in connection.execute(query)])
+        return [row for row in found if paths is None or any(_is_within(row.path, path) for path in paths)]
+
+    def acquisitions(self, sample: str | None = None) -> dict[str, str]:
+        """Content id -> path of every acquisition, or of those of one sample."""
+        table = schema.acquisition.c
+        query = (
+            select(table.content_id, table.path).join(schema.sample, schema.sample.c.id == table.sample_id).order_by(table.id)
+        )
+        if sample is not None:
+            query = query.where(schema.sample.c.name == rows.clean_text(sample))
+        return self._read(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
+
+    def companion_names(self) -> set[str]:
+        """Paths of the files that samples of this machine name as their own inside, which no rule of names tells."""
+        file = schema.source_file.c
+        query = queries.files(self._host).where(file.companions.is_not(None), file.path.like("%.h%5"))
+
+        def work(connection: Connection) -> set[str]:
+            found = _source_files(connection.execute(query)).values()
+            return {str(Path(one.path).parent / name) for one in found for name in one.companions}
+
+        return self._read(work)
+
+    def dependents(self, companion: Path) -> list[Path]:
+        """Files of this machine in the folder of ``companion`` that are known to name it."""
+        file = schema.source_file.c
+        folder = _path_text(companion.parent)
+        query = queries.files(self._host).where(file.companions.is_not(None), file.path.startswith(folder, autoescape=True))
+
+        def work(connection: Connection) -> list[Path]:
+            found = [one for one in _source_files(connection.execute(query)).values() if companion.name in one.companions]
+            return [Path(one.path) for one in found if Path(one.path).parent == companion.parent]
+
+        return self._read(work)
 
     def unfinished(self) -> list[Unfinished]:
-        """Acquisitions begun without an outcome since, oldest first: a restart takes them up."""
+        """Acquisitions that this machine has begun without an outcome since, oldest first: a restart takes them up."""
         acquisition = schema.acquisition.c
         query = (
             select(acquisition.content_id, acquisition.path, acquisition.tries, acquisition.begun_at)
-            .where(acquisition.tries > 0)
+            .where(acquisition.tries > 0, or_(acquisition.begun_host.is_(None), acquisition.begun_host == self._host))
             .order_by(acquisition.begun_at, acquisition.id)
         )
         return self._read(lambda connection: [Unfinished(*row) for row in connection.execute(query)])
@@ -423,110 +627,11 @@ def _refuse_foreign(connection: Connection, place: str) -> None:
 # --- one verb per intention -----------------------------------------------------------------------------
 
 
-def _insert(connection: Connection, table: Table) -> Any:
-    """INSERT that knows ON CONFLICT, in the connection's dialect."""
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-
-
-def _insert_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:
-    connection.execute(_insert(connection, table).values(row).on_conflict_do_nothing())
-
-
 def _correct_simulated(connection: Connection, model_id: str, *, simulated: bool) -> None:
     """Put right what an earlier wbcd read from the wrong place of the card. Asked first: the daemon's role may not update."""
     model = schema.model.c
     if connection.execute(select(model.simulated).where(model.id == model_id)).scalar_one() != simulated:
         connection.execute(update(schema.model).where(model.id == model_id).values(simulated=simulated))
-
-
-def _sample_key(connection: Connection, name: str, now: dt.datetime) -> int:
-    clean = rows.clean_text(name)
-    query = select(schema.sample.c.id).where(schema.sample.c.name == clean)
-    found = connection.execute(query).scalar()
-    if found is None:
-        _insert_new(connection, schema.sample, {"name": clean, "first_seen_at": now})
-        found = connection.execute(query).scalar_one()
-    return int(found)
-
-
-def _count_try(connection: Connection, acquisition: Acquisition, token: str, now: dt.datetime) -> int:
-    table = schema.acquisition
-    row = rows.acquisition_row(acquisition) | {
-        "sample_id": _sample_key(connection, acquisition.sample_id, now),
-        "tries": 0,
-        "first_seen_at": now,
-    }
-    _insert_new(connection, table, row)
-    ours = table.c.content_id == acquisition.content_id
-    connection.execute(
-        update(table)
-        .where(ours, table.c.try_token.is_distinct_from(token))
-        .values(tries=table.c.tries + 1, try_token=token, begun_at=now, path=row["path"])
-    )
-    return int(connection.execute(select(table.c.tries).where(ours)).scalar_one())
-
-
-def _lock_acquisition(connection: Connection, content_id: str) -> Any:
-    """Key and tries of a content, or None; no other daemon changes them until this transaction ends."""
-    table = schema.acquisition
-    return connection.execute(
-        select(table.c.id, table.c.tries).where(table.c.content_id == content_id).with_for_update()
-    ).first()
-
-
-def _close_acquisition(connection: Connection, acquisition: Acquisition, now: dt.datetime) -> tuple[int, int]:
-    """Write down what reading has added to the ticket, and end its tries. Gives its key and the tries it took.
-
-    A ticket that was not read (no format) knows nothing of the sample or the optics: what an earlier reading found stands.
-    """
-    table = schema.acquisition
-    found = _lock_acquisition(connection, acquisition.content_id)
-    if found is not None and acquisition.format is None:
-        connection.execute(update(table).where(table.c.id == found.id).values(tries=0))
-        return int(found.id), int(found.tries)
-    values = rows.acquisition_row(acquisition) | {"sample_id": _sample_key(connection, acquisition.sample_id, now)}
-    if found is None:
-        new = _insert(connection, table).values(values | {"tries": 0, "first_seen_at": now})
-        new = new.on_conflict_do_update(index_elements=["content_id"], set_={"path": new.excluded.path})
-        return int(connection.execute(new.returning(table.c.id)).scalar_one()), 0
-    connection.execute(update(table).where(table.c.id == found.id).values(values | {"tries": 0}))
-    return int(found.id), int(found.tries)
-
-
-def _store_outcome(connection: Connection, outcome: Outcome, recipe_id: str, model_id: str, now: dt.datetime) -> None:
-    content_id = outcome.acquisition.content_id
-    _lock_acquisition(connection, content_id)
-    if connection.execute(queries.runs(content_id, recipe_id, model_id)).first() is not None:
-        _end_tries(connection, content_id)  # counted before: by a try whose acknowledgement was lost, or by another daemon
-        return
-    acquisition_key, tries = _close_acquisition(connection, outcome.acquisition, now)
-    row = rows.run_row(outcome) | {
-        "acquisition_id": acquisition_key,
-        "recipe_id": recipe_id,
-        "model_id": model_id,
-        "tries": tries,
-        "finished_at": now,
-    }
-    run = schema.run
-    key = [run.c.acquisition_id, run.c.recipe_id, run.c.model_id]
-    new = _insert(connection, run).values(row).on_conflict_do_nothing(index_elements=key).returning(run.c.id)
-    run_id = connection.execute(new).scalar()
-    if run_id is None:
-        return  # by another daemon, between the question above and now
-    for cell in rows.cells_of(outcome):
-        _store_cell(connection, int(run_id), cell)
-
-
-def _end_tries(connection: Connection, content_id: str) -> None:
-    table = schema.acquisition
-    connection.execute(update(table).where(table.c.content_id == content_id, table.c.tries > 0).values(tries=0))
-
-
-def _store_cell(connection: Connection, run_id: int, cell: MeasuredCell) -> None:
-    values = rows.cell_row(cell) | {"run_id": run_id}
-    cell_id = connection.execute(schema.cell.insert().values(values).returning(schema.cell.c.id)).scalar_one()
-    if cell.prediction is not None:
-        connection.execute(schema.prediction.insert().values(rows.prediction_row(cell.prediction) | {"cell_id": cell_id}))
 
 
 def _refuse_other_model(cell: MeasuredCell, model_id: str) -> None:
@@ -535,57 +640,6 @@ def _refuse_other_model(cell: MeasuredCell, model_id: str) -> None:
             f"Cell {cell.number} carries a prediction of model {cell.prediction.model_id!r} in an outcome of {model_id!r}.",
             action="This is a defect of wbcd: report it with the log line that shows it.",
         )
-
-
-def _remember_file(connection: Connection, row: Mapping[str, Any]) -> None:
-    table = schema.source_file
-    before = connection.execute(select(table.c.content_id).where(table.c.path == row["path"])).scalar()
-    if before is not None and before != row["content_id"] and _has_outcome(connection, before):
-        _journal_change(connection, row, before)
-    new = _insert(connection, table).values(row)
-    changed = {name: new.excluded[name] for name in row if name != "path"}
-    connection.execute(new.on_conflict_do_update(index_elements=[table.c.path], set_=changed))
-    if before is not None and before != row["content_id"]:
-        _close_abandoned(connection, before)
-
-
-def _forget_file(connection: Connection, path: str) -> None:
-    table = schema.source_file
-    content_id = connection.execute(table.delete().where(table.c.path == path).returning(table.c.content_id)).scalar()
-    if content_id is not None:
-        _close_abandoned(connection, content_id)
-
-
-def _close_abandoned(connection: Connection, content_id: str) -> None:
-    """Content that no file holds any more can never reach its outcome: it must not stand in the backlog for ever."""
-    held = select(schema.source_file.c.path).where(schema.source_file.c.content_id == content_id).limit(1)
-    if connection.execute(held).first() is None:
-        _end_tries(connection, content_id)
-
-
-def _has_outcome(connection: Connection, content_id: str) -> bool:
-    run, acquisition = schema.run, schema.acquisition
-    query = select(run.c.id).join(acquisition, acquisition.c.id == run.c.acquisition_id)
-    return connection.execute(query.where(acquisition.c.content_id == content_id).limit(1)).first() is not None
-
-
-def _journal_change(connection: Connection, row: Mapping[str, Any], before: str) -> None:
-    message = f"{row['path']} was rewritten after it had been counted; the count of its earlier content stands."
-    details = {"path": row["path"], "content_id": row["content_id"], "counted_content_id": before}
-    values = _event_row(row["seen_at"], CHANGED_AFTER_COUNT, message, details, code="input.changed_after_count")
-    chain.append(connection, schema.event, values)
-
-
-def _event_row(
-    at: dt.datetime, kind: str, message: str, details: Mapping[str, Any], *, code: str | None = None
-) -> dict[str, Any]:
-    return {
-        "at": at,
-        "kind": rows.clean_text(kind),
-        "code": rows.clean_optional(code),
-        "message": rows.clean_text(message),
-        "details": rows.clean_json(details),
-    }
 
 
 def _class_name(label: str) -> str:
@@ -603,6 +657,24 @@ def _known_sample(connection: Connection, name: str) -> int:
     if sample_id is None:
         raise NotStored(f"There is no sample {name!r}.", action="Name a sample of `wbcd counts`; its files name it.")
     return int(sample_id)
+
+
+def _path_text(path: Path | str) -> str:
+    """The key of a file: absolute, so that one name in two folders is two files."""
+    return rows.clean_text(str(Path(path).absolute()))
+
+
+def _clean(name: str | None) -> str | None:
+    return None if name is None else rows.clean_text(name)
+
+
+def _is_within(path: str, place: str) -> bool:
+    return path == place or path.startswith(place.rstrip("/") + "/")
+
+
+def _source_files(found: Iterable[Any]) -> dict[str, SourceFile]:
+    files = (SourceFile(row[0], row[1], row[2], row[3], row[4], row[5] or {}) for row in found)
+    return {file.path: file for file in files}
 
 
 def _with_cells(connection: Connection, row: Any) -> StoredOutcome:

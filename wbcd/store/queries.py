@@ -28,6 +28,8 @@ def runs(content_id: str | None = None, recipe_id: str | None = None, model_id: 
             run.tries,
             run.seconds,
             run.finished_at,
+            run.companions,
+            run.conditions,
         )
         .select_from(schema.run)
         .join(schema.acquisition, acquisition.id == run.acquisition_id)
@@ -38,20 +40,29 @@ def runs(content_id: str | None = None, recipe_id: str | None = None, model_id: 
     return query.where(*(column == value for column, value in wanted if value is not None))
 
 
-def counted_files(paths: Sequence[str], recipe_id: str, model_id: str) -> Select[Any]:
-    """Path, size and mtime of those files whose content has its outcome under this recipe and model.
+def counted_files(host: str, paths: Sequence[str], recipe_id: str, model_id: str) -> Select[Any]:
+    """Those files whose content has its outcome under this recipe and model, as :class:`wbcd.store.rows.SourceFile`.
 
-    Files whose bytes could not be read (``unread-...`` stands for their content) are left out: they are looked at again.
+    Left out, to be looked at again: files whose bytes could not be read (``unread-...`` stands for their content), and
+    outcomes that were opened again.
     """
-    file, run, acquisition = schema.source_file.c, schema.run.c, schema.acquisition.c
+    run, acquisition = schema.run.c, schema.acquisition.c
     return (
-        select(file.path, file.size_bytes, file.mtime_ns)
-        .select_from(schema.source_file)
-        .join(schema.acquisition, acquisition.content_id == file.content_id)
+        files(host)
+        .join(schema.acquisition, acquisition.content_id == schema.source_file.c.content_id)
         .join(schema.run, run.acquisition_id == acquisition.id)
-        .where(run.recipe_id == recipe_id, run.model_id == model_id, file.path.in_(paths))
-        .where(~file.content_id.startswith("unread-"))
+        .where(run.recipe_id == recipe_id, run.model_id == model_id, run.reopened_at.is_(None))
+        .where(schema.source_file.c.path.in_(paths))
+        .where(~schema.source_file.c.content_id.startswith("unread-"))
     )
+
+
+def files(host: str) -> Select[Any]:
+    """The files of one machine; those of before machines were told apart count as its own."""
+    file = schema.source_file.c
+    columns = (file.path, file.size_bytes, file.mtime_ns, file.state, file.content_id, file.companions)
+    # Its own row last: where both are there it is the one that stays in a mapping.
+    return select(*columns).select_from(schema.source_file).where(file.host.in_(("", host))).order_by(file.host)
 
 
 def cells(*, with_thumbnails: bool = False) -> Select[Any]:

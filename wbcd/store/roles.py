@@ -1,7 +1,7 @@
 """Least privilege on PostgreSQL: who may do what, and the SQL that makes it so.
 
     wbcd_owner      owns the schema and migrates it (`wbcd db upgrade`); no daemon logs in with it
-    wbcd_daemon     stores outcomes: inserts, and updates only its own book-keeping; no row of a result is changed or removed
+    wbcd_daemon     stores outcomes and keeps its own books; a result is replaced only where its outcome was opened again
     wbcd_reader     reads the views, nothing else
     wbcd_reviewer   reads the views, adds reviews and labels of samples; sees no other person's
     wbcd_auditor    reads everything: `wbcd verify`, `wbcd status`, exports, pg_dump
@@ -39,10 +39,12 @@ GRANTS: Final[Mapping[str, Sequence[tuple[str, tuple[str, ...]]]]] = {
     "wbcd_daemon": (
         ("SELECT", (*_VIEWS, *_TABLES)),
         ("INSERT", ("sample", "recipe", "model", "acquisition", "run", "cell", "prediction", "event", "source_file")),
-        ("UPDATE", ("acquisition", "source_file")),
+        # Of run: opening an outcome again, and replacing it then; the database refuses both verbs for one that stands
+        # (wbcd.store.views.result_guards), so the daemon's rights over results end where its outcome was not opened again.
+        ("UPDATE", ("acquisition", "source_file", "run")),
         # A note of which path holds which content, no result: no row refers to it. What leaves the folder must leave the table
         # (Ledger.gone), else it stands in the view `backlog` as waiting for ever.
-        ("DELETE", ("source_file",)),
+        ("DELETE", ("source_file", "acquisition", "run", "cell", "prediction")),
     ),
     "wbcd_reader": (("SELECT", _VIEWS),),
     "wbcd_reviewer": (

@@ -50,7 +50,11 @@ class StoredCell:
 
 @dataclass(frozen=True, slots=True)
 class StoredOutcome:
-    """One row of ``run`` with its cells. ``outcome``: measured, rejected or set_aside; ``reason`` is None when measured."""
+    """One row of ``run`` with its cells. ``outcome``: measured, rejected or set_aside; ``reason`` is None when measured.
+
+    ``companions``: name and digest of the files it was read with; ``conditions``: the site's limits that set it aside; None
+    in rows of before they were kept.
+    """
 
     content_id: str
     path: str
@@ -64,6 +68,9 @@ class StoredOutcome:
     tries: int
     seconds: float | None
     finished_at: dt.datetime
+    run_id: int = 0
+    companions: Mapping[str, str | None] | None = None
+    conditions: Mapping[str, Any] | None = None
     cells: tuple[StoredCell, ...] = ()
 
 
@@ -75,6 +82,33 @@ class Unfinished:
     path: str
     tries: int
     begun_at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """What a path held at the last look. ``state``: "" in rows of before it was kept; ``companions``: name -> digest."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    state: str
+    content_id: str
+    companions: Mapping[str, str | None]
+
+    def is_as(self, size_bytes: int, mtime_ns: int, state: str) -> bool:
+        """True when the path looks as it did then."""
+        return (self.size_bytes, self.mtime_ns) == (size_bytes, mtime_ns) and self.state in ("", state)
+
+
+@dataclass(frozen=True, slots=True)
+class SetAsideRow:
+    """An outcome that is not final. ``conditions``: the site's limits that judged it; None in rows of before they were kept."""
+
+    run_id: int
+    content_id: str
+    path: str
+    reason: str
+    conditions: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +193,7 @@ def acquisition_row(acquisition: Acquisition) -> dict[str, Any]:
     """Columns of ``acquisition`` that the ticket knows (not its sample's key)."""
     return {
         "content_id": acquisition.content_id,
-        "path": clean_text(str(acquisition.path)),
+        "path": clean_text(str(acquisition.path.absolute())),
         "size_bytes": int(acquisition.size_bytes),
         "mtime_ns": int(acquisition.mtime_ns),
         "format": None if acquisition.format is None else str(acquisition.format.value),
@@ -176,7 +210,11 @@ def acquisition_row(acquisition: Acquisition) -> dict[str, Any]:
 
 def run_row(outcome: Outcome) -> dict[str, Any]:
     """Columns of ``run`` that the outcome knows."""
-    row: dict[str, Any] = {"outcome": outcome.kind, "seconds": clean_number(outcome.seconds)}
+    row: dict[str, Any] = {
+        "outcome": outcome.kind,
+        "seconds": clean_number(outcome.seconds),
+        "companions": clean_json(dict(outcome.acquisition.companions)) or None,
+    }
     if isinstance(outcome, SetAside):
         return row | {
             "reason": clean_text(outcome.error.code),

@@ -2,7 +2,7 @@
 
     sample <- acquisition <- run (one per acquisition x recipe x model) <- cell <- prediction
       `-- sample_label (append-only)    |-> recipe, model                     `-- review (append-only)
-    source_file (path, size, mtime -> content id)      event (append-only)      audit_head (end of each hash chain)
+    source_file (host, path, state -> content id)      event (append-only)      audit_head (end of each hash chain)
 
 The append-only tables are hash chains: see :mod:`wbcd.store.chain`.
 
@@ -40,7 +40,7 @@ from sqlalchemy.types import TypeEngine
 
 from wbcd.store.views import UTC_TEXT
 
-SCHEMA_REVISION: Final = "0002"
+SCHEMA_REVISION: Final = "0003"
 """Head of the migrations that this version of wbcd writes to."""
 
 OUTCOMES: Final = ("measured", "rejected", "set_aside")
@@ -145,6 +145,9 @@ acquisition = Table(
     Column("tries", Integer, nullable=False),  # begun since the last outcome; 0 when nothing is open
     Column("try_token", Text),  # makes a repeated count after a lost acknowledgement harmless
     Column("begun_at", UtcTime),
+    Column("begun_host", Text),  # the machine that has it in hand: no other closes what it began
+    Column("waits_for", Text),  # a sentence, while it waits for a file that belongs to it
+    Column("volumes_root", Text),  # output folder that may hold volumes of it which no row names (yet)
     Column("first_seen_at", UtcTime, nullable=False),
     Index("ix_acquisition_sample_id", "sample_id"),
 )
@@ -153,6 +156,25 @@ Index(
     acquisition.c.tries,
     sqlite_where=acquisition.c.tries > 0,
     postgresql_where=acquisition.c.tries > 0,
+)
+
+Index(
+    "ix_acquisition_waits",
+    acquisition.c.id,
+    sqlite_where=acquisition.c.waits_for.is_not(None),
+    postgresql_where=acquisition.c.waits_for.is_not(None),
+)
+Index(
+    "ix_acquisition_volumes",
+    acquisition.c.volumes_root,
+    sqlite_where=acquisition.c.volumes_root.is_not(None),
+    postgresql_where=acquisition.c.volumes_root.is_not(None),
+)
+Index(
+    "ix_acquisition_instrument_acquisition_id",
+    acquisition.c.instrument_acquisition_id,
+    sqlite_where=acquisition.c.instrument_acquisition_id.is_not(None),
+    postgresql_where=acquisition.c.instrument_acquisition_id.is_not(None),
 )
 
 run = Table(
@@ -169,11 +191,22 @@ run = Table(
     Column("tries", Integer, nullable=False),
     Column("seconds", Double),
     Column("finished_at", UtcTime, nullable=False),
+    Column("asked_at", UtcTime),  # when this result was last asked for: of one acquisition the newest is the current one
+    Column("wbcd_version", Text, nullable=False, server_default="unknown"),
+    Column("companions", ANY_JSON),  # name -> digest of each file beside it that it was read with; null: it was absent
+    Column("conditions", ANY_JSON),  # of what was set aside: the site's limits that judged it
+    Column("reopened_at", UtcTime),  # to be made again; until then the row stands
     UniqueConstraint("acquisition_id", "recipe_id", "model_id", name="uq_run_acquisition_recipe_model"),
     CheckConstraint(f"outcome IN {OUTCOMES!r}", name="outcome"),
     CheckConstraint("outcome = 'measured' OR reason IS NOT NULL", name="reason"),
     Index("ix_run_outcome", "outcome"),
     Index("ix_run_finished_at", "finished_at"),
+)
+Index(
+    "ix_run_reopened",
+    run.c.acquisition_id,
+    sqlite_where=run.c.reopened_at.is_not(None),
+    postgresql_where=run.c.reopened_at.is_not(None),
 )
 
 cell = Table(
@@ -286,10 +319,13 @@ audit_head = Table(
 source_file = Table(
     "source_file",
     metadata,
+    Column("host", Text, primary_key=True),  # the machine whose path it is; empty on SQLite, which is one machine's
     Column("path", Text, primary_key=True),
     Column("size_bytes", BigInteger, nullable=False),
     Column("mtime_ns", BigInteger, nullable=False),
+    Column("state", Text, nullable=False, server_default=""),  # change time, inode and companions; empty: not known
     Column("content_id", Text, nullable=False),
+    Column("companions", ANY_JSON),  # as in run, at the last look
     Column("seen_at", UtcTime, nullable=False),
     Index("ix_source_file_content_id", "content_id"),
 )

@@ -93,7 +93,51 @@ FROM acquisition WHERE acquisition.tries > 0 AND acquisition.tries = 1
 UNION ALL
 SELECT 'retried', COUNT(*), MIN(acquisition.begun_at), COALESCE(MAX(acquisition.tries), 0)
 FROM acquisition WHERE acquisition.tries > 0 AND acquisition.tries > 1
+UNION ALL
+SELECT 'companion', COUNT(*), MIN(acquisition.begun_at), 0
+FROM acquisition WHERE acquisition.waits_for IS NOT NULL
 """
+
+CURRENT_RUN: Final = """
+CREATE VIEW current_run AS
+SELECT run.id AS run_id, run.acquisition_id AS acquisition_id, run.recipe_id AS recipe, run.model_id AS model,
+       run.outcome AS outcome
+FROM run
+WHERE NOT EXISTS (
+  SELECT 1 FROM run AS other
+  WHERE other.acquisition_id = run.acquisition_id
+    AND (other.asked_at > run.asked_at OR (other.asked_at = run.asked_at AND other.id > run.id))
+)
+"""
+"""The one result that holds of each acquisition: that of the recipe and the model which were asked for last."""
+
+CELL_RESULT: Final = """
+CREATE VIEW cell_result AS
+SELECT cell.id AS cell_id, sample.name AS sample, acquisition.path AS file, acquisition.content_id AS content_id,
+       acquisition.instrument_id AS instrument_id, acquisition.acquired_at AS acquired_at,
+       cell.number AS number, cell.time_index AS time_index, cell.accepted AS accepted, cell.reason AS reason,
+       prediction.counted_as AS counted_as, prediction.label AS label, prediction.probability AS probability,
+       prediction.flags AS flags,
+       cell.volume_fl AS volume_fl, cell.surface_area_um2 AS surface_area_um2, cell.sphericity AS sphericity,
+       cell.dry_mass_pg AS dry_mass_pg, cell.protein_density_g_dl AS protein_density_g_dl, cell.mean_ri AS mean_ri,
+       cell.volume_uncertainty_fl AS volume_uncertainty_fl, cell.dry_mass_uncertainty_pg AS dry_mass_uncertainty_pg,
+       cell.mean_ri_uncertainty AS mean_ri_uncertainty,
+       reading.label AS review, reading.reviewer AS reviewer, reading.at AS reviewed_at,
+       run.recipe_id AS recipe, run.model_id AS model, run.wbcd_version AS wbcd_version, run.finished_at AS finished_at,
+       NOT EXISTS (
+         SELECT 1 FROM run AS other
+         WHERE other.acquisition_id = run.acquisition_id
+           AND (other.asked_at > run.asked_at OR (other.asked_at = run.asked_at AND other.id > run.id))
+       ) AS is_current,
+       cell.tomogram_path AS tomogram_path
+FROM cell
+JOIN run ON run.id = cell.run_id
+JOIN acquisition ON acquisition.id = run.acquisition_id
+JOIN sample ON sample.id = acquisition.sample_id
+LEFT JOIN prediction ON prediction.cell_id = cell.id AND prediction.model_id = run.model_id
+LEFT JOIN review AS reading ON reading.id = (SELECT MAX(review.id) FROM review WHERE review.cell_id = cell.id)
+"""
+"""One row a cell with everything about it; ``review`` is the newest reading of a person, ``is_current`` as in current_run."""
 
 CELL_LABEL: Final = """
 CREATE VIEW cell_label AS
@@ -118,6 +162,8 @@ VIEWS: Final = {
     "cell_rejection_count": CELL_REJECTION_COUNT,
     "backlog": BACKLOG,
     "cell_label": CELL_LABEL,
+    "current_run": CURRENT_RUN,
+    "cell_result": CELL_RESULT,
 }
 
 APPEND_ONLY: Final = ("event", "review", "sample_label")
@@ -142,6 +188,64 @@ def append_only_triggers(dialect: str) -> list[str]:
         f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
         for table in APPEND_ONLY
         for verb in ("UPDATE", "DELETE")
+    ]
+
+
+_STANDING: Final = ("acquisition_id", "recipe_id", "model_id", "outcome", "reason", "tries", "finished_at", "wbcd_version")
+"""Columns of ``run`` that change only where the outcome was opened again."""
+
+_POSTGRES_RESULT_GUARD: Final = """
+CREATE FUNCTION wbcd_result_stands() RETURNS trigger LANGUAGE plpgsql AS
+$$
+BEGIN
+  IF TG_TABLE_NAME = 'run' THEN
+    IF OLD.reopened_at IS NOT NULL THEN
+      IF TG_OP = 'DELETE' THEN
+        RETURN OLD;
+      END IF;
+      RETURN NEW;
+    END IF;
+    RAISE EXCEPTION 'run % stands: its outcome was not opened again', OLD.id;
+  END IF;
+  IF TG_TABLE_NAME = 'cell' THEN
+    IF EXISTS (SELECT 1 FROM run WHERE run.id = OLD.run_id AND run.reopened_at IS NOT NULL) THEN
+      RETURN OLD;
+    END IF;
+  ELSIF EXISTS (SELECT 1 FROM cell JOIN run ON run.id = cell.run_id
+                WHERE cell.id = OLD.cell_id AND run.reopened_at IS NOT NULL) THEN
+    RETURN OLD;
+  END IF;
+  RAISE EXCEPTION 'a row of % stands: its outcome was not opened again', TG_TABLE_NAME;
+END
+$$
+"""
+
+
+def result_guards(dialect: str) -> list[str]:
+    """Statements that let an outcome and its cells be replaced only while it is opened again (``run.reopened_at``)."""
+    if dialect == "postgresql":
+        columns = ", ".join(_STANDING)
+        return [
+            _POSTGRES_RESULT_GUARD,
+            f"CREATE TRIGGER run_stands BEFORE UPDATE OF {columns} ON run FOR EACH ROW EXECUTE FUNCTION wbcd_result_stands()",
+            *(
+                f"CREATE TRIGGER {table}_stands BEFORE DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION wbcd_result_stands()"
+                for table in ("cell", "prediction")
+            ),
+            "CREATE TRIGGER run_kept BEFORE DELETE ON run FOR EACH ROW EXECUTE FUNCTION wbcd_result_stands()",
+        ]
+    return [
+        f"CREATE TRIGGER run_stands BEFORE UPDATE OF {', '.join(_STANDING)} ON run WHEN OLD.reopened_at IS NULL "
+        "BEGIN SELECT RAISE(ABORT, 'the outcome stands: it was not opened again'); END",
+        "CREATE TRIGGER run_kept BEFORE DELETE ON run WHEN OLD.reopened_at IS NULL "
+        "BEGIN SELECT RAISE(ABORT, 'the outcome stands: it was not opened again'); END",
+        "CREATE TRIGGER cell_stands BEFORE DELETE ON cell "
+        "WHEN NOT EXISTS (SELECT 1 FROM run WHERE run.id = OLD.run_id AND run.reopened_at IS NOT NULL) "
+        "BEGIN SELECT RAISE(ABORT, 'the cell stands: its outcome was not opened again'); END",
+        "CREATE TRIGGER prediction_stands BEFORE DELETE ON prediction "
+        "WHEN NOT EXISTS (SELECT 1 FROM cell JOIN run ON run.id = cell.run_id "
+        "WHERE cell.id = OLD.cell_id AND run.reopened_at IS NOT NULL) "
+        "BEGIN SELECT RAISE(ABORT, 'the prediction stands: its outcome was not opened again'); END",
     ]
 
 

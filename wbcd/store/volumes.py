@@ -1,6 +1,6 @@
 """Kept tomograms: one OME-Zarr 0.5 image (zarr format 3) a cell, whole or absent, never half.
 
-    ROOT/ab/<content id>-<recipe id>-<number>.ome.zarr
+    ROOT/ab/<content id>-<recipe id>-<number>.ome.zarr     (-<companions> before the number, where it was read with others)
         zarr.json    attributes.ome: multiscales, omero window; attributes.wbcd: where the numbers come from
         0, 1, 2      refractive index, float32 [z, y, x]; every chunk ends in its CRC-32C
         manifest.json   size and digest of every file (:mod:`wbcd.store.manifest`)
@@ -15,13 +15,14 @@ read as NaN, not as zero.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import itertools
 import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +36,7 @@ from zarr.errors import BaseZarrError
 from zarr.storage import MemoryStore
 
 from wbcd import __version__
-from wbcd.errors import CorruptContent, StoreError
+from wbcd.errors import CorruptContent, StoreError, VolumeGone
 from wbcd.records import Acquisition, Cell, Triple
 from wbcd.store.failures import from_os_error
 from wbcd.store.manifest import has_manifest, manifest_problems, write_manifest
@@ -59,9 +60,16 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _COMPRESSION_LEVEL: Final = 1  # noise does not compress: 3 gives 1 % less for twice the time
 
 
-def tomogram_path(root: Path, *, content_id: str, recipe_id: str, number: int) -> Path:
-    """Where a cell's image lies. Two digits of the content id spread 100,000 images over 256 folders."""
-    return root / content_id[:2] / f"{content_id}-{recipe_id}-{number:03d}{SUFFIX}"
+def tomogram_path(
+    root: Path, *, content_id: str, recipe_id: str, number: int, companions: Sequence[tuple[str, str | None]] = ()
+) -> Path:
+    """Where a cell's image lies. Two digits of the content id spread 100,000 images over 256 folders.
+
+    The same file with another background is another image: ``companions`` (name, digest) have a part in the name.
+    """
+    there = sorted((name, digest) for name, digest in companions if digest is not None)
+    beside = f"-{hashlib.blake2b(repr(there).encode(), digest_size=4).hexdigest()}" if there else ""
+    return root / content_id[:2] / f"{content_id}-{recipe_id}{beside}-{number:03d}{SUFFIX}"
 
 
 def write_tomogram(root: Path, cell: Cell, *, acquisition: Acquisition, recipe_id: str) -> Path:
@@ -70,7 +78,13 @@ def write_tomogram(root: Path, cell: Cell, *, acquisition: Acquisition, recipe_i
     The same cell again returns the image that is there, if it is whole; a damaged one is replaced.
     Raises :class:`wbcd.errors.NoSpace` when the disk is full, else :class:`wbcd.errors.StoreError`.
     """
-    path = tomogram_path(root, content_id=acquisition.content_id, recipe_id=recipe_id, number=cell.number)
+    path = tomogram_path(
+        root,
+        content_id=acquisition.content_id,
+        recipe_id=recipe_id,
+        number=cell.number,
+        companions=acquisition.companions,
+    )
     with _store_errors(path):
         if _is_whole(path):
             return path
@@ -84,16 +98,24 @@ def write_tomogram(root: Path, cell: Cell, *, acquisition: Acquisition, recipe_i
     return path
 
 
-def discard_tomograms(root: Path, *, content_id: str, recipe_id: str) -> int:
-    """Remove the images of an acquisition that ended without cells, or left before its end: no row will ever name them.
+def discard_tomograms(root: Path, *, content_id: str, named: Sequence[str]) -> int:
+    """Remove those images of a content that no row names; ``named``: the paths that rows of any recipe and model name.
 
     Gives how many. A removal that a crash cuts short leaves a temporary, which the next start removes.
     Raises :class:`wbcd.errors.StoreError` when the folder refuses.
     """
-    images = list((root / content_id[:2]).glob(f"{content_id}-{recipe_id}-*{SUFFIX}"))
+    kept = {Path(path).name for path in named}
+    images = [image for image in (root / content_id[:2]).glob(f"{content_id}-*{SUFFIX}") if image.name not in kept]
     for image in images:
         remove_image(image)
     return len(images)
+
+
+def demand_volumes(root: Path, paths: Sequence[str]) -> None:
+    """Raise :class:`VolumeGone` unless each of these images, which a row is about to name, is there."""
+    for path in paths:
+        if not (Path(path).is_dir() or (root / path).is_dir()):
+            raise VolumeGone(f"{path} was kept and is gone.")
 
 
 def remove_image(image: Path) -> None:
