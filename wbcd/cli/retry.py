@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, EXIT_DATA, installed_options, to_json
+from wbcd.cli.common import EXAMPLES, EXIT_DATA, Verbs, installed_options, to_json
 from wbcd.cli.printing import say
 from wbcd.errors import StoreError
 
