@@ -23,9 +23,18 @@ MADE = "<!-- made by docs/build.py --write; do not edit -->\n\n"
 
 CLI_HEAD = """# Command line
 
-Exit status: 0 done; 2 wrong usage; 69 the database is away; 70 a stage failed; 73 a file or folder cannot be written or read;
-74 the accelerator was lost; 78 wrong configuration, model or schema, or a daemon that works there already. Results go to
-standard output, logs and progress to standard error.
+Exit status: 0 done; 2 wrong usage; 65 no such sample, cell or class (the nearest is named); 69 the database is away; 70 a
+stage failed; 73 a file or folder cannot be written or read, or is there already; 74 the accelerator was lost, or standard
+output takes no more; 77 no permission; 78 wrong configuration, model or schema, or a daemon
+that works there already; 130 interrupted (a sentence says how to go
+on); 141 the reader of a pipe has gone (`wbcd counts | head -1`). Results go to standard output, logs and progress to
+standard error.
+
+Without `--config`, `--db` and their variables, and without a `wbcd.db` in the present folder, the verbs that only look at, or
+add to, what is there read `/etc/wbcd/wbcd.toml`, and say so on standard error.
+
+In lines for a person a name stands on one line: what cannot be printed is shown as Python writes it (`\\n`, `\\x1b`; a byte
+that is no UTF-8 as `\\udce9`). With `--json` names are whole as they are.
 """
 CONFIGURATION_HEAD = """# Configuration
 

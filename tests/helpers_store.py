@@ -21,11 +21,13 @@ RECIPE = Recipe()
 RECIPE_ID = RECIPE.recipe_id
 MODEL_ID = "model@1"
 KEY = (RECIPE_ID, MODEL_ID)
+CARD = {"version": "0", "wbcd": {"simulated": True, "classes": ["b_lymphocyte", "monocyte"]}}
+"""As a bundle's metadata.json: what wbcd says of the model is one level down."""
 
 
 def opened(url: str, **options: Any) -> Ledger:
     ledger = Ledger.open(url, **options)
-    ledger.register(RECIPE, MODEL_ID, {"simulated": True, "classes": ["b_lymphocyte", "monocyte"]})
+    ledger.register(RECIPE, MODEL_ID, CARD)
     return ledger
 
 

@@ -4,7 +4,8 @@
     |-- ConfigurationError            the site settings cannot be used; exit status 78
     |   |-- UnknownKey                a key that no section knows (the nearest known one is named)
     |   |-- BadValue                  a known key with a value outside its limits
-    |   `-- AlreadyRunning            another daemon writes into the same output folder
+    |   |-- AlreadyRunning            another daemon writes into the same output folder
+    |   `-- WouldReplace              a file that is there and was not to be written over; exit status 73
     |-- InputError                    one file cannot be used; it is set aside, the daemon goes on
     |   |-- NotReadable               it cannot be opened: permission, vanished, I/O error
     |   |-- NotARegularFile           a directory, FIFO, device or symbolic link where a file belongs
@@ -32,7 +33,9 @@
     |-- StoreError                    the database or the output folder cannot take a result
     |   |-- DatabaseUnavailable       no answer; tried again, nothing is lost
     |   |-- SchemaMismatch            migrations are missing or from a newer wbcd
+    |   |-- NotPermitted              the user or the login may not do this; exit status 77
     |   |-- NotStored                 no such sample or cell; exit status 65
+    |   |-- UnknownClass              a class that no model has, or none can have; exit status 65
     |   |-- NoSpace                   the disk is full; intake pauses
     |   `-- VolumeGone                a kept volume was removed before its row was stored; it is made again
     |-- Unforeseen                    an exception that wbcd has no name for, met on one item; set aside
@@ -92,6 +95,11 @@ class BadValue(ConfigurationError):
 class AlreadyRunning(ConfigurationError):
     code = "configuration.already_running"
     action = "Let that one work, or stop it first; a second daemon needs an output folder and a database of its own."
+
+
+class WouldReplace(ConfigurationError):
+    code = "configuration.would_replace"
+    action = "Name another file, or say --force."
 
 
 # --- input -------------------------------------------------------------------------------------
@@ -253,9 +261,19 @@ class SchemaMismatch(StoreError):
     action = "Run `wbcd db upgrade`."
 
 
+class NotPermitted(StoreError):
+    code = "store.not_permitted"
+    action = "Log in as the user or the role that may."
+
+
 class NotStored(StoreError):
     code = "store.not_stored"
     action = "`wbcd status` and `wbcd counts` show what is stored."
+
+
+class UnknownClass(StoreError):
+    code = "store.unknown_class"
+    action = "Name a class of the model, or say --new-class."
 
 
 class NoSpace(StoreError):

@@ -358,11 +358,11 @@ def rebuild_source_file(*, keyed_by_host: bool) -> None:
 
 
 def mend_simulated() -> None:
-    """The flag was read from the top of the card, where no card has it: it lies one level down."""
+    """The flag was read from the top of the card, where no card has it: it lies one level down, and holds unless it says no."""
     if on_postgres():
-        run("UPDATE model SET simulated = TRUE WHERE card->'wbcd'->>'simulated' = 'true'")
+        run("UPDATE model SET simulated = COALESCE(CAST(card->'wbcd'->>'simulated' AS BOOLEAN), TRUE)")
     else:
-        run("UPDATE model SET simulated = 1 WHERE json_extract(card, '$.wbcd.simulated') = 1")
+        run("UPDATE model SET simulated = COALESCE(json_extract(card, '$.wbcd.simulated'), 1)")
 
 
 def guards() -> list[str]:

@@ -123,7 +123,8 @@ def test_a_dry_run_and_a_sample_that_is_not_there_do_nothing(site: Site) -> None
     planned = site("reprocess", "--dry-run", threshold_ri=1.345)
     assert [item["outcome"] for item in planned] == [None] * 3
     assert [item["message"] for item in planned] == [f"{os.fspath(path)} would be processed" for path in site.files]
-    assert site("reprocess", "--sample", "nobody") == []
+    with pytest.raises(AssertionError, match="There is no sample 'nobody'"):
+        site("reprocess", "--sample", "nobody")
     assert site.rows("SELECT COUNT(*) FROM run") == [(3,)]
 
 

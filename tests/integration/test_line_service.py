@@ -413,6 +413,20 @@ def test_an_unreadable_file_and_a_directory_each_get_one_row(tmp_path: Path) -> 
     assert len(again.ledger.outcomes) == 2
 
 
+def test_what_the_daemon_passes_over_is_in_its_state(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    for name in ("run.mat", "notes.docx", "a_bg.tif"):
+        rig.drop(name, "x")
+    rig.drop("b.h5", "1 cell")
+    with rig.running():
+        rig.log.wait_for("outcome")
+    told = (read_state(rig.config.output.dir).details or {})["ignored_files"]
+    assert told == {
+        "count": 2,
+        "examples": ["run.mat is no *_Tomog.mat or sample*.mat", "notes.docx has no name of an acquisition"],
+    }
+
+
 def test_a_model_of_another_name_counts_anew(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.drop("a.h5", "1 cell")

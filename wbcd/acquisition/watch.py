@@ -29,6 +29,7 @@ from watchdog.observers.polling import PollingObserverVFS
 from wbcd.acquisition.beneath import subfolder
 from wbcd.acquisition.candidate import FOLDER_SUFFIX, FileStat, is_candidate, stat_candidate, state_of
 from wbcd.acquisition.companions import Folders, has_companions, is_companion, look
+from wbcd.acquisition.ignored import Ignored
 from wbcd.acquisition.mounts import lies_on_network
 from wbcd.acquisition.settle import StabilityTracker
 from wbcd.errors import InputError
@@ -123,11 +124,11 @@ def candidate_of(path: Path, folder: Path) -> Path | None:
     return None
 
 
-def scan(folder: Path) -> tuple[dict[Path, FileStat], list[Path]]:
+def scan(folder: Path, ignored: Ignored | None = None) -> tuple[dict[Path, FileStat], list[Path]]:
     """Every candidate below ``folder`` with its state, and the subfolders that could not be listed.
 
-    Session folders are entered, symbolic links and hidden folders are not; a candidate is never entered. Raises OSError when
-    the folder itself cannot be listed.
+    Session folders are entered, symbolic links and hidden folders are not; a candidate is never entered. What is passed over
+    is counted in ``ignored``. Raises OSError when the folder itself cannot be listed.
     """
     found: dict[Path, FileStat] = {}
     unreadable: list[Path] = []
@@ -144,7 +145,9 @@ def scan(folder: Path) -> tuple[dict[Path, FileStat], list[Path]]:
                     entries = list(listing)
                     folders.take(at, (entry.name for entry in entries))
                     for entry in entries:
-                        _sort_entry(entry, at / entry.name, found, waiting, folder)
+                        passed = _sort_entry(entry, at / entry.name, found, waiting, folder)
+                        if passed and ignored is not None:
+                            ignored.note(entry, at / entry.name, folder)
                         _add_companions(at / entry.name, found, folders)
             except (OSError, InputError):
                 if not name:
@@ -155,13 +158,17 @@ def scan(folder: Path) -> tuple[dict[Path, FileStat], list[Path]]:
     return found, unreadable
 
 
-def _sort_entry(entry: os.DirEntry[str], path: Path, found: dict[Path, FileStat], waiting: list[str], folder: Path) -> None:
+def _sort_entry(entry: os.DirEntry[str], path: Path, found: dict[Path, FileStat], waiting: list[str], folder: Path) -> bool:
+    """Take the entry for a candidate or for a folder to enter; True where it is passed over."""
     if is_candidate(path):
         state = _state(entry, path)
         if state is not None:
             found[path] = state
-    elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+        return False
+    if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
         waiting.append(str(path.relative_to(folder)))
+        return False
+    return True
 
 
 def _add_companions(path: Path, found: dict[Path, FileStat], folders: Folders) -> None:
@@ -206,6 +213,7 @@ class FolderWatcher:
         self.newest_first = newest_first
         self.present = False
         self.unreadable: list[Path] = []
+        self.ignored = Ignored()
         self._vanished: set[Path] = set()
         self.scans = 0
         self.last_scan_s: float | None = None
@@ -307,7 +315,8 @@ class FolderWatcher:
         self._next_scan_s = began_s + self.rescan_s
         self._heal()
         try:
-            snapshot, unreadable = scan(self.folder)
+            ignored = Ignored()
+            snapshot, unreadable = scan(self.folder, ignored)
         except OSError as error:
             if self.present or self.scans == 0:
                 _log.warning("watch.folder_absent", folder=str(self.folder), reason=error.strerror)
@@ -317,6 +326,7 @@ class FolderWatcher:
         self.present = True
         self.scans += 1
         self._name_unreadable(unreadable)
+        self.ignored = ignored
         self.last_scan_s = self._clock()
         self._scan_took_s = self.last_scan_s - began_s
         self._vanished.update(self._tracker.known - snapshot.keys())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 
 import click
 
 from wbcd import __version__
-from wbcd.cli.common import EXAMPLES, exits
+from wbcd.cli.common import EXAMPLES, LostOutput, Verbs, exits, lost_output, open_output
 
 VERBS = {
     "demo": ("wbcd.cli.demo", "demo", "Simulated microscope, daemon and live counts, all on this machine."),
@@ -36,7 +37,7 @@ VERBS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Verbs):
     """Knows its verbs and their one-line help; imports a verb's module only when the verb is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -73,4 +74,11 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    cli(prog_name="wbcd")
+    open_output()
+    try:
+        try:
+            cli(prog_name="wbcd")
+        finally:
+            sys.stdout.flush()  # what the interpreter would do at its end, and complain of in its own words
+    except LostOutput as error:
+        sys.exit(lost_output(error))

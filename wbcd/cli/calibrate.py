@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wbcd.cli.common import EXAMPLES, FiniteRange, site_options, to_json
+from wbcd.cli.printing import say
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -69,10 +70,10 @@ def calibrate(
         click.echo(to_json({"path": str(file), **found}))
         return
     for line in _lines(calibration, shifts):
-        click.echo(line)
+        say(line)
     for path in (stored, drawn):
         if path is not None:
-            click.echo(f"written: {path}")
+            say(f"written: {path}")
 
 
 def _demand_bead(calibration: Calibration) -> None:
@@ -121,7 +122,7 @@ def _draw(target: Path, calibration: Calibration, stack: HologramStack, fields: 
             calibration, stack.holograms[fields.kept[fields.normal_frame]], fields.k_in_rad_um, fields.fringes.contrast
         )
     except ImportError as error:
-        click.echo(f"wbcd: no picture: {error.name} is not installed (pip install 'wbcd[train]').", err=True)
+        say(f"wbcd: no picture: {error.name} is not installed (pip install 'wbcd[train]').", err=True)
         return None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, site_options, to_json
+from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, installed_options, to_json
 from wbcd.errors import NotStored, not_written
+from wbcd.names import in_column
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -44,7 +45,7 @@ WIDTHS: Final = {"id": 7, "sample": 13, "class": 14, "p": 5, "volume": 7, "mass"
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line and cell, with everything that is known of it.")
 @click.option("--csv", "as_csv", is_flag=True, help="The same as CSV, with a heading.")
 @click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Folder for a picture of each, cell-ID.png.")
-@site_options
+@installed_options
 def cells(
     config: Config,
     sample: str | None,
@@ -152,16 +153,11 @@ def _columns(cell_id: str, sample: str, label: str, p: str, volume: str, mass: s
 
 def _fitted(name: str, width: int) -> str:
     """The name in so many columns; of a long one the beginning and the end, for names of one series differ there."""
-    text = _one_line(name)
+    text = in_column(name)
     if len(text) > width:
         end = (width - 3) // 2
         text = f"{text[: width - 3 - end]}...{text[-end:]}"
     return text.ljust(width)
-
-
-def _one_line(name: str) -> str:
-    """Without what a terminal would obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 # --- for a program ----------------------------------------------------------------------------------

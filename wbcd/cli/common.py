@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
+import errno
 import functools
+import io
 import json
 import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from wbcd.config import Config
-from wbcd.errors import ConfigurationError, DeviceError, ModelError, NotStored, SchemaMismatch, StoreError, WbcdError
+from wbcd.config import Config, DatabaseSettings
+from wbcd.errors import (
+    ConfigurationError,
+    DeviceError,
+    ModelError,
+    NotPermitted,
+    NotStored,
+    SchemaMismatch,
+    StoreError,
+    UnknownClass,
+    WbcdError,
+    WouldReplace,
+)
+from wbcd.names import shown
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# As in sysexits.h; beyond them what a shell gives to a program that a signal ended.
 EXIT_DATA = 65
+EXIT_UNAVAILABLE = 69
 EXIT_SOFTWARE = 70
 EXIT_CANTCREAT = 73
-EXIT_UNAVAILABLE = 69
 EXIT_IO = 74
+EXIT_NOPERM = 77
 EXIT_CONFIG = 78
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+NO_WIDTH = 100_000
+SYSTEM_CONFIG = Path("/etc/wbcd/wbcd.toml")
+LOCAL_DATABASE = DatabaseSettings().url.removeprefix("sqlite:///")
 RESEARCH_ONLY = "Research use only: not for diagnosis."
 
 EXAMPLES = {
@@ -181,9 +204,42 @@ class FiniteRange(click.FloatRange):
         return found
 
 
+class Verbs(click.Group):
+    """A group that names the nearest of its verbs when one is misspelt."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's. Raises UsageError that names what was probably meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = nearest(str(args[0]), self.list_commands(ctx))
+            if near is None or str(args[0]).startswith("-"):
+                raise
+            raise click.UsageError(f"No such command {shown(args[0])!r}. Did you mean {near!r}?", ctx) from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of the known names that is most like this one; None when none is."""
+    pairs = {one.casefold(): one for one in known}
+    near = difflib.get_close_matches(name.casefold(), list(pairs), 1, cutoff=0.6)
+    return pairs[near[0]] if near else None
+
+
 def site_options(command: F) -> F:
     """Add ``--config --db --watch-dir --output-dir``; the verb receives ``config``, loaded and checked."""
+    return _site_options(command, system=False)
 
+
+def installed_options(command: F) -> F:
+    """:func:`site_options` of a verb that only looks at, or adds to, what is there: it finds the installed service's own.
+
+    Where neither an option nor the environment says anything and no local database is there, ``/etc/wbcd/wbcd.toml`` is read,
+    and standard error says so. Verbs that begin a database of their own do not: a trial must not land in the service's.
+    """
+    return _site_options(command, system=True)
+
+
+def _site_options(command: F, *, system: bool) -> F:
     @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Configuration file (TOML).")
     @click.option("--db", help="Database URL: sqlite:///FILE or postgresql://USER@HOST/NAME.")
     @click.option("--watch-dir", type=click.Path(path_type=Path), help="Folder that the microscope writes into.")
@@ -194,9 +250,25 @@ def site_options(command: F) -> F:
     ) -> Any:
         overrides: dict[str, Any] = {"database.url": db, "watch.dir": watch_dir, "output.dir": output_dir}
         overrides |= kwargs.pop("overrides", {})
+        if system and config_file is None and not any(overrides.values()):
+            config_file = _system_config()
         return command(*args, config=Config.load(config_file, overrides=overrides), **kwargs)
 
     return wrapped  # type: ignore[return-value]  # click adds parameters that the signature does not show
+
+
+def _system_config() -> Path | None:
+    """The installed service's configuration, where nothing else says which database is meant."""
+    if os.environ.get("WBCD_CONFIG") or os.environ.get("WBCD_DATABASE_URL") or Path(LOCAL_DATABASE).exists():
+        return None
+    try:
+        SYSTEM_CONFIG.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        pass  # it is there, and may not be seen: the reading says so
+    click.echo(f"wbcd: no {LOCAL_DATABASE} here; as {SYSTEM_CONFIG} says", err=True)
+    return SYSTEM_CONFIG
 
 
 def with_setting(config: Config, section: str, **values: Any) -> Config:
@@ -221,38 +293,133 @@ def accepting_own(config: Config, accept: bool) -> Config:
     return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, quality=quality))
 
 
+def demand_sample(url: str, sample: str) -> None:
+    """Raises NotStored, which names the nearest, for a sample that has no outcome."""
+    from wbcd.report.known import stored_samples
+
+    known = stored_samples(url)
+    if sample in known:
+        return
+    near = nearest(sample, known)
+    meant = f" Did you mean {near!r}?" if near is not None else f" There are {len(known)} samples; `wbcd counts` names them."
+    raise NotStored(f"There is no sample {sample!r}.", action=meant.strip() if known else "Nothing is stored yet.")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a long verb; says how to go on."""
+
+
+def goes_on(sentence: str) -> Callable[[F], F]:
+    """Of a long verb: what is kept when it is interrupted, and how to go on. The exit status is then 130."""
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return command(*args, **kwargs)
+            except KeyboardInterrupt as error:
+                raise Interrupted(sentence) from error
+
+        return wrapped  # type: ignore[return-value]  # the same parameters
+
+    return decorate
+
+
+AGAIN = "The same command goes on where it stopped."
+ANEW = "The same command begins anew."
+
+
 @contextmanager
 def exits() -> Iterator[None]:
     """Ends the process with the status that belongs to an error of wbcd, or to a file, its sentence on standard error."""
     try:
         yield
+        sys.stdout.flush()
+    except LostOutput as error:
+        sys.exit(lost_output(error))
     except WbcdError as error:
-        click.echo(f"wbcd: {error.sentence()}", err=True)
+        complain(error.sentence())
         sys.exit(exit_status(error))
+    except KeyboardInterrupt as error:
+        complain(" ".join(["interrupted.", *(str(error) for _ in range(isinstance(error, Interrupted)))]))
+        sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         # Without a name it is no file that somebody gave, and the traceback is worth more than a sentence.
         if error.filename is None:
             raise
         # Of a renaming that failed the second name is the wanted one.
         place = os.fsdecode(error.filename if error.filename2 is None else error.filename2)
-        click.echo(f"wbcd: {place}: {error.strerror}. Name another place, or make this one usable.", err=True)
-        sys.exit(EXIT_CANTCREAT)
+        complain(f"{place}: {error.strerror}. Name another place, or make this one usable.")
+        sys.exit(EXIT_NOPERM if isinstance(error, PermissionError) else EXIT_CANTCREAT)
+
+
+def complain(sentence: str) -> None:
+    """``wbcd: ...`` on standard error; one that is closed or full is no reason for a traceback."""
+    with contextlib.suppress(OSError):
+        click.echo(f"wbcd: {shown(sentence)}", err=True)
+
+
+class LostOutput(Exception):
+    """Standard output took no more: its reader has gone, its disk is full. No OSError: those are taken for a file's, and
+    click ends a program that meets a closed pipe with status 1."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _Output(io.FileIO):
+    """Standard output that says of an error that it is its own, and no file's."""
+
+    def write(self, data: Any, /) -> Any:
+        """As a file's. Raises LostOutput."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise LostOutput(error) from error
+
+
+def open_output() -> None:
+    """Let standard output be one that raises LostOutput; a letter that its code page lacks is told by an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        raw = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(
+            raw, encoding=sys.stdout.encoding, errors="backslashreplace", line_buffering=sys.stdout.isatty()
+        )
+
+
+def lost_output(error: LostOutput) -> int:
+    """Standard output takes nothing more; gives the exit status.
+
+    A reader that has gone (``wbcd counts | head -1``) is no fault, and nothing is said: 141, as of any program in a pipe.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is left in the buffer goes there when the interpreter ends
+        os.close(nowhere)
+    if error.error.errno == errno.EPIPE:
+        return EXIT_PIPE
+    complain(f"standard output cannot be written: {error.error.strerror}.")
+    return EXIT_IO
 
 
 def exit_status(error: WbcdError) -> int:
-    """78 wrong configuration or another daemon there, 65 no such sample or cell, 69 database away, 74 device lost, 70 else."""
-    if isinstance(error, NotStored):
+    """As in sysexits.h: 65 no such sample, cell or class; 77 no permission; 78 wrong configuration or another daemon there; 69
+    database away; 74 device lost; 70 anything else."""
+    if isinstance(error, NotPermitted) or isinstance(error.__cause__, PermissionError):
+        return EXIT_NOPERM
+    if isinstance(error, (NotStored, UnknownClass)):
         return EXIT_DATA
+    if isinstance(error, WouldReplace):
+        return EXIT_CANTCREAT
     if isinstance(error, (ConfigurationError, ModelError, SchemaMismatch)):
         return EXIT_CONFIG
     if isinstance(error, StoreError):
         return EXIT_UNAVAILABLE
     return EXIT_IO if isinstance(error, DeviceError) else EXIT_SOFTWARE
-
-
-def echo(text: str) -> None:
-    """One line on standard output; a file name need not be UTF-8, a stream demands it."""
-    click.echo(text.encode(errors="replace").decode())
 
 
 def command_line() -> str:
@@ -281,10 +448,13 @@ def _plain(value: Any) -> Any:
 
 
 def quiet_console(stderr: bool = False) -> Any:
-    """A rich console, imported here because it takes a tenth of a second."""
+    """A rich console that takes text for what it is, no markup and no names of emoji; rich takes a tenth of a second."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = NO_WIDTH  # a file or a pipe has no columns: nothing need be folded
+    return console
 
 
 class Axes(click.ParamType[Any]):

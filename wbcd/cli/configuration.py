@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, site_options, to_json
+from wbcd.cli.common import EXAMPLES, Verbs, installed_options, to_json
+from wbcd.cli.printing import say
 
 if TYPE_CHECKING:
     from wbcd.config import Config
 
 
-@click.group(epilog=EXAMPLES["config"])
+@click.group(cls=Verbs, epilog=EXAMPLES["config"])
 def config() -> None:
     """Show or check the configuration."""
 
 
 @config.command(epilog=EXAMPLES["config"])
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@site_options
+@installed_options
 def show(config: Config, as_json: bool) -> None:
     """Every setting as it holds now; passwords are not shown."""
     data = config.as_dict()
@@ -29,7 +30,7 @@ def show(config: Config, as_json: bool) -> None:
 
 
 @config.command(epilog=EXAMPLES["config"])
-@site_options
+@installed_options
 def check(config: Config) -> None:
     """Check the configuration; status 78 and a sentence when it is wrong."""
     from wbcd.daemon.places import demand_apart
@@ -37,7 +38,7 @@ def check(config: Config) -> None:
     config.database_url()
     demand_apart(config)
     if config.watch.dir is not None and not Path(config.watch.dir).is_dir():
-        click.echo(f"note: watch.dir {config.watch.dir} is not there now", err=True)
+        say(f"note: watch.dir {config.watch.dir} is not there now", err=True)
     click.echo(f"good; recipe {config.recipe.recipe_id}")
 
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, site_options, to_json
+from wbcd.cli.common import EXAMPLES, Verbs, goes_on, installed_options, site_options, to_json
+from wbcd.cli.printing import say
 from wbcd.config import redact
 
 if TYPE_CHECKING:
     from wbcd.config import Config
 
 
-@click.group(epilog=EXAMPLES["db"])
+@click.group(cls=Verbs, epilog=EXAMPLES["db"])
 def db() -> None:
     """Make, upgrade and back up the database."""
 
@@ -32,12 +33,12 @@ def upgrade(config: Config) -> None:
     url = config.database_url()
     before = current_revision(url)
     after = migrate(url)
-    click.echo(f"{redact(url)}: {before or 'empty'} -> {after}" if before != after else f"{redact(url)}: {after}, up to date")
+    say(f"{redact(url)}: {before or 'empty'} -> {after}" if before != after else f"{redact(url)}: {after}, up to date")
 
 
 @db.command(epilog=EXAMPLES["db"])
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@site_options
+@installed_options
 def current(config: Config, as_json: bool) -> None:
     """The schema's revision."""
     from wbcd.store import current_revision
@@ -57,7 +58,8 @@ def roles() -> None:
 @db.command(epilog=EXAMPLES["db"])
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--run", "really", is_flag=True, help="PostgreSQL: run pg_dump; without this its command is only printed.")
-@site_options
+@installed_options
+@goes_on("No backup was made; the same command begins anew.")
 def backup(config: Config, destination: Path, really: bool) -> None:
     """Copy the database to DESTINATION (a new file, or a folder) while the daemon runs, and check the copy.
 
@@ -72,7 +74,7 @@ def backup(config: Config, destination: Path, really: bool) -> None:
         click.echo(shlex.join(dump_command(target, path)))
         return
     made = backup_sqlite(target, path) if target.kind == "sqlite" else backup_postgres(target, path, env=os.environ)
-    click.echo(f"{made.path}: {made.size_bytes / 2**20:.1f} MiB, checked")
+    say(f"{made.path}: {made.size_bytes / 2**20:.1f} MiB, checked")
 
 
 def _file_in(destination: Path, *, suffix: str) -> Path:

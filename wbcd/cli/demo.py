@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,8 @@ from typing import Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, FiniteRange, quiet_console
+from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, FiniteRange, goes_on, quiet_console
+from wbcd.cli.printing import SIMULATED_MODEL, say
 from wbcd.errors import BadValue, DatabaseUnavailable, SchemaMismatch, StageFailed
 
 MARKER = ".wbcd-demo"
@@ -70,12 +72,13 @@ class Places:
 @click.option("--defects", type=FiniteRange(0, 1), default=0.1, show_default=True, help="Fraction of bad acquisitions added.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True)
 @click.option("--model", default="reference", show_default=True, help="Model bundle: a folder, or `reference`.")
+@goes_on("The next `wbcd demo` empties its folder and begins anew.")
 def demo(cells: int, seed: int, defects: float, out: Path, model: str) -> None:
     """Simulated microscope -> folder -> daemon -> SQLite -> live counts. All cells are simulated."""
     places = Places(out)
     prepare(places)
     console = quiet_console()
-    console.print(f"[bold]wbcd demo[/bold]: {cells} simulated cells into {places.incoming}. {RESEARCH_ONLY}")
+    say(f"wbcd demo: {cells} simulated cells into {places.incoming}. {RESEARCH_ONLY}")
     started = time.monotonic()
     with (
         _child(_daemon(places, model), places.log("daemon")) as daemon,
@@ -226,7 +229,7 @@ class _PlainDisplay:
         self._next_s = time.monotonic() + PLAIN_EVERY_S
         done = status.outcomes if status else 0
         counts = counts_line([row.as_dict() for row in status.counts]) if status else "starting"
-        click.echo(f"{written} written, {done} done: {counts}")
+        say(f"{written} written, {done} done: {counts}")
 
 
 def _panel(status: Any, written: int) -> Any:
@@ -241,7 +244,8 @@ def _panel(status: Any, written: int) -> Any:
         f"{written} acquisitions written; {status.measured} measured, {status.rejected} rejected, "
         f"{status.set_aside} set aside; {status.per_minute:.0f} a minute"
     )
-    table = counts_table([row.as_dict() for row in status.counts], "running differential (simulated cells)")
+    learnt = f"; {SIMULATED_MODEL}" if status.simulated_model else ""
+    table = counts_table([row.as_dict() for row in status.counts], f"running differential (simulated cells{learnt})")
     return Group(Text(head), table)
 
 
@@ -253,21 +257,23 @@ def _conclude(console: Any, places: Places, seconds: float) -> None:
         raise StageFailed(f"The daemon made no database; its log is {places.log('daemon')}.")
     console.print(counts_table([row.as_dict() for row in status.counts], f"differential of {status.cells} simulated cells"))
     for row in status.rejections:
-        console.print(f"  {row.n} {row.outcome.replace('_', ' ')}: {row.reason}")
-    console.print(f"{status.outcomes} acquisitions in {seconds:.0f} s.")
-    console.print(f"Representative cells (MIP in three planes, six values): {_picture(places)}")
-    console.print("Query the database with:")
-    click.echo(f"  sqlite3 {places.database} 'select * from differential_count'")
-    console.print("[bold]simulated — research use only[/bold], not for diagnosis")
+        say(f"  {row.n} {row.outcome.replace('_', ' ')}: {row.reason}")
+    say(f"{status.outcomes} acquisitions in {seconds:.0f} s.")
+    picture = _picture(places, simulated_model=bool(status.simulated_model))
+    say(f"Representative cells (MIP in three planes, six values): {picture}")
+    say("Query the database with:")
+    say(f"  sqlite3 {shlex.quote(str(places.database))} 'select * from differential_count'")
+    learnt = f", {SIMULATED_MODEL}" if status.simulated_model else ""
+    say(f"Simulated cells{learnt}. {RESEARCH_ONLY}")
 
 
-def _picture(places: Places) -> Path:
+def _picture(places: Places, *, simulated_model: bool) -> Path:
     from wbcd.report.figures import representative_cells
     from wbcd.store import Ledger
 
     with Ledger.open(places.url(), create=False) as ledger:
         rows = [_row(cell) for cell in ledger.cells(outcome="measured", current=True, with_thumbnails=True)]
-    return representative_cells(rows, places.picture, simulated=True)
+    return representative_cells(rows, places.picture, simulated=True, simulated_model=simulated_model)
 
 
 def _row(cell: Any) -> dict[str, Any]:

@@ -14,9 +14,11 @@ import click
 
 from wbcd import __version__
 from wbcd.cli import machine
-from wbcd.cli.common import EXAMPLES, site_options, to_json
+from wbcd.cli.common import EXAMPLES, installed_options, to_json
+from wbcd.cli.printing import SIMULATED_MODEL
 from wbcd.config import redact
 from wbcd.errors import WbcdError
+from wbcd.names import shown
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -39,7 +41,7 @@ EARLIEST_WALL_S: Final = 1_767_225_600.0  # 2026-01-01: a clock before the progr
 
 @click.command(epilog=EXAMPLES["doctor"])
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of findings.")
-@site_options
+@installed_options
 def doctor(config: Config, as_json: bool) -> None:
     """Check this machine, the configuration, the database, the model and the folders, and say what to do.
 
@@ -52,7 +54,7 @@ def doctor(config: Config, as_json: bool) -> None:
 
 def _line(item: Finding) -> str:
     advice = f" -> {item['do']}" if item["do"] else ""
-    return f"{item['verdict']:5} {item['what']}: {item['message']}{advice}"
+    return shown(f"{item['verdict']:5} {item['what']}: {item['message']}{advice}")
 
 
 def _guarded(check: Callable[[Config], Iterator[Finding]], config: Config) -> Iterator[Finding]:
@@ -371,7 +373,7 @@ def _model(config: Config) -> Iterator[Finding]:
     bundle = load_bundle(config.classification.model)  # compares the digest of the weights with the card's
     yield _good("model", f"{bundle.model_id}, digest as stated: {', '.join(bundle.classes)}")
     if bundle.model.simulated:
-        yield _note("model", "trained and measured on simulated cells")
+        yield _note("model", SIMULATED_MODEL)
     elif begun_on_simulated(bundle.model):
         yield _note("model", "measured on measured cells; the weights that it began with were learnt on simulated ones")
 

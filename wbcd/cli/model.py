@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, to_json
+from wbcd.cli.common import EXAMPLES, Verbs, to_json
 from wbcd.cli.modeltools import bench, calibrate, export, import_, instruments, strangers
+from wbcd.cli.printing import SIMULATED_MODEL, say
 from wbcd.cli.training import compare
 
 
-@click.group(epilog=EXAMPLES["model"])
+@click.group(cls=Verbs, epilog=EXAMPLES["model"])
 def model() -> None:
     """Show, compare, calibrate, time, export and import model bundles."""
 
@@ -29,7 +30,8 @@ def list_(as_json: bool) -> None:
         click.echo(to_json(found))
         return
     for item in found:
-        click.echo(f"{item['name']}  {item['model_id']}  classes: {', '.join(item['classes'])}")
+        learnt = f"  ({SIMULATED_MODEL})" if item["simulated"] else ""
+        say(f"{item['name']}  {item['model_id']}  classes: {', '.join(item['classes'])}{learnt}")
 
 
 @model.command(epilog=EXAMPLES["model show"])
@@ -43,9 +45,10 @@ def show(name_or_path: str, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"model_id": bundle.model_id, **dict(bundle.card)}))
         return
-    click.echo(bundle.model_id)
+    say(bundle.model_id)
     card = bundle.path / "README.md"
-    click.echo(card.read_text(encoding="utf-8") if card.is_file() else to_json(bundle.card))
+    for line in (card.read_text(encoding="utf-8") if card.is_file() else to_json(bundle.card)).splitlines():
+        say(line)
 
 
 for tool in (calibrate, strangers, instruments, bench, export, import_):

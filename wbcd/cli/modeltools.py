@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from wbcd.cli.common import EXAMPLES, FiniteRange, command_line, to_json
+from wbcd.cli.common import ANEW, EXAMPLES, FiniteRange, command_line, goes_on, to_json
+from wbcd.cli.printing import SIMULATED_MODEL, say, warn
+from wbcd.errors import WouldReplace
 
 if TYPE_CHECKING:
     from wbcd.classification import Bundle
@@ -49,6 +51,7 @@ def _range(name: str, what: str) -> Callable[[F], F]:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--backend", type=click.Choice(BACKEND_NAMES), default="eager", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+@goes_on(ANEW)
 def calibrate(
     bundle: str,
     training_set: Path,
@@ -91,14 +94,12 @@ def calibrate(
     if as_json:
         click.echo(to_json(report))
         return
-    click.echo(
-        f"{report.model_id} in {report.bundle}: temperature {report.temperature:.3f}, distance {report.gauge_threshold:.2f}"
-    )
+    say(f"{report.model_id} in {report.bundle}: temperature {report.temperature:.3f}, distance {report.gauge_threshold:.2f}")
     what = "simulated cells" if report.simulated else "cells"
     if not report.mistakes:
-        click.echo(f"none of the {report.cells} cells that gave the limits got a wrong label: sets of one class say no more")
+        say(f"none of the {report.cells} cells that gave the limits got a wrong label: sets of one class say no more")
     for split, row in report.figures.items():
-        click.echo(
+        say(
             f"{split}: {row.cells} {what}, {row.accepted:.1%} taken for known; prediction sets hold the true class in"
             f" {row.coverage:.1%}, {row.mean_set_size:.2f} classes each"
         )
@@ -114,6 +115,7 @@ def calibrate(
 @click.option("--inputs/--no-inputs", default=True, show_default=True, help="Also smaller crops and coarser pitches.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
+@goes_on(ANEW)
 def bench(
     bundle: str, training_set: Path | None, cells: int, batches: tuple[int, ...], inputs: bool, device: str, as_json: bool
 ) -> None:
@@ -131,11 +133,11 @@ def bench(
         click.echo(to_json(rows))
         return
     what = "balls in noise" if given.labels is None else "simulated cells" if given.simulated else "cells"
-    click.echo(f"{loaded.model_id}, {len(given.deltas)} {what}; changes against eager at the bundle's own input")
+    say(f"{loaded.model_id}, {len(given.deltas)} {what}; changes against eager at the bundle's own input")
     names = ("input", 14), ("pitch um", 16), ("batch", 6), ("ms a cell", 10), ("change", 9), ("relabelled", 11), ("right", 7)
-    click.echo(f"{'backend':>12}" + "".join(f" {name:>{width}}" for name, width in names))
+    say(f"{'backend':>12}" + "".join(f" {name:>{width}}" for name, width in names))
     for row in rows:
-        click.echo(_line(row))
+        say(_line(row))
 
 
 def _line(row: Row) -> str:
@@ -181,6 +183,7 @@ _path = click.option(
 @_path
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
+@goes_on(ANEW)
 def strangers(bundle: str, training_set: Path, cells: int, seed: int, path: Any, device: str, as_json: bool) -> None:
     """Show BUNDLE simulated objects of no class beside unseen cells of TRAINING_SET: does it know that it does not?"""
     from wbcd.cli.common import quiet_console
@@ -199,17 +202,17 @@ def strangers(bundle: str, training_set: Path, cells: int, seed: int, path: Any,
             on_warning=warnings.append,
         )
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)
     if as_json:
         click.echo(to_json(rows))
         return
-    click.echo(
+    say(
         f"{'simulated':>14} {'cells':>6} {'AUROC':>7} {'beyond the threshold':>21} {'unclassified':>13} {'sure of a label':>16}"
     )
     for row in rows:
         area = "-" if row.auroc is None else f"{row.auroc:.3f}"
         out = "-" if row.unclassified is None else f"{row.unclassified:.1%}"
-        click.echo(f"{row.kind:>14} {row.cells:6d} {area:>7} {row.far:21.1%} {out:>13} {row.sure:16.2f}")
+        say(f"{row.kind:>14} {row.cells:6d} {area:>7} {row.far:21.1%} {out:>13} {row.sure:16.2f}")
 
 
 @click.command(epilog=EXAMPLES["model instruments"])
@@ -228,6 +231,7 @@ def strangers(bundle: str, training_set: Path, cells: int, seed: int, path: Any,
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of rows.")
+@goes_on(ANEW)
 def instruments(
     bundle: str, cells: int, seed: int, path: Any, ranges: tuple[str, ...], workers: int, device: str, as_json: bool
 ) -> None:
@@ -249,13 +253,13 @@ def instruments(
     if as_json:
         click.echo(to_json(rows))
         return
-    click.echo(
+    say(
         f"{'simulated':>20} {'cells':>6} {'missed':>7} {'right':>7} {'counted':>8} {'right of these':>15}"
         f" {'lost':>5} {'won':>4} {'noise':>8}"
     )
     for row in rows:
         among = f"{row.right_of_counted / row.counted:.1%}" if row.counted else "-"
-        click.echo(
+        say(
             f"{row.name:>20} {row.cells:6d} {row.missed:7d} {row.right / row.cells:7.1%} {row.counted / row.cells:8.1%}"
             f" {among:>15} {row.lost:5d} {row.won:4d} {row.noise_ri:8.1e}"
         )
@@ -265,14 +269,23 @@ def instruments(
 @click.argument("bundle")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["onnx", "bioimageio"]), default="onnx", show_default=True)
-def export(bundle: str, out: Path, kind: str) -> None:
-    """Write BUNDLE as one ONNX file, or as a bioimage.io package (zip), to OUT; prints the SHA-256 of its ONNX entry."""
+@click.option("--force", is_flag=True, help="Write over OUT where it is there already.")
+@goes_on(ANEW)
+def export(bundle: str, out: Path, kind: str, force: bool) -> None:
+    """Write BUNDLE as one ONNX file, or as a bioimage.io package (zip), to OUT; prints the SHA-256 of its ONNX entry.
+
+    Exit status: 0; 73 when OUT is there already, or cannot be written.
+    """
     from wbcd.classification import load_bundle
     from wbcd.classification.exchange import export_bioimageio, export_onnx
 
+    if out.is_file() and not force:
+        raise WouldReplace(f"{out} is there already.")
     loaded = load_bundle(bundle)
     digest = export_bioimageio(loaded, out) if kind == "bioimageio" else export_onnx(loaded, out)
-    click.echo(f"{digest}  {out}")
+    say(f"{digest}  {out}")
+    if loaded.model.simulated:
+        say(f"note: {SIMULATED_MODEL}", err=True)
 
 
 @click.command("import", epilog=EXAMPLES["model import"])
@@ -284,6 +297,6 @@ def import_(file: Path, out: Path, digest: str) -> None:
     from wbcd.classification.exchange import import_model
 
     made = import_model(file, digest, out)
-    click.echo(f"{made.model_id} in {made.path}")
+    say(f"{made.model_id} in {made.path}")
     if made.gauge is None:
-        click.echo("warning: it has no distance to tell unknown cells by; `wbcd model calibrate` gives it one.", err=True)
+        warn("it has no distance to tell unknown cells by; `wbcd model calibrate` gives it one.")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, input_options, quiet_console, to_json
+from wbcd.cli.common import AGAIN, EXAMPLES, goes_on, input_options, quiet_console, to_json
+from wbcd.cli.printing import say
+from wbcd.names import shown
 
 if TYPE_CHECKING:
     from wbcd.records import Shape3, Triple
@@ -55,6 +57,7 @@ class Shares(click.ParamType[Any]):
 @click.option("--umap/--no-umap", default=True, show_default=True, help="Draw the features of figure 3 in two dimensions.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+@goes_on(AGAIN)
 def paper(
     figure: str,
     data: Path | None,
@@ -95,9 +98,9 @@ def paper(
         shape=shape,
         voxel_um=pitch,
         ideal=ideal,
-        say=lambda text: click.echo(text, err=True),
+        say=lambda text: say(text, err=True),
     )
-    click.echo(to_json(facts) if as_json else f"{', '.join(chosen)} in {out / 'paper.md'}")
+    click.echo(to_json(facts) if as_json else shown(f"{', '.join(chosen)} in {out / 'paper.md'}"))
 
 
 def _own_set(path: Path, quick: bool) -> Path:

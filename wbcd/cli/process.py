@@ -16,14 +16,18 @@ from wbcd.cli.common import (
     EXIT_IO,
     accept_own_option,
     accepting_own,
-    echo,
+    complain,
+    goes_on,
     site_options,
     to_json,
     with_setting,
 )
+from wbcd.cli.printing import say
 from wbcd.cli.progress import Bar
+from wbcd.names import shown
 
 if TYPE_CHECKING:
+    from wbcd.acquisition.ignored import Ignored
     from wbcd.config import Config
 
 PATH_MAX = 4096
@@ -38,9 +42,9 @@ class Named(click.Path):
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if (length := len(os.fsencode(value))) >= PATH_MAX:
-            self.fail(f"Path {os.fsdecode(value)!r} is {length} bytes long; the system takes {PATH_MAX - 1}.", param, ctx)
+            self.fail(f"Path '{shown(value)}' is {length} bytes long; the system takes {PATH_MAX - 1}.", param, ctx)
         if not os.path.lexists(value):
-            self.fail(f"Path {os.fsdecode(value)!r} does not exist.", param, ctx)
+            self.fail(f"Path '{shown(value)}' does not exist.", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -53,6 +57,7 @@ class Named(click.Path):
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @accept_own_option
 @site_options
+@goes_on("What has its line is stored; the same command goes on with the rest.")
 def process(
     config: Config,
     paths: tuple[Path, ...],
@@ -70,6 +75,8 @@ def process(
     Exit status: 0 when every file reached an outcome, whatever it was; 2 wrong usage; 74 when a folder could not be
     listed, which is named; 78 wrong configuration.
     """
+    from wbcd.acquisition.ignored import Ignored, sentence
+
     config = with_setting(config, "output", keep_tomograms=keep_tomograms or None)
     config = with_setting(config, "defaults", sample_id=sample)
     config = with_setting(config, "classification", model=model, device=device)
@@ -80,28 +87,33 @@ def process(
     if len(paths) == 1 and paths[0].is_dir() and config.watch.dir is None:
         # Below it no link is followed, and one reader serves all its folders.
         config = with_setting(config, "watch", dir=paths[0])
-    files, unlisted = candidates(paths)
+    ignored = Ignored()
+    files, unlisted = candidates(paths, ignored)
     if not config.recipe.quality.accept_own_tomograms:
         files = _without_kept(config.output.dir, paths, files)
     for folder in unlisted:
-        click.echo(f"wbcd: {_unlisted(folder)}", err=True)
+        complain(_unlisted(folder))
+    if ignored.count:
+        complain(f"{sentence(ignored.count, ignored.examples)}.")
     if not files and not unlisted:
         raise click.UsageError(
             "no acquisition (*.h5, *.hdf5, *.tcf, *.zarr, *.zarr.zip, *.ozx, *.tif, *_Tomog.mat, sample*.mat) in "
-            + ", ".join(map(str, paths))
+            + ", ".join(map(shown, paths))
         )
     with Bar("processing", len(files), shown=not as_json) as bar:
         for made in outcomes(config, files):
-            echo(to_json(made) if as_json else _line(made))
+            with bar.aside():
+                click.echo(to_json(made)) if as_json else say(_line(made))
             bar.advance()
     if unlisted:
         sys.exit(EXIT_IO)
 
 
-def candidates(paths: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
+def candidates(paths: tuple[Path, ...], ignored: Ignored | None = None) -> tuple[list[Path], list[Path]]:
     """The files meant, and the folders that could not be listed, whose files nobody knows.
 
-    Each file as named, each folder's acquisitions by age; a folder that is an acquisition is itself.
+    Each file as named, each folder's acquisitions by age; a folder that is an acquisition is itself. What the folders hold
+    besides is counted in ``ignored``.
     """
     from wbcd.acquisition import is_candidate
     from wbcd.acquisition.watch import scan
@@ -110,7 +122,7 @@ def candidates(paths: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
     unlisted: list[Path] = []
     for path in paths:
         if path.is_dir() and not is_candidate(path):
-            found, unreadable = scan(path)
+            found, unreadable = scan(path, ignored)
             unlisted += unreadable
             files += sorted(found, key=lambda item: (found[item].mtime_ns, item))
         else:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, echo, site_options, to_json, with_setting
+from wbcd.cli.common import EXAMPLES, demand_sample, goes_on, site_options, to_json, with_setting
+from wbcd.cli.printing import say
 from wbcd.cli.progress import Bar
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ OUTCOMES = ("measured", "rejected", "set_aside")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line and acquisition.")
 @click.option("--keep-tomograms", is_flag=True, help="Keep each cell's RI volume as OME-Zarr in the output folder.")
 @site_options
+@goes_on("What has its line is stored; the same command goes on with the rest.")
 def reprocess(
     config: Config,
     accurate: bool,
@@ -49,7 +51,7 @@ def reprocess(
     alone. What has an outcome under the recipe and the model asked for is not processed again, so that a broken-off run
     goes on; that outcome becomes the current one, which is counted.
 
-    Exit status: 0; 2 wrong usage; 78 wrong configuration.
+    Exit status: 0; 2 wrong usage; 65 for a sample that is not stored; 78 wrong configuration.
     """
     if accurate:
         refined = dataclasses.replace(config.recipe.reconstruction, mode="accurate")
@@ -58,8 +60,10 @@ def reprocess(
     from wbcd.daemon.places import demand_apart
 
     demand_apart(config)
+    for sample in samples:
+        demand_sample(config.database_url(), sample)
     for made in _made(config, samples, outcome, dry_run, show=not as_json):
-        echo(to_json(made) if as_json else _line(made))
+        click.echo(to_json(made)) if as_json else say(_line(made))
 
 
 def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool, *, show: bool) -> Iterator[dict[str, Any]]:
@@ -84,10 +88,12 @@ def _made(config: Config, samples: tuple[str, ...], outcome: str, dry_run: bool,
                 todo.append(path)
         once = ProcessOnce(config, stages, ledger, replace_changed=True)
         with Bar("reprocessing", len(todo), shown=show) as bar:
+            configure_logging(config.service)  # again: beside a bar standard error is another, which keeps the lines apart
             for path in todo:
                 result = once(path)
+                with bar.aside():
+                    yield object_of(result, path, config.output.dir)
                 bar.advance()
-                yield object_of(result, path, config.output.dir)
 
 
 def chosen(ledger: Ledger, samples: tuple[str, ...], outcome: str) -> list[tuple[Path, str]]:

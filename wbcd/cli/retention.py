@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, FiniteRange, site_options, to_json
+from wbcd.cli.common import EXAMPLES, FiniteRange, goes_on, installed_options, to_json
+from wbcd.cli.printing import say
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -22,7 +23,8 @@ GIB = 2**30
 @click.option("--max-gib", type=FiniteRange(0, 1_000_000_000), help="Remove the oldest until the rest is not larger than this.")
 @click.option("--apply", "really", is_flag=True, help="Do it; without this nothing is changed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@site_options
+@installed_options
+@goes_on("What is removed is in the journal; the same command goes on with the rest.")
 def retention(config: Config, max_age_days: float | None, max_gib: float | None, really: bool, as_json: bool) -> None:
     """Remove kept tomograms by age and by total size. Rows, counts and pictures stay; the journal says what went.
 
@@ -47,7 +49,7 @@ def retention(config: Config, max_age_days: float | None, max_gib: float | None,
         click.echo(to_json(_as_dict(plan, removed, really=really)))
         return
     for image in plan.removed:
-        click.echo(f"{'removed' if really else 'would remove'} {image.path} ({image.size_bytes / 2**20:.1f} MiB)")
+        say(f"{'removed' if really else 'would remove'} {image.path} ({image.size_bytes / 2**20:.1f} MiB)")
     _summary(plan, removed, really=really)
 
 
@@ -71,6 +73,6 @@ def _as_dict(plan: Plan, removed: int, *, really: bool) -> dict[str, object]:
 def _summary(plan: Plan, removed: int, *, really: bool) -> None:
     size = plan.removed_bytes / GIB
     head = f"{removed} tomograms removed" if really else f"{len(plan.removed)} tomograms would go; --apply removes them"
-    click.echo(f"{head} ({size:.2f} GiB); {plan.kept} stay ({plan.kept_bytes / GIB:.2f} GiB)")
+    say(f"{head} ({size:.2f} GiB); {plan.kept} stay ({plan.kept_bytes / GIB:.2f} GiB)")
     if plan.unnamed:
-        click.echo(f"{plan.unnamed} tomograms are named by no row and were left alone; `wbcd verify --tomograms` names them")
+        say(f"{plan.unnamed} tomograms are named by no row and were left alone; `wbcd verify --tomograms` names them")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, EXIT_DATA, echo, site_options, to_json
+from wbcd.cli.common import EXAMPLES, EXIT_DATA, Verbs, installed_options, to_json
+from wbcd.cli.printing import say
 from wbcd.errors import NotStored
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--by", help="Who asks.  [default: the login]")
 @click.option("--dry-run", is_flag=True, help="Say which files, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@site_options
+@installed_options
 def retry(
     config: Config,
     paths: tuple[Path, ...],
@@ -66,16 +67,16 @@ def retry(
 
 def _say(files: list[str], left: list[str], dry_run: bool) -> None:
     for path in files:
-        echo(f"{'would be processed again' if dry_run else 'left alone' if path in left else 'to be processed again'}: {path}")
+        say(f"{'would be processed again' if dry_run else 'left alone' if path in left else 'to be processed again'}: {path}")
     if not files:
-        click.echo("wbcd: nothing that was set aside is meant; `wbcd status` names what was, and why.", err=True)
+        say("wbcd: nothing that was set aside is meant; `wbcd status` names what was, and why.", err=True)
     elif left:
-        click.echo("Left alone: asked for already, or a person has read one of its cells.", err=True)
+        say("Left alone: asked for already, or a person has read one of its cells.", err=True)
     elif not dry_run:
-        click.echo("The daemon takes them up at its next look; without one, name them to `wbcd process`.", err=True)
+        say("The daemon takes them up at its next look; without one, name them to `wbcd process`.", err=True)
 
 
-@click.group()
+@click.group(cls=Verbs, epilog=EXAMPLES["sample move"])
 def sample() -> None:
     """Which sample an acquisition belongs to."""
 
@@ -88,7 +89,7 @@ def sample() -> None:
 @click.option("--note", help="Why.")
 @click.option("--dry-run", is_flag=True, help="Say which, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@site_options
+@installed_options
 def move(
     config: Config,
     what: tuple[str, ...],
@@ -117,9 +118,9 @@ def move(
         click.echo(to_json({"acquisitions": chosen, "to": target, "moved": moved, "dry_run": dry_run}))
         return
     for path in chosen.values():
-        echo(f"{'would move' if dry_run else 'moved'} to {target!r}: {path}")
+        say(f"{'would move' if dry_run else 'moved'} to {target!r}: {path}")
     if not dry_run:
-        click.echo(f"{moved} of {len(chosen)} acquisitions moved to {target!r}.")
+        say(f"{moved} of {len(chosen)} acquisitions moved to {target!r}.")
 
 
 def _chosen(ledger: Ledger, what: tuple[str, ...], source: str | None) -> dict[str, str]:

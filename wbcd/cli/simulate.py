@@ -7,7 +7,8 @@ from typing import Literal, cast
 
 import click
 
-from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, FiniteRange
+from wbcd.cli.common import AGAIN, EXAMPLES, RESEARCH_ONLY, FiniteRange, goes_on
+from wbcd.cli.printing import say
 
 
 @click.command(epilog=EXAMPLES["simulate"])
@@ -24,6 +25,7 @@ from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, FiniteRange
     help="What was simulated, as JSON lines; by default OUT.truth.jsonl.",
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@goes_on(AGAIN)
 def simulate(
     out: Path,
     cells: int,
@@ -56,4 +58,4 @@ def simulate(
         for _ in run(out, cells=cells, seed=seed, rate=rate, format=kind, defects=defects, sample=sample, truth=truth):
             count += 1
             bar.advance(task)
-    click.echo(f"{count} acquisitions in {out}. Simulated. {RESEARCH_ONLY}", err=True)
+    say(f"{count} acquisitions in {out}. Simulated. {RESEARCH_ONLY}", err=True)

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 import click
 
 from wbcd.cli.common import (
+    AGAIN,
+    ANEW,
     EXAMPLES,
     FiniteRange,
+    Verbs,
     command_line,
+    goes_on,
     input_options,
+    installed_options,
     new_input_options,
     quiet_console,
-    site_options,
     to_json,
 )
+from wbcd.cli.printing import say, warn
 
 if TYPE_CHECKING:
     from wbcd.config import Config
@@ -65,6 +70,7 @@ SPLIT_BY = "cell (the paper's), donor (whole donors), or both: donors held out f
 @click.option("--tensorboard", is_flag=True, help="Write OUT/tensorboard beside OUT/log.csv.")
 @click.option("--name", default="wbcd", show_default=True, help="Name of the bundle.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+@goes_on(AGAIN)
 def train(
     training_set: Path,
     out: Path,
@@ -119,13 +125,13 @@ def train(
         facts = {"bundle": report.bundle, "model_id": report.model_id, "evaluations": report.evaluations}
         click.echo(to_json({**facts, "warnings": list(report.warnings)}))
         return
-    click.echo(f"{report.model_id} in {report.bundle}")
+    say(f"{report.model_id} in {report.bundle}")
     for evaluation in report.evaluations.values():
-        click.echo(evaluation.sentence())
+        say(evaluation.sentence())
         for row in evaluation.parts:
-            click.echo(part_sentence(row))
+            say(part_sentence(row))
     for warning in report.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)
 
 
 @click.command(epilog=EXAMPLES["evaluate"])
@@ -137,6 +143,7 @@ def train(
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report.md, report.json and the plots.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON object.")
+@goes_on(ANEW)
 def evaluate(
     bundle: str,
     training_set: Path,
@@ -157,21 +164,21 @@ def evaluate(
         click.echo(to_json(judged.facts))
         return
     first = judged.evaluations[0]
-    click.echo(first.sentence())
+    say(first.sentence())
     for row, label in zip(first.confusion, first.classes, strict=True):
-        click.echo(f"  {label:>12}  {'  '.join(f'{count:5d}' for count in row)}")
+        say(f"  {label:>12}  {'  '.join(f'{count:5d}' for count in row)}")
     if len(models) > 1:
         mean = judged.facts["summary"]["accuracy"]
-        click.echo(f"over {len(models)} models: {mean['mean']:.1%}, SD {100 * mean['sd']:.2f} points")
+        say(f"over {len(models)} models: {mean['mean']:.1%}, SD {100 * mean['sd']:.2f} points")
     if first.corrected is not None:
-        click.echo(first.corrected.sentence())
-    click.echo(counted_sentence(judged.facts))
+        say(first.corrected.sentence())
+    say(counted_sentence(judged.facts))
     for row in judged.facts["parts"]:
-        click.echo(part_sentence(row))
+        say(part_sentence(row))
     for warning in judged.facts["warnings"]:
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)
     if out is not None:
-        click.echo(f"report in {out / 'report.md'}")
+        say(f"report in {out / 'report.md'}")
 
 
 @click.command(epilog=EXAMPLES["model compare"])
@@ -182,6 +189,7 @@ def evaluate(
 @click.option("--split-by", type=click.Choice(SCHEMES), help=f"{SPLIT_BY}  [default: as the models were trained]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@goes_on(ANEW)
 def compare(first: str, second: str, training_set: Path, split: str, split_by: str | None, device: str, as_json: bool) -> None:
     """Put two models beside one another on the same cells: McNemar's exact test, and the difference with its limits."""
     from wbcd.classification.bundle import resolve
@@ -193,9 +201,9 @@ def compare(first: str, second: str, training_set: Path, split: str, split_by: s
     if as_json:
         click.echo(to_json({"classes": what, **to_plain(found), "warnings": warnings}))
         return
-    click.echo(f"{what}: {found.sentence()}")
+    say(f"{what}: {found.sentence()}")
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)
 
 
 def to_plain(found: object) -> dict[str, object]:
@@ -205,7 +213,7 @@ def to_plain(found: object) -> dict[str, object]:
     return {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}  # type: ignore[arg-type]  # always one
 
 
-@click.group(epilog=EXAMPLES["dataset"])
+@click.group(cls=Verbs, epilog=EXAMPLES["dataset"])
 def dataset() -> None:
     """Make training sets, and show what they hold."""
 
@@ -234,6 +242,7 @@ def dataset() -> None:
     help="fast optics, holograms, or the phantoms themselves.",
 )
 @new_input_options
+@goes_on(AGAIN)
 def make(
     folder: Path | None,
     out: Path | None,
@@ -268,7 +277,7 @@ def make(
             spec=input_spec(shape, pitch),
             on_part=on_part,
         )
-    click.echo(f"{out}: {cells} simulated cells, data hash {digest}")
+    say(f"{out}: {cells} simulated cells, data hash {digest}")
     _warn(out)
 
 
@@ -287,7 +296,8 @@ def make(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the splits.")
 @click.option("--measured/--simulated", default=None, help="What the cells are.  [default: as their files say]")
 @new_input_options
-@site_options
+@installed_options
+@goes_on(AGAIN)
 def from_db(
     config: Config,
     out: Path,
@@ -319,9 +329,9 @@ def from_db(
             on_part=on_part,
             root=config.output.dir,
         )
-    click.echo(f"{out}: {len(chosen.sources)} cells of {len(chosen.donors)} donors, data hash {digest}")
+    say(f"{out}: {len(chosen.sources)} cells of {len(chosen.donors)} donors, data hash {digest}")
     for why, count in chosen.left_out.items():
-        click.echo(f"  left out: {count} {why}", err=True)
+        say(f"  left out: {count} {why}", err=True)
     _warn(out)
 
 
@@ -329,7 +339,7 @@ def _warn(path: Path) -> None:
     from wbcd.training.card import stored_warnings
 
     for warning in stored_warnings(path):
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)
 
 
 @dataset.command(epilog=EXAMPLES["dataset"])
@@ -339,6 +349,7 @@ def _warn(path: Path) -> None:
 @click.option(
     "--keep-splits", is_flag=True, help="Leave the first set's cells, and its donors, in the splits that they are in."
 )
+@goes_on(AGAIN)
 def join(training_sets: tuple[Path, ...], out: Path, seed: int, keep_splits: bool) -> None:
     """Make one training set of several of the same kind; a donor in two of them is one donor. It goes on where it stopped."""
     from wbcd.training.join import join as join_sets
@@ -346,7 +357,7 @@ def join(training_sets: tuple[Path, ...], out: Path, seed: int, keep_splits: boo
 
     with dataset_progress(None, quiet_console(stderr=True), "joining") as on_part:
         digest = join_sets(training_sets, out, seed=seed, keep_splits=keep_splits, on_part=on_part)
-    click.echo(f"{out}: {len(training_sets)} sets, data hash {digest}")
+    say(f"{out}: {len(training_sets)} sets, data hash {digest}")
     _warn(out)
 
 
@@ -359,4 +370,4 @@ def show(training_set: Path, as_json: bool) -> None:
     from wbcd.training import dataset as sets
 
     found = card.data_card(sets.read_attributes(training_set), sets.load(training_set))
-    click.echo(to_json(found) if as_json else card.page(training_set.name, found), nl=as_json)
+    click.echo(to_json(found) if as_json else card.page(training_set.name, found), nl=as_json)  # its names are escaped

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, quiet_console, site_options, to_json
+from wbcd.cli.common import EXAMPLES, goes_on, installed_options, quiet_console, to_json
+from wbcd.cli.printing import say
 from wbcd.errors import BadValue, InputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ Step = Callable[[int], object]
     help="File with the ends of the chains, kept elsewhere: compared when it is there, written when all holds.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@site_options
+@installed_options
+@goes_on("Nothing was changed; the same command begins anew.")
 def verify(config: Config, tomograms: bool, sources: bool, anchors: Path | None, as_json: bool) -> None:
     """Check the hash chains, the recipes, the models and, when asked, the tomograms and the counted files.
 
@@ -98,10 +100,9 @@ def _report(found: list[Finding], ends: Mapping[str, Head], counts: Mapping[str,
         click.echo(to_json({"holds": not found, "findings": found, "looked_at": dict(counts), "chains": chains}))
         return
     for item in found:
-        click.echo(f"{item.check}: {item.place} {item.message}".encode(errors="replace").decode())
+        say(f"{item.check}: {item.place} {item.message}")
     looked = ", ".join(f"{n} {what}" for what, n in counts.items())
-    click.echo(f"{len(found)} things do not hold" if found else "everything holds", nl=False)
-    click.echo(f" ({looked})")
+    say(f"{f'{len(found)} things do not hold' if found else 'everything holds'} ({looked})")
 
 
 def _read_anchors(path: Path | None) -> dict[str, Head]:

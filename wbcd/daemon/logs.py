@@ -8,6 +8,7 @@ a minute: ``log.more``, "and 4,312 more". The ledger is told everything all the 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import structlog
 
 from wbcd.config import ServiceSettings
 from wbcd.daemon.pipeline import Log
+from wbcd.names import shown
 
 WINDOW_S: Final = 60.0
 
@@ -85,12 +87,35 @@ def _kind(event: Mapping[str, Any]) -> Kind:
     return tuple(str(event.get(name) or "") for name in NAMING)
 
 
+def _on_one_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """For the console: what a file is called neither begins a line nor moves the cursor. A traceback keeps its lines."""
+    kept = ("exc_info", "exception", "stack")
+    return {name: value if name in kept else _shown(value) for name, value in event.items()}
+
+
+class _Shown(str):
+    """Is written as it is: structlog takes the repr of what has a space, which would double each backslash once more."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"'{self}'"
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, (str, os.PathLike)):
+        return _Shown(shown(value))
+    if isinstance(value, Mapping):
+        return {_shown(name): _shown(inner) for name, inner in value.items()}
+    return [_shown(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def configure_logging(settings: ServiceSettings, stream: TextIO | None = None, *, limiter: Limiter | None = None) -> Log:
     """Set structlog up for the whole process; logs go to standard error, results to standard output."""
     stream = stream or sys.stderr
     console = settings.log_format == "console" or (settings.log_format == "auto" and stream.isatty())
     shown: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        [_on_one_line, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     )

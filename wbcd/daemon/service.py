@@ -43,12 +43,24 @@ LOOK_S = 0.5
 """Longest wait of one look at the folder: a stop, a due retry or a heartbeat is served within it."""
 
 
+class PassedOver(Protocol):
+    """How many files of the folder are no acquisitions, and a few of them with their reasons."""
+
+    count: int
+
+    @property
+    def examples(self) -> list[str]: ...
+
+
 class Watcher(Protocol):
     """Where settled paths come from. ``unreadable``: subfolders that could not be listed at the last look; ``present``: the
-    folder itself could."""
+    folder itself could; ``ignored``: what it passed over then."""
 
     present: bool
     unreadable: list[Path]
+
+    @property
+    def ignored(self) -> PassedOver: ...
 
     def start(self) -> None: ...
     def poll(self, timeout_s: float) -> list[Path]: ...
@@ -376,6 +388,7 @@ class Service:
                 "watch_dir": str(self._config.watch.dir),
                 "also_watched_by": [str(other) for other in self._others],
                 "unreadable_folders": [str(folder) for folder in self._watcher.unreadable[:SHOWN_FOLDERS]],
+                "ignored_files": {"count": self._watcher.ignored.count, "examples": self._watcher.ignored.examples},
                 "recipe": self._config.recipe.recipe_id,
                 "waiting": len(self._backlog),
                 "in_hand": pipeline.in_hand if pipeline else 0,

@@ -56,11 +56,21 @@ class StateFile:
                 raise
 
     def write(self, state: dict[str, Any]) -> None:
-        """Replace the content; a text that does not fit loses its longest part, the channels."""
+        """Replace the content; a text that does not fit loses its longest parts, the channels and the names of files."""
         text = json.dumps(state, default=str)
         if len(text.encode()) > SIZE_BYTES:
-            text = json.dumps({**state, "channels": {}, "reason": str(state.get("reason"))[:1000]}, default=str)
+            text = json.dumps({**state, **self._shorter(state)}, default=str)
         os.pwrite(self._handle, text.encode().ljust(SIZE_BYTES)[:SIZE_BYTES], 0)
+
+    @staticmethod
+    def _shorter(state: dict[str, Any]) -> dict[str, Any]:
+        ignored = state.get("ignored_files") or {}
+        return {
+            "channels": {},
+            "reason": state["reason"] and str(state["reason"])[:1000],
+            "ignored_files": {**ignored, "examples": []},
+            "unreadable_folders": [],
+        }
 
     def close(self) -> None:
         """Let go of the file; its last content stays."""
@@ -79,7 +89,8 @@ def _owner(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DaemonState:
-    """The reading side's answer. ``state``: absent, starting, running, paused, stopping, stopped, failed or silent."""
+    """The reading side's answer. ``state``: absent, starting, running, paused, stopping, stopped, failed, silent or unreadable
+    (the file is there, or may be; ``details["permitted"]`` says whether a right is what is missing)."""
 
     state: str
     reason: str | None = None
@@ -88,7 +99,12 @@ class DaemonState:
 
 def read_state(folder: Path, *, now_s: float | None = None) -> DaemonState:
     """What the daemon of this output folder last said; "silent" when its process is gone or has said nothing for long."""
-    details = _read(folder / FILE_NAME)
+    try:
+        details = _read(folder / FILE_NAME)
+    except OSError as error:
+        permitted = not isinstance(error, PermissionError)
+        why = error.strerror if permitted else "no permission"
+        return DaemonState("unreadable", f"cannot read the daemon's state ({why})", {"permitted": permitted})
     if details is None:
         return DaemonState("absent")
     state, reason = str(details.get("state")), details.get("reason")
@@ -103,10 +119,11 @@ def read_state(folder: Path, *, now_s: float | None = None) -> DaemonState:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """None where there is none. Raises OSError for one that is there and cannot be read."""
     for _ in range(3):
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError:
             continue  # met in the middle of a write

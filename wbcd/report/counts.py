@@ -11,6 +11,7 @@ import dataclasses
 import datetime as dt
 import importlib
 import math
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from wbcd.errors import DatabaseUnavailable, StoreError
+from wbcd.errors import DatabaseUnavailable, NotPermitted, StoreError
 from wbcd.records import LINEAGE, LINEAGES
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
 from wbcd.store.urls import Target, parse_url
@@ -110,7 +111,8 @@ class Status:
 
     ``other_results``: outcomes of other recipes or models, which are in no total; ``counts``, ``lineages``, ``rejections`` and
     ``cell_rejections`` have them too where they were asked for.
-    ``recipe`` and ``model`` are those of the last outcome. ``per_minute``: outcomes a minute over the last
+    ``recipe``, ``model`` and ``sample`` are those of the last outcome;
+    ``simulated_model``: that model was trained on simulated cells. ``per_minute``: outcomes a minute over the last
     ``window_min``. ``note``: why intake is paused, or None.
     """
 
@@ -130,6 +132,7 @@ class Status:
     lineages: tuple[CountRow, ...]
     recipe: str | None
     model: str | None
+    sample: str | None
     simulated_model: bool | None
     last_outcome_at: dt.datetime | None
     window_min: float
@@ -278,6 +281,8 @@ def _open_sqlite(target: Target) -> sqlite3.Connection:
         raise DatabaseUnavailable(
             f"{target.display}: there is no database yet.", action="Start `wbcd run` or `wbcd process`, or correct --db."
         )
+    if not os.access(target.path, os.R_OK, effective_ids=True):
+        raise NotPermitted(f"{target.display}: the database may not be read by this user.")
     connection = _connect_sqlite(target.path, "mode=ro")
     try:
         connection.execute("SELECT 1 FROM sqlite_master")
@@ -359,6 +364,7 @@ def _status(database: _Database, read_at: dt.datetime, *, every: bool) -> Status
         lineages=tuple(lineage_counts(counts)),
         recipe=last.get("recipe"),
         model=last.get("model"),
+        sample=last.get("sample"),
         simulated_model=bool(last["simulated_model"]) if last else None,
         last_outcome_at=_moment(last.get("finished_at")),
         window_min=WINDOW_MIN,

@@ -6,6 +6,7 @@ neither a Greek mu nor a superscript: units are written um and um2, as in the na
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from wbcd.errors import not_written
+from wbcd.names import shown
 from wbcd.records import Cell
 
 #: Refractive indices shown as the darkest and the brightest colour, the same in every picture so that they compare.
@@ -28,6 +30,7 @@ RI_WINDOW = (1.335, 1.400)
 SCALE_BAR_UM = 5.0
 RESEARCH_ONLY = "Research use only. Not for diagnosis."
 SIMULATED = "Simulated cells."
+SIMULATED_MODEL = "Model trained on simulated cells."
 
 #: Dark violet to pale yellow, evenly bright steps (the magma map of matplotlib, CC0, at ten places).
 COLOURS = ("000004", "180f3d", "440f76", "721f81", "9e2f7f", "cd4071", "f1605d", "fd9668", "feca8d", "fcfdbf")
@@ -168,8 +171,8 @@ def labelled_picture(png: bytes, path: Path, *, cell_id: int, sample: str, said:
     sheet.paste(colours, ((width - colours.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
     draw.text((8, colours.height + 6), f"cell id {cell_id}", fill=INK, font=_font(16))
-    draw.text((width - 8, colours.height + 8), _short(said, 22), fill=ACCENT, font=_font(14), anchor="ra")
-    draw.text((8, colours.height + 26), f"sample {_short(sample, 36)}", fill=MUTED, font=_font(13))
+    draw.text((width - 8, colours.height + 8), _drawn(said, 22), fill=ACCENT, font=_font(14), anchor="ra")
+    draw.text((8, colours.height + 26), f"sample {_drawn(sample, 36)}", fill=MUTED, font=_font(13))
     _write(path, _png(sheet))
     return path
 
@@ -191,16 +194,20 @@ class _Typical:
     count: int
 
 
-def representative_cells(rows: Iterable[Mapping[str, Any]], path: Path, *, simulated: bool = False) -> Path:
+def representative_cells(
+    rows: Iterable[Mapping[str, Any]], path: Path, *, simulated: bool = False, simulated_model: bool = False
+) -> Path:
     """Write a PNG that shows, for each class, the cell nearest to the class's medians, with the six values beside them.
 
     ``rows``: one mapping a cell with the columns of the database: ``label``, ``probability``, ``thumbnail_png`` and the six
     parameters; ``cell_id``, ``sample``, ``number``, ``counted_as`` where known. Rows without a label or a thumbnail, counted as
-    something else, or with a value that is not finite, are passed over. ``simulated``: say so in the picture.
+    something else, or with a value that is not finite, are passed over. ``simulated``, ``simulated_model``: say in the
+    picture that the cells are, or that the model learnt from such.
 
     Raises StoreError (NoSpace on a full disk) when ``path`` cannot be written.
     """
-    image = _sheet(typical_rows(rows), simulated)
+    said = [text for text, holds in ((SIMULATED, simulated), (SIMULATED_MODEL, simulated_model)) if holds]
+    image = _sheet(typical_rows(rows), " ".join(said))
     _write(path, _png(image))
     return path
 
@@ -232,7 +239,7 @@ def _typical(label: str, rows: Sequence[Mapping[str, Any]]) -> _Typical:
     return _Typical(label, rows[int(distance.argmin())], named, len(rows))
 
 
-def _sheet(shown: Sequence[_Typical], simulated: bool) -> Image.Image:
+def _sheet(shown: Sequence[_Typical], caution: str) -> Image.Image:
     columns = max(1, min(COLUMNS, len(shown)))
     lines = max(1, math.ceil(len(shown) / columns))
     height = _card_height()
@@ -241,8 +248,8 @@ def _sheet(shown: Sequence[_Typical], simulated: bool) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN + 4, 20), "Representative cells", fill=INK, font=_font(28))
     draw.text((MARGIN + 4, 54), "the cell nearest to its class's medians", fill=MUTED, font=_font(15))
-    footer = f"{SIMULATED} {RESEARCH_ONLY}" if simulated else RESEARCH_ONLY
-    draw.text((width - MARGIN - 4, 24), footer, fill=ACCENT, font=_font(17), anchor="ra")
+    draw.text((width - MARGIN - 4, 24), caution, fill=ACCENT, font=_font(17), anchor="ra")
+    draw.text((width - MARGIN - 4, 52), RESEARCH_ONLY, fill=ACCENT, font=_font(17), anchor="ra")
     if not shown:
         draw.text((width / 2, 78 + height / 2), "No classified cells yet.", fill=MUTED, font=_font(20), anchor="mm")
     for number, typical in enumerate(shown):
@@ -278,7 +285,7 @@ def _source(typical: _Typical) -> str:
     sample, number, cell_id = (typical.row.get(name) for name in ("sample", "number", "cell_id"))
     parts = [f"one of {typical.count} cells" if typical.count > 1 else "the only cell"]
     if sample:
-        parts.append(f"sample {_short(str(sample), 22)}")
+        parts.append(f"sample {_drawn(str(sample), 22)}")
     if cell_id is not None:  # the id in the database, which `wbcd review` wants
         parts.append(f"cell id {cell_id}")
     elif number is not None:
@@ -286,8 +293,24 @@ def _source(typical: _Typical) -> str:
     return ", ".join(parts)
 
 
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3].rstrip() + "..."
+def _drawn(name: str, length: int) -> str:
+    """The name in letters that the font has, others as escapes; of one that is too long four digits tell it from its like."""
+    text = "".join(letter if _has(letter) else letter.encode("unicode_escape").decode() for letter in shown(name))
+    if len(text) <= length:
+        return text
+    return f"{text[: length - 8]}... {hashlib.blake2b(name.encode(errors='surrogatepass'), digest_size=2).hexdigest()}"
+
+
+@lru_cache(maxsize=4096)
+def _has(letter: str) -> bool:
+    """Whether the pictures' font can draw it: what it cannot, it draws as it draws a letter that nobody has."""
+    if letter.isascii():
+        return True
+    font = _font(14)
+    try:
+        return bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
+    except UnicodeError:  # the font of a pillow without FreeType
+        return False
 
 
 def _paste(sheet: Image.Image, png: bytes, left: int, top: int) -> None:

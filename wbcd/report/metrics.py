@@ -31,6 +31,9 @@ def prometheus_text(status: Status) -> str:
 
 def _families(status: Status) -> Iterable[_Family]:
     yield _one("wbcd_info", "gauge", "Version, and the recipe and model of the last outcome.", 1, _info(status))
+    if status.model is not None:
+        text = "1 when that model was trained on simulated cells."
+        yield _one("wbcd_model_simulated", "gauge", text, float(bool(status.simulated_model)), {"model": status.model})
     outcomes = {"measured": status.measured, "rejected": status.rejected, "set_aside": status.set_aside}
     # Gauges: when an acquisition is processed again its current result moves from one outcome to another.
     yield _by("wbcd_acquisitions", "gauge", "Acquisitions by the outcome of their current result.", "outcome", outcomes)

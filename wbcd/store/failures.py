@@ -4,7 +4,7 @@ disk full (SQLITE_FULL, PostgreSQL class 53100, ENOSPC, EDQUOT, EFBIG)       -> 
 no answer (busy, locked, cannot open, I/O error, PostgreSQL classes 08, 57P) -> DatabaseUnavailable
 serialisation failure, deadlock (40001, 40P01), too many connections (53300) -> DatabaseUnavailable
 a table or column is absent                                                  -> SchemaMismatch
-a role without the right (42501) or a refused password (28)                  -> StoreError that says where rights come from
+a role without the right (42501) or a refused password (28)                  -> NotPermitted, which says where rights come from
 anything else (damage, a broken constraint)                                  -> StoreError
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError, no_room
+from wbcd.errors import DatabaseUnavailable, NoSpace, NotPermitted, SchemaMismatch, StoreError, no_room
 from wbcd.store.urls import Target
 
 MIN_FREE_BYTES = 4 * 2**20
@@ -122,7 +122,7 @@ def _from_postgres(error: BaseException, target: Target) -> StoreError:
     if state in _PG_MISSING:
         return SchemaMismatch(text)
     if state is not None and state.startswith(_PG_NO_RIGHT):
-        return StoreError(
+        return NotPermitted(
             text, action="Log in as the role that may (docs/how-to/use-postgresql.md); `wbcd db roles` shows the grants."
         )
     if state is None and _is_connection_error(error):

@@ -26,12 +26,13 @@ from sqlalchemy import Connection, Engine, Table, func, or_, select, text, updat
 from sqlalchemy.exc import IntegrityError
 
 from wbcd import __version__
-from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError
+from wbcd.errors import DatabaseUnavailable, NoSpace, NotStored, SchemaMismatch, StoreError, UnknownClass
 from wbcd.recipe import Recipe
 from wbcd.records import NAME, NAME_RULE, Acquisition, MeasuredCell, Outcome
 from wbcd.store import chain, outcomes, queries, rows, schema, sources
 from wbcd.store.engine import READ_ONLY, Retry, WriterLock, make_engine
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
+from wbcd.store.modelcard import learnt_simulated
 from wbcd.store.rows import (
     CellLabel,
     CurrentRun,
@@ -109,7 +110,7 @@ class Ledger:
     # --- writing --------------------------------------------------------------------------------------
 
     def register(self, recipe: Recipe, model_id: str, model_card: Mapping[str, Any]) -> None:
-        """Make the recipe and the model known, before any outcome names them. Again: changes nothing."""
+        """Make the recipe and the model known, before any outcome names them. Again: at most corrects ``simulated``."""
         recipe_row = {
             "id": recipe.recipe_id,
             "parameters": rows.clean_json(recipe.as_dict()),
@@ -119,7 +120,7 @@ class Ledger:
         model_row = {
             "id": model_id,
             "card": rows.clean_json(model_card),
-            "simulated": bool(model_card.get("simulated", False)),
+            "simulated": learnt_simulated(model_card),
             "registered_at": self._now(),
         }
 
@@ -277,7 +278,7 @@ class Ledger:
 
     def review(self, cell_id: int, reviewer: str, label: str, note: str | None = None) -> None:
         """Append a person's reading of one cell. Raises :class:`StoreError` for no such cell or a name no class can have."""
-        unknown = StoreError(f"There is no cell {cell_id}.", action="Give the id of a row of the table `cell`.")
+        unknown = NotStored(f"There is no cell {cell_id}.", action="Give the id of a row of the table `cell`.")
         if not 0 <= cell_id <= MAX_ID:  # which no column holds
             raise unknown
         row = {
@@ -658,14 +659,14 @@ def _class_name(label: str) -> str:
         return label
     better = re.sub(r"[^A-Za-z0-9._-]+", "_", label).strip("._-")[:64]
     better = better if NAME.fullmatch(better) else "monocyte"
-    raise StoreError(f"The label is {label!r}; it must be {NAME_RULE}.", action=f"Call it {better!r}, for example.")
+    raise UnknownClass(f"The label is {label!r}; it must be {NAME_RULE}.", action=f"Call it {better!r}, for example.")
 
 
 def _known_sample(connection: Connection, name: str) -> int:
     query = select(schema.sample.c.id).where(schema.sample.c.name == rows.clean_text(name))
     sample_id = connection.execute(query).scalar()
     if sample_id is None:
-        raise StoreError(f"There is no sample {name!r}.", action="Name a sample of `wbcd counts`; its files name it.")
+        raise NotStored(f"There is no sample {name!r}.", action="Name a sample of `wbcd counts`; its files name it.")
     return int(sample_id)
 
 

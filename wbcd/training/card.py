@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbcd.classification.bundle import write_file
+from wbcd.names import in_markdown
 from wbcd.training import dataset as sets
 from wbcd.training.dataset import SIX, TrainingSet
 from wbcd.training.splits import SCHEMES, confounding, counts, missing_classes, warnings_of
@@ -85,6 +86,10 @@ def _six(data: TrainingSet) -> dict[str, dict[str, list[float]]]:
     }
 
 
+def _careful(warnings: Sequence[str]) -> list[str]:
+    return ["## What to be careful of", "", *(f"- {in_markdown(text)}" for text in warnings), ""] if warnings else []
+
+
 def page(name: str, card: Mapping[str, Any]) -> str:
     """The card for a person."""
     what = "simulated" if card.get("simulated", True) else "measured"
@@ -92,7 +97,7 @@ def page(name: str, card: Mapping[str, Any]) -> str:
     spec = card["input"]
     pitch = " x ".join(f"{v:g}" for v in spec["voxel_um"])
     lines = [
-        f"# {name}",
+        f"# {in_markdown(name)}",
         "",
         f"{card['cells']} **{what}** cells of {len(card['cells_by_donor'])} donors. Research use only; not for diagnosis.",
         "",
@@ -102,7 +107,7 @@ def page(name: str, card: Mapping[str, Any]) -> str:
         "",
         f"Data hash (BLAKE2b-160): `{card['data_hash']}`",
         "",
-        *(["## What to be careful of", "", *(f"- {text}" for text in card["warnings"]), ""] if card["warnings"] else []),
+        *_careful(card["warnings"]),
         "## Cells",
         "",
         "| scheme | part | " + " | ".join(classes) + " |",
@@ -115,7 +120,7 @@ def page(name: str, card: Mapping[str, Any]) -> str:
     names = card.get("donor_names") or []
     for donor, row in card["cells_by_donor"].items():
         shown = names[int(donor)] if int(donor) < len(names) else donor
-        lines.append(f"| {shown} | " + " | ".join(str(row[c]) for c in classes) + " |")
+        lines.append(f"| {in_markdown(shown)} | " + " | ".join(str(row[c]) for c in classes) + " |")
     lines += [
         "",
         "## The six parameters, mean and SD",

@@ -22,6 +22,7 @@ from scipy.special import softmax
 from wbcd.classification import Bundle, Classifier, load_bundle
 from wbcd.classification.bundle import write_file
 from wbcd.errors import BadValue
+from wbcd.names import in_markdown, in_plot
 from wbcd.training import curves, plots, seen, statistics
 from wbcd.training import dataset as sets
 from wbcd.training import purity as purities
@@ -318,7 +319,7 @@ def _draw_overview(
     path: Path, answer: _Answer, labels: NDArray[np.int64], classes: tuple[str, ...], what: str, facts: Mapping[str, Any]
 ) -> None:
     made = plots.figure(13, 8.6)
-    made.suptitle(f"{answer.bundle.model_id} on {len(labels)} {what} cells")
+    made.suptitle(f"{in_plot(answer.bundle.model_id)} on {len(labels)} {what} cells")
     grid = made.subplots(2, 2)
     plots.confusion(grid[0, 0], answer.evaluation.confusion, classes, "confusion")
     shown = {c: curves.roc(answer.probabilities[:, k], labels == k) for k, c in enumerate(classes) if (labels == k).any()}
@@ -373,10 +374,10 @@ def page(facts: Mapping[str, Any]) -> str:
     lines = [
         f"# {', '.join(m['model_id'] for m in models)} on {data['cells']} {what} cells",
         "",
-        f"{data['name']} (hash `{data['hash']}`), part `{data['split']}` of the split by `{data['split_by']}`."
+        f"{in_markdown(data['name'])} (hash `{data['hash']}`), part `{data['split']}` of the split by `{data['split_by']}`."
         " Research use only; not for diagnosis.",
         "",
-        *(f"> {text}\n" for text in facts["warnings"]),
+        *(f"> {in_markdown(text)}\n" for text in facts["warnings"]),
         f"**Accuracy {first['accuracy']:.1%}** (95 % limits {_between(first)}, Wilson{_over(first)}),"
         f" balanced {first['balanced_accuracy']:.1%}.",
         "",
@@ -428,7 +429,7 @@ def page(facts: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {r['donor']} | {r['n']} | {r['accuracy']:.1%} | {r['ci_low']:.1%} to {r['ci_high']:.1%} |"
+        f"| {in_markdown(r['donor'])} | {r['n']} | {r['accuracy']:.1%} | {r['ci_low']:.1%} to {r['ci_high']:.1%} |"
         for r in facts["per_donor"]
     ]
     lines += ["", f"![the most confident mistakes]({FAILURES})" if _mistakes(facts) else "No cell was labelled wrongly."]
@@ -450,7 +451,7 @@ def part_sentence(row: Mapping[str, Any]) -> str:
 def _part_line(row: Mapping[str, Any]) -> str:
     """A part's row of the report's table."""
     left = "" if "unclassified" not in row else f"{row['unclassified']:.1%}"
-    return f"| {row['part']} | {row['n']} | {row['accuracy']:.1%} | {_between(row)} | {left} |"
+    return f"| {in_markdown(row['part'])} | {row['n']} | {row['accuracy']:.1%} | {_between(row)} | {left} |"
 
 
 def _between(row: Mapping[str, Any]) -> str:

@@ -182,13 +182,19 @@ def _as_made(pool: ProcessPoolExecutor, job: _Job, parts: Iterator[int], workers
 
 @contextmanager
 def worker_pool(workers: int, module: str, action: str) -> Iterator[ProcessPoolExecutor]:
-    """Processes that have imported ``module``. A death among them is a StageFailed that says ``action``."""
+    """Processes that have imported ``module``. A death among them is a StageFailed that says ``action``; Ctrl-C ends them."""
     # Not forked from here: a fork of a process with torch's threads may hang. The server has imported torch but run none of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker) as pool:
         try:
             yield pool
+        except KeyboardInterrupt:
+            # The pool would finish what it was given, minutes of it. A part is written whole or not at all.
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
         except BrokenProcessPool as error:
             raise StageFailed("a worker process died.", action=action) from error
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbcd.errors import ConfigurationError
+from wbcd.names import in_plot
 from wbcd.report.figures import VALUES
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
@@ -66,7 +67,7 @@ def confusion(axes: Any, table: Sequence[Sequence[int]], classes: Sequence[str],
     for (row, column), value in np.ndenumerate(counts):
         dark = share[row, column] > 0.5
         axes.text(column, row, f"{int(value)}", ha="center", va="center", color="white" if dark else "black", fontsize=9)
-    names = [c.replace("_", "\n") for c in classes]
+    names = [in_plot(c).replace("_", "\n") for c in classes]
     axes.set_xticks(range(len(classes)), names, fontsize=8)
     axes.set_yticks(range(len(classes)), names, fontsize=8)
     axes.set_xlabel("predicted")
