@@ -27,6 +27,8 @@
     |   `-- DeviceLost                nothing more can be computed in this process; exit status 74
     |-- StoreError                    the database or the output folder cannot take a result
     |   |-- DatabaseUnavailable       no answer; tried again, nothing is lost
+    |   |   `-- DatabaseReplaced      the file that was open is gone, or another lies in its place; opened anew
+    |   |-- NoRight                   the database refuses this role; told, and tried again after a grant
     |   |-- SchemaMismatch            migrations are missing or from a newer wbcd
     |   `-- NoSpace                   the disk is full; intake pauses
     |-- Unforeseen                    an exception that wbcd has no name for, met on one item; set aside
@@ -205,6 +207,15 @@ class StoreError(WbcdError):
 
 class DatabaseUnavailable(StoreError):
     code = "store.unavailable"
+
+
+class DatabaseReplaced(DatabaseUnavailable):
+    code = "store.replaced"
+    action = "Nothing to do: what is there now is opened, and the folder is looked through again."
+
+
+class NoRight(StoreError):
+    code = "store.no_right"
 
 
 class SchemaMismatch(StoreError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from wbcd.daemon.channel import Broken, Channel, Crew
-from wbcd.errors import DatabaseUnavailable, NoSpace, WbcdError
+from wbcd.errors import DatabaseUnavailable, NoRight, NoSpace, WbcdError
 from wbcd.records import Acquisition, Outcome
 
 R = TypeVar("R")
@@ -93,7 +93,7 @@ class Patience:
         while True:
             try:
                 result = action()
-            except (DatabaseUnavailable, NoSpace) as error:
+            except (DatabaseUnavailable, NoRight, NoSpace) as error:
                 self._pauses.begin(cause, error)
             else:
                 self._pauses.end(cause)

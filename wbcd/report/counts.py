@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from wbcd.errors import DatabaseUnavailable, StoreError
+from wbcd.errors import DatabaseUnavailable
 from wbcd.records import LINEAGE, LINEAGES
+from wbcd.store import answers
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
 from wbcd.store.urls import Target, parse_url
 from wbcd.store.views import UTC_TEXT, Z_95
@@ -263,15 +264,10 @@ def _connect_sqlite(path: Path, options: str) -> sqlite3.Connection:
 
 @contextmanager
 def _open_postgres(target: Target) -> Iterator[Any]:
-    try:
-        psycopg = importlib.import_module("psycopg")  # an extra, and slow to import: only who reads PostgreSQL pays
-    except ModuleNotFoundError as error:
-        raise StoreError(
-            "PostgreSQL needs the psycopg driver.", action="Install it with: pip install 'wbcd[postgres]'."
-        ) from error
-    with psycopg.connect(target.dsn, connect_timeout=5, application_name="wbcd-read") as connection:
+    # psycopg is an extra, and slow to import: only who reads PostgreSQL pays.
+    with answers.connect(target.dsn or "", answer_s=answers.READER_ANSWER_S, application_name="wbcd-read") as connection:
         connection.read_only = True
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.isolation_level = importlib.import_module("psycopg").IsolationLevel.REPEATABLE_READ
         yield connection
 
 

@@ -16,6 +16,7 @@ import datetime as dt
 import re
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,16 +25,18 @@ from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, select, text, union, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from wbcd import __version__
-from wbcd.errors import DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError
+from wbcd.errors import DatabaseReplaced, DatabaseUnavailable, NoSpace, SchemaMismatch, StoreError
 from wbcd.recipe import Recipe
 from wbcd.records import NAME, NAME_RULE, Acquisition, MeasuredCell, Outcome
-from wbcd.store import chain, queries, rows, schema
-from wbcd.store.engine import READ_ONLY, Retry, WriterLock, make_engine
-from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
+from wbcd.store import chain, queries, rows, schema, standing
+from wbcd.store.answers import ANSWER_S
+from wbcd.store.engine import READ_ONLY, Retry, WriterLock, abandon, make_engine
+from wbcd.store.failures import NEEDED_BYTES, driver_error, foreign_errors, free_bytes, translate
 from wbcd.store.rows import CellLabel, Health, SampleLabel, StoredCell, StoredOutcome, Unfinished
+from wbcd.store.standing import FileWatch, UseLock, Witness
 from wbcd.store.urls import Target, parse_url
 
 T = TypeVar("T")
@@ -48,6 +51,7 @@ _WAL_RESET_DEFECT: Final = ((3, 7, 0), (3, 51, 3))
 _OLDEST_POSTGRES: Final = 150000
 
 CHANGED_AFTER_COUNT: Final = "changed_after_count"
+REPLACED: Final = "database_replaced"
 
 MAX_ID: Final = 2**63 - 1
 
@@ -65,9 +69,17 @@ class Ledger:
         self._now = now
         patience_s = PATIENCE_S if target.kind == "postgresql" else 0.0  # SQLite has waited its busy timeout already
         self._retry = retry if retry is not None else Retry(patience_s)
-        self._engine: Engine = make_engine(target)
+        self._engine: Engine | None = make_engine(target, answer_s=ANSWER_S)
         self._files = WriterLock(target)
+        self._in_use = UseLock(target)
+        self._watch = None if target.path is None else FileWatch(target.path)
+        self._register: Callable[[Connection], None] | None = None
+        self._witness: Witness | None = None
         self._threads = threading.RLock()
+        self.openings = 1
+        """How often a database was found in this place: one more each time that another has taken the place of the last."""
+        self.asked_since_s: float | None = None
+        """When the question that is not answered yet was put, by the monotonic clock; None when there is none."""
 
     @classmethod
     def open(
@@ -87,6 +99,7 @@ class Ledger:
             _prepare_folder(target.path, create=create, target=target)
         ledger = cls(target, now=now, retry=retry)
         try:
+            ledger._in_use.share()
             ledger._write(lambda connection: _open_schema(connection, target.display, create=create))
         except BaseException:
             ledger.close()
@@ -115,6 +128,7 @@ class Ledger:
             _insert_new(connection, schema.model, model_row)
 
         self._write(work)
+        self._register, self._witness = work, Witness(recipe.recipe_id, model_id)
 
     def begin(self, acquisition: Acquisition) -> int:
         """Count a try, on disk before this returns. Gives the tries since the last outcome, this one included: 1, 2, ..."""
@@ -330,6 +344,14 @@ class Ledger:
         revision, server, warnings = self._read(lambda connection: _examine(connection, self._target, deep=deep))
         return Health(self._target.display, server, revision, free, warnings)
 
+    def ping(self) -> None:
+        """Does it answer, and is it still the database that was opened? Raises as any other question would."""
+        witness = self._witness
+        if witness is None:
+            self._read(lambda connection: connection.execute(text("SELECT 1")).scalar())
+        elif self._read(witness.missing) is not None:
+            self._write(lambda _: None)  # which puts in what is missing
+
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run statements that only read, in one transaction; after a lost connection ``work`` runs again."""
         return self._read(work)
@@ -339,8 +361,11 @@ class Ledger:
     def close(self) -> None:
         """Close the connection. On SQLite this writes the log back into the file."""
         with self._threads:
-            self._engine.dispose()
+            if self._engine is not None:
+                moved = self._watch is not None and self._watch.problem() is not None
+                (abandon if moved else Engine.dispose)(self._engine)
             self._files.close()
+            self._in_use.close()
 
     def __enter__(self) -> Self:
         return self
@@ -368,21 +393,102 @@ class Ledger:
         return self._persist(lambda: self._transaction(work, reading=True))
 
     def _transaction(self, work: Callable[[Connection], T], *, reading: bool = False) -> T:
-        with foreign_errors(self._target):
-            if reading:
-                with self._engine.connect().execution_options(**READ_ONLY) as connection, connection.begin():
-                    return work(connection)
-            with self._files.held(), self._engine.begin() as connection:
-                return work(connection)
+        try:
+            with foreign_errors(self._target):
+                engine = self._standing()
+                if reading:
+                    with engine.connect().execution_options(**READ_ONLY) as connection, connection.begin():
+                        result = work(connection)
+                else:
+                    result = self._written(engine, work)
+                self._refuse_replaced()  # while it was at work: then what was written is nowhere, and what was read is not so
+                return result
+        except SchemaMismatch as error:
+            if self._witness is None or error.__cause__ is None:
+                raise
+            # The tables were there when this daemon began: a backup is being restored.
+            raise DatabaseUnavailable(error.message, action=standing.TABLES_AWAITED) from error
+
+    def _written(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+        with self._files.held():
+            self._refuse_replaced()
+            with engine.begin() as connection:
+                missing = None if self._witness is None else self._witness.missing(connection)
+                if missing is not None:
+                    self._renew(connection, missing)
+                result = work(connection)
+            self.openings += missing is not None
+            return result
+
+    def _standing(self) -> Engine:
+        """The engine on what lies at the path now. Raises :class:`DatabaseReplaced` once for each file that went."""
+        if self._engine is None:
+            self._open_again()
+        self._refuse_replaced()
+        if self._engine is None:  # for the type checker: it was opened just now
+            raise DatabaseUnavailable(f"{self._target.display}: is not open.")
+        return self._engine
+
+    def _refuse_replaced(self) -> None:
+        problem = None if self._watch is None else self._watch.problem()
+        if problem is None or self._engine is None:
+            return
+        engine, self._engine = self._engine, None
+        abandon(engine)
+        self._files.close()
+        self._in_use.close()  # so that a restore may put a file into its place
+        raise DatabaseReplaced(f"{self._target.display}: while it was open, {problem}.")
+
+    def _open_again(self) -> None:
+        """Open what lies at the path instead of the file that went. Nothing is made: an empty one would hide the loss."""
+        path = self._target.path
+        if path is None or not path.exists():
+            raise DatabaseUnavailable(
+                f"{self._target.display}: the file was removed while it was open; it is waited for.",
+                action="Put it back, or restore a backup (`wbcd db restore`); to begin an empty one, start wbcd anew.",
+            )
+        self._in_use.share()
+        watch, engine = FileWatch(path), make_engine(self._target, answer_s=ANSWER_S)
+        try:
+            with self._files.held(), engine.begin() as connection:
+                _demand_usable(connection, self._target)
+                if self._witness is not None:
+                    self._witness.begin_anew()
+                self._renew(connection, "another file lay in its place")
+        except BaseException as error:
+            (Engine.dispose if watch.problem() is None else abandon)(engine)
+            self._files.close()
+            self._in_use.close()
+            found = translate(driver_error(error), self._target) if isinstance(error, SQLAlchemyError) else error
+            if type(found) is StoreError:  # damage: it may be half copied yet
+                raise DatabaseUnavailable(found.message, action=f"It is looked at again. {found.advice}") from error
+            raise
+        self._engine, self._watch = engine, watch
+        self.openings += 1
+
+    def _renew(self, connection: Connection, what: str) -> None:
+        """Make known again, in a database that has taken the place of another, what outcomes will refer to."""
+        if self._register is None or self._witness is None:
+            return
+        self._register(connection)
+        self._witness.begin_anew()
+        message = f"This database has taken the place of the one that was written to: {what}. The folder is looked through again."
+        chain.append(connection, schema.event, _event_row(self._now(), REPLACED, message, {}, code=DatabaseReplaced.code))
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         with self._threads:
-            for delay in self._retry.delays():
-                try:
-                    return attempt()
-                except DatabaseUnavailable:
-                    self._retry.wait(delay)
-            return attempt()
+            self.asked_since_s = time.monotonic()
+            try:
+                for delay in self._retry.delays():
+                    try:
+                        return attempt()
+                    except DatabaseReplaced:
+                        raise  # to be told at once
+                    except DatabaseUnavailable:
+                        self._retry.wait(delay)
+                return attempt()
+            finally:
+                self.asked_since_s = None
 
 
 # --- opening ------------------------------------------------------------------------------------------
@@ -394,6 +500,25 @@ def _prepare_folder(path: Path, *, create: bool, target: Target) -> None:
             path.absolute().parent.mkdir(parents=True, exist_ok=True)
     elif not path.exists():
         raise DatabaseUnavailable(f"{path}: there is no database.", action="Start `wbcd run` first, or correct --db.")
+
+
+def _demand_usable(connection: Connection, target: Target) -> None:
+    """Before a file that has taken another's place is written to: whole, and of this version's schema.
+
+    What a person can mend beside the running daemon is waited for: an older or an absent schema, damage.
+    """
+    from wbcd.store import migrate
+
+    found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if found != "ok":
+        raise DatabaseUnavailable(f"{target.display}: {found}.", action="Restore a sound backup: `wbcd db restore`.")
+    revision = migrate.revision_of(connection)
+    if revision is None or revision < schema.SCHEMA_REVISION:
+        raise DatabaseUnavailable(
+            f"{target.display}: has schema revision {revision or 'none'}; {schema.SCHEMA_REVISION} is needed.",
+            action="Run `wbcd db upgrade`; it is waited for.",
+        )
+    migrate.validate(connection, target.display)
 
 
 def _open_schema(connection: Connection, place: str, *, create: bool) -> None:
