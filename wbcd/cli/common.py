@@ -62,6 +62,7 @@ Examples:
   wbcd status
   wbcd status --watch
   wbcd status --json | jq .daemon.state
+  wbcd status --check || echo "look at it"
   wbcd status --prometheus > wbcd.prom""",
     "counts": """\b
 Example:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,13 +16,22 @@ if TYPE_CHECKING:
     from wbcd.config import Config
 
 
+HEALTHY: Final = ("starting", "running", "stopping")
+"""States in which the daemon does its work, by `wbcd status --check`; one that is paused waits for somebody or something."""
+
+
 @click.command(epilog=EXAMPLES["status"])
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--prometheus", is_flag=True, help="The database's figures as Prometheus text, once.")
 @click.option("--watch", is_flag=True, help="Show it again every second until interrupted.")
+@click.option("--check", is_flag=True, help="Only the daemon, from its state file: exit status 0 while it works, else 1.")
 @site_options
-def status(config: Config, as_json: bool, prometheus: bool, watch: bool) -> None:
+def status(config: Config, as_json: bool, prometheus: bool, watch: bool, check: bool) -> None:
     """What the daemon does, and the counts so far."""
+    if check:
+        if prometheus or watch:
+            raise click.UsageError("--check goes with neither --prometheus nor --watch")
+        _check(config, as_json=as_json)
     if prometheus and (as_json or watch):
         raise click.UsageError("--prometheus goes with neither --json nor --watch")
     show = _show_prometheus if prometheus else _show_json if as_json else _show
@@ -62,16 +72,29 @@ def _print_counts(rows: list[dict[str, Any]]) -> None:
 
 def collect(config: Config) -> dict[str, Any]:
     """``daemon`` (its state file) and ``store`` (the database, or why it cannot be read) as one JSON-ready object."""
-    from wbcd.daemon.state import read_state
     from wbcd.report.counts import read_status
 
-    state = read_state(config.output.dir)
-    found: dict[str, Any] = {"daemon": {"state": state.state, "reason": state.reason, **_told(state.details)}}
+    found: dict[str, Any] = {"daemon": _daemon(config)}
     try:
         found["store"] = read_status(config.database_url()).as_dict()
     except StoreError as error:  # the daemon's own word on why it waits must be shown all the more
         found["store"] = {"database": redact(config.database.url), "error": error.sentence()}
     return found
+
+
+def _check(config: Config, *, as_json: bool) -> None:
+    """For a health check: it asks no database, for that may be what does not answer."""
+    daemon = _daemon(config)
+    shown = f"{daemon['state']}" + (f": {daemon['reason']}" if daemon["reason"] else "")
+    click.echo(to_json({"daemon": daemon}) if as_json else shown)
+    sys.exit(0 if daemon["state"] in HEALTHY else 1)
+
+
+def _daemon(config: Config) -> dict[str, Any]:
+    from wbcd.daemon.state import read_state
+
+    state = read_state(config.output.dir)
+    return {"state": state.state, "reason": state.reason, **_told(state.details)}
 
 
 def _told(details: dict[str, Any] | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields
 from wbcd.records import Acquisition, Cell, Payload
 from wbcd.report.figures import thumbnail_png
 from wbcd.store import Ledger
+from wbcd.store.engine import Retry
 from wbcd.store.volumes import clean_stale, discard_tomograms, write_tomogram
 
 _log = structlog.get_logger(__name__)
@@ -132,8 +133,8 @@ def clean_output(config: Config) -> None:
         _log.info("output.cleaned", folder=str(config.output.dir), removed=removed)
 
 
-def open_ledger(config: Config, stages: Stages) -> Ledger:
+def open_ledger(config: Config, stages: Stages, *, retry: Retry | None = None) -> Ledger:
     """Open (and migrate) the database and name the recipe and the model that results will carry."""
-    ledger = Ledger.open(config.database_url())
+    ledger = Ledger.open(config.database_url(), retry=retry)
     ledger.register(config.recipe, stages.model_id, stages.model_card)
     return ledger

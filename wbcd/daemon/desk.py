@@ -7,6 +7,7 @@ database is away, and resumes by itself. The reason is kept in :class:`Pauses`, 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from wbcd.daemon.channel import Broken, Channel, Crew
+from wbcd.daemon.channel import Broken, Channel, Closed, Crew
 from wbcd.errors import DatabaseUnavailable, NoRight, NoSpace, WbcdError
 from wbcd.records import Acquisition, Outcome
 
@@ -22,6 +23,13 @@ R = TypeVar("R")
 
 FIRST_RETRY_S = 0.25
 LONGEST_RETRY_S = 15.0
+
+PING_EVERY_S = 3.0
+"""A database that nobody asks anything is asked whether it is there: else a server that hung, or a file that was replaced,
+would be noticed with the next acquisition only, perhaps tomorrow."""
+
+SILENT_AFTER_S = 4.0
+"""An answer that takes longer is told as none: with the ping, the daemon's own heartbeat and a look, within ten seconds."""
 
 
 class LedgerLike(Protocol):
@@ -118,20 +126,56 @@ class Desk:
         self._patience = patience
         self._requests: Channel[_Request[Any]] = crew.channel("store", 8, "outcomes are small; a full queue must be felt soon")
         self.opened = threading.Event()
+        self._ledger: LedgerLike | None = None
+        self._opening_since_s: float | None = None
+
+    @property
+    def openings(self) -> int:
+        """How many databases the ledger has found in its place; a ledger that does not know has found one."""
+        return int(getattr(self._ledger, "openings", 1))
+
+    @property
+    def silent_for_s(self) -> float | None:
+        """How long the present question waits for the database's answer, or None while it answers soon enough."""
+        ledger = self._ledger
+        since_s = self._opening_since_s if ledger is None else getattr(ledger, "asked_since_s", None)
+        if since_s is None:
+            return None
+        waited_s = time.monotonic() - float(since_s)
+        return waited_s if waited_s > SILENT_AFTER_S else None
 
     def serve(self) -> None:
         """The thread's work: open, answer until closed, close."""
         try:
-            ledger = self._patience("store", self._open)
+            ledger = self._ledger = self._patience("store", self._timed_open)
         except GaveUp:
             self._requests.break_()
             return
         self.opened.set()
         try:
-            for request in self._requests:
+            while (request := self._next(ledger)) is not None:
                 self._answer(request, ledger)
         finally:
             ledger.close()
+
+    def _timed_open(self) -> LedgerLike:
+        self._opening_since_s = time.monotonic()
+        try:
+            return self._open()
+        finally:
+            self._opening_since_s = None
+
+    def _next(self, ledger: LedgerLike) -> _Request[Any] | None:
+        """The next request, None when there will be none; meanwhile the database is asked whether it is there."""
+        ping = getattr(ledger, "ping", None)
+        while True:
+            try:
+                return self._requests.take(PING_EVERY_S)
+            except TimeoutError:
+                if ping is not None:
+                    self._patience("store", ping)
+            except Closed:
+                return None
 
     def ask(self, action: Callable[[LedgerLike], R]) -> R:
         """Do ``action`` in the desk's thread and wait for its result. Raises :class:`Broken` when the line has failed."""

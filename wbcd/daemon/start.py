@@ -14,6 +14,9 @@ from wbcd.daemon.service import Service
 from wbcd.daemon.stages import Stages
 from wbcd.errors import BadValue
 
+RETRIED_S = 2.0
+"""How long the ledger itself tries a lost PostgreSQL again; then the line pauses, says why in `wbcd status`, and tries on."""
+
 
 def start(config: Config, *, until_idle: bool = False) -> None:
     """Run until stopped. Raises BadValue without a watch folder, StageFailed when a stage breaks.
@@ -69,5 +72,6 @@ def _stages(config: Config) -> Stages:
 
 def _ledger(config: Config, stages: Stages) -> LedgerLike:
     from wbcd.daemon.assembly import open_ledger
+    from wbcd.store.engine import Retry
 
-    return open_ledger(config, stages)
+    return open_ledger(config, stages, retry=Retry(RETRIED_S))

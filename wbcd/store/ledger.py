@@ -448,13 +448,15 @@ class Ledger:
                 action="Put it back, or restore a backup (`wbcd db restore`); to begin an empty one, start wbcd anew.",
             )
         self._in_use.share()
+        before = self._watch
         watch, engine = FileWatch(path), make_engine(self._target, answer_s=ANSWER_S)
         try:
-            with self._files.held(), engine.begin() as connection:
-                _demand_usable(connection, self._target)
-                if self._witness is not None:
-                    self._witness.begin_anew()
-                self._renew(connection, "another file lay in its place")
+            with self._files.held():
+                if before is not None:
+                    before.set_log_aside()
+                with engine.begin() as connection:
+                    _demand_usable(connection, self._target)
+                    self._renew(connection, "another file lay in its place")
         except BaseException as error:
             (Engine.dispose if watch.problem() is None else abandon)(engine)
             self._files.close()
@@ -472,7 +474,7 @@ class Ledger:
             return
         self._register(connection)
         self._witness.begin_anew()
-        message = f"This database has taken the place of the one that was written to: {what}. The folder is looked through again."
+        message = f"This database has taken the place of the one written to: {what}. The folder is looked through again."
         chain.append(connection, schema.event, _event_row(self._now(), REPLACED, message, {}, code=DatabaseReplaced.code))
 
     def _persist(self, attempt: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""What each PostgreSQL error code (SQLSTATE) means for wbcd: one explicit table, the longest prefix holds. Standard library only.
+"""What each PostgreSQL error code (SQLSTATE) means for wbcd: one explicit table; the longest prefix holds. No driver needed.
 
     room     the server's disk is full: intake pauses
     waits    passes by itself, or by an administrator's hand at the server: asked again, with the reason in `wbcd status`

@@ -1,9 +1,9 @@
 """Is the database that was opened still the one that lies there? Asked around each transaction of a writer.
 
-An SQLite connection keeps to the file that it opened: where that is replaced, moved or removed (a backup copied over it while the
-daemon runs), everything is written into a file without a name, and nothing says so. So device and inode of the file, and of its
-log and shared memory, are held against their paths. A PostgreSQL keeps its connection or loses it; there, and after every
-opening, the rows are asked: the newest outcome, the recipe and the model must still be there, in the same table.
+An SQLite connection keeps to the file that it opened: where that is replaced, moved or removed (a backup copied over it while
+the daemon runs), everything is written into a file without a name, and nothing says so. So device and inode of the file, and of
+its log and shared memory, are held against their paths. A PostgreSQL keeps its connection or loses it; so a daemon asks the
+rows too: the newest outcome, the recipe and the model must still be there, in the same table.
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ class FileWatch:
             elif there != known:
                 return f"its {suffix} file was {'removed' if there is None else 'replaced'}"
         return None
+
+    def set_log_aside(self) -> None:
+        """Take the log of the file that went away from beside the one that came: SQLite would write it over that."""
+        if identity_of(self._path) == self._file:
+            return  # it was put back
+        for suffix in BESIDE:
+            beside = Path(f"{self._path}{suffix}")
+            if identity_of(beside) is not None and identity_of(beside) == self._beside.get(suffix):
+                beside.rename(f"{beside}.replaced-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S%fZ}")
 
 
 class UseLock:
