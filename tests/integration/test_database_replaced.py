@@ -1,4 +1,4 @@
-"""The SQLite file is replaced, moved or removed under an open ledger, in each way that people do it; PostgreSQL goes back in time."""
+"""The SQLite file is replaced, moved or removed under an open ledger, in each way that people do it; rows go back in time."""
 
 from __future__ import annotations
 

@@ -127,27 +127,32 @@ class Desk:
         self._requests: Channel[_Request[Any]] = crew.channel("store", 8, "outcomes are small; a full queue must be felt soon")
         self.opened = threading.Event()
         self._ledger: LedgerLike | None = None
-        self._opening_since_s: float | None = None
+        self._since_s: float | None = None
+        self._silent = False
 
     @property
     def openings(self) -> int:
         """How many databases the ledger has found in its place; a ledger that does not know has found one."""
         return int(getattr(self._ledger, "openings", 1))
 
-    @property
     def silent_for_s(self) -> float | None:
-        """How long the present question waits for the database's answer, or None while it answers soon enough."""
-        ledger = self._ledger
-        since_s = self._opening_since_s if ledger is None else getattr(ledger, "asked_since_s", None)
-        if since_s is None:
-            return None
-        waited_s = time.monotonic() - float(since_s)
-        return waited_s if waited_s > SILENT_AFTER_S else None
+        """How long the present request goes without an answer of the database; None while it answers soon enough.
+
+        A request that met a silence stays silent until it is done: in between the database may only refuse a connection.
+        """
+        since_s, asked_s = self._since_s, self._asked_s()
+        now_s = time.monotonic()
+        self._silent = since_s is not None and (self._silent or (asked_s is not None and now_s - asked_s > SILENT_AFTER_S))
+        return now_s - since_s if since_s is not None and self._silent else None
+
+    def _asked_s(self) -> float | None:
+        asked_s = self._since_s if self._ledger is None else getattr(self._ledger, "asked_since_s", None)
+        return None if asked_s is None else float(asked_s)
 
     def serve(self) -> None:
         """The thread's work: open, answer until closed, close."""
         try:
-            ledger = self._ledger = self._patience("store", self._timed_open)
+            ledger = self._ledger = self._patiently(self._open)
         except GaveUp:
             self._requests.break_()
             return
@@ -158,12 +163,12 @@ class Desk:
         finally:
             ledger.close()
 
-    def _timed_open(self) -> LedgerLike:
-        self._opening_since_s = time.monotonic()
+    def _patiently(self, action: Callable[[], R]) -> R:
+        self._since_s = time.monotonic()
         try:
-            return self._open()
+            return self._patience("store", action)
         finally:
-            self._opening_since_s = None
+            self._since_s = None
 
     def _next(self, ledger: LedgerLike) -> _Request[Any] | None:
         """The next request, None when there will be none; meanwhile the database is asked whether it is there."""
@@ -173,7 +178,7 @@ class Desk:
                 return self._requests.take(PING_EVERY_S)
             except TimeoutError:
                 if ping is not None:
-                    self._patience("store", ping)
+                    self._patiently(ping)
             except Closed:
                 return None
 
@@ -202,7 +207,7 @@ class Desk:
 
     def _answer(self, request: _Request[Any], ledger: LedgerLike) -> None:
         try:
-            request.answer.set_result(self._patience("store", lambda: request.action(ledger)))
+            request.answer.set_result(self._patiently(lambda: request.action(ledger)))
         except GaveUp as error:
             request.answer.set_exception(error)
         except BaseException as error:

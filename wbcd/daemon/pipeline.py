@@ -194,10 +194,9 @@ class Pipeline:
         """One more each time that another database has taken the place of the last: then what was counted may be so no more."""
         return self._desk.openings
 
-    @property
     def silent_for_s(self) -> float | None:
         """How long the database has not answered; None while it does."""
-        return self._desk.silent_for_s
+        return self._desk.silent_for_s()
 
     @property
     def failure(self) -> BaseException | None:

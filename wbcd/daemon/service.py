@@ -286,7 +286,7 @@ class Service:
 
     def _listen(self, pipeline: Pipeline) -> None:
         """Note since when the database does not answer: its own thread waits in the question and cannot say so."""
-        silent_s = pipeline.silent_for_s
+        silent_s = pipeline.silent_for_s()
         if silent_s is None:
             if self._silent_since is not None:
                 self._log.info("database_answers")
