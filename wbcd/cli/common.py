@@ -71,6 +71,7 @@ Example:
 Examples:
   wbcd db upgrade --db postgresql://wbcd_owner@localhost/wbcd
   wbcd db backup /backup/wbcd-monday.db
+  wbcd db restore /backup/wbcd-monday.db
   wbcd db roles | psql -d wbcd""",
     "verify": """\b
 Examples:
