@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -251,6 +252,140 @@ def test_a_whole_server_that_hangs(tmp_path: Path, server: OwnServer, zygote: Zy
         assert "timeout" in answer["store"]["error"]
         assert seconds < 10
     feed(whole, tmp_path, 6, 20)
+    wait_until(lambda: outcomes(url) == 20)
+    running(tmp_path)
+    stop(daemon, tmp_path)
+    expect_whole(url, whole)
+
+
+# --- a server that refuses ----------------------------------------------------------------------------------
+
+
+def give(server: OwnServer, statement: str, database: str = "postgres") -> None:
+    with psycopg.connect(server.url(database), autocommit=True) as connection:
+        connection.execute(statement)
+
+
+def end_connections(server: OwnServer, database: str) -> None:
+    """As an administrator: the daemon must connect anew, and meets what was set meanwhile."""
+    give(
+        server,
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()",
+    )
+
+
+@contextmanager
+def table_locked(server: OwnServer, database: str) -> Iterator[None]:
+    with psycopg.connect(server.url(database)) as connection:
+        connection.execute("LOCK TABLE run IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+@contextmanager
+def statements_time_out(server: OwnServer, database: str) -> Iterator[None]:
+    """57014: a statement_timeout, set for the whole database, while somebody holds a lock."""
+    give(server, f"ALTER DATABASE {database} SET statement_timeout = '300ms'")
+    end_connections(server, database)
+    with table_locked(server, database):
+        yield
+    give(server, f"ALTER DATABASE {database} RESET statement_timeout")
+    end_connections(server, database)
+
+
+@contextmanager
+def cancelled_by_hand(server: OwnServer, database: str) -> Iterator[None]:
+    """57014 again and again, by pg_cancel_backend."""
+    over = threading.Event()
+
+    def cancel() -> None:
+        query = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE application_name = 'wbcd' AND datname = %s"
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            while not over.wait(0.05):
+                connection.execute(query, (database,))
+
+    thread = threading.Thread(target=cancel)
+    with table_locked(server, database):
+        thread.start()
+        yield
+    over.set()
+    thread.join()
+
+
+@contextmanager
+def read_only(server: OwnServer, database: str) -> Iterator[None]:
+    """25006, as on a standby."""
+    give(server, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    end_connections(server, database)
+    yield
+    with psycopg.connect(server.url(), autocommit=True, options="-c default_transaction_read_only=off") as connection:
+        connection.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only")
+    end_connections(server, database)
+
+
+@contextmanager
+def no_right(server: OwnServer, database: str) -> Iterator[None]:
+    give(server, f"REVOKE INSERT ON run FROM {database}", database)
+    yield
+    give(server, f"GRANT INSERT ON run TO {database}", database)
+
+
+@contextmanager
+def no_connection_left(server: OwnServer, database: str) -> Iterator[None]:
+    """53300: every one that the server has is taken, but for those kept for a superuser."""
+    held: list[Any] = []
+    try:
+        while True:
+            try:
+                held.append(psycopg.connect(server.url(database).replace("//wbcd@", f"//{database}@")))
+            except psycopg.OperationalError as error:
+                assert "connection slots" in str(error) or "too many" in str(error), error  # noqa: PT017
+                break
+        end_of = (
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'wbcd' AND datname = '{database}'"
+        )
+        give(server, end_of)
+        held.append(wait_until(lambda: taken(server, database), 10))
+        yield
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def taken(server: OwnServer, database: str) -> Any:
+    """The place that the daemon lost, before it has it back."""
+    try:
+        return psycopg.connect(server.url(database).replace("//wbcd@", f"//{database}@"))
+    except psycopg.OperationalError:
+        return None
+
+
+REFUSALS = {
+    "locked": (table_locked, "does not answer since"),
+    "timed_out": (statements_time_out, "SQLSTATE 57014"),
+    "cancelled": (cancelled_by_hand, "SQLSTATE 57014"),
+    "read_only": (read_only, "SQLSTATE 25006"),
+    "no_right": (no_right, "SQLSTATE 42501"),
+    "no_connection": (no_connection_left, "slots are reserved"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_is_waited_for_with_its_reason(
+    tmp_path: Path, server: OwnServer, zygote: Zygote, whole: Whole, name: str
+) -> None:
+    provoked, words = REFUSALS[name]
+    database = f"refusing_{name}"
+    give(server, f"CREATE ROLE {database} LOGIN")
+    give(server, f"CREATE DATABASE {database} OWNER {database}")
+    url = server.url(database)
+    own = url.replace("//wbcd@", f"//{database}@")  # who owns the schema, and is no superuser
+    feed(whole, tmp_path, 0, 4)
+    daemon = zygote.begin(cheap_settings(tmp_path, whole.bundle) | {"database.url": own}, tmp_path / "log")
+    wait_until(lambda: outcomes(url) == 4)
+    with provoked(server, database):
+        feed(whole, tmp_path, 4, 20)
+        assert said(tmp_path, words).state == "paused"
+        assert not daemon.ended
     wait_until(lambda: outcomes(url) == 20)
     running(tmp_path)
     stop(daemon, tmp_path)

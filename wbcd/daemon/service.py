@@ -152,6 +152,7 @@ class Service:
         self._seen_openings = 1
         self._silent_since: str | None = None
         self._said_reason: str | None = None
+        self._state_problem: str | None = None
 
     def stop(self, reason: str = "asked") -> None:
         """Ask for a drained stop; safe in a signal handler."""
@@ -353,6 +354,9 @@ class Service:
                 "channels": pipeline.statistics() if pipeline else {},
             }
         )
+        if state.problem != self._state_problem:
+            self._state_problem = state.problem
+            (self._log.warning if state.problem else self._log.info)("state_file", problem=state.problem)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
