@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 from helpers_faults import set_to
 from helpers_ledger import Whole, check_against, differences, outcome_table, rows
-from helpers_postgres import OwnServer
+from helpers_postgres import OwnServer, programs_folder
 from helpers_spheres import cheap_settings
 from helpers_zygote import Daemon, Zygote, wait_until
 
@@ -29,7 +30,7 @@ from wbcd.cli import cli
 from wbcd.daemon.state import DaemonState, read_state
 from wbcd.errors import StoreError
 from wbcd.report.counts import read_status
-from wbcd.store.backup import backup_sqlite
+from wbcd.store.backup import backup_postgres, backup_sqlite
 from wbcd.store.urls import parse_url
 
 SAID_WITHIN_S = 10.0
@@ -386,6 +387,29 @@ def test_a_refusal_is_waited_for_with_its_reason(
         feed(whole, tmp_path, 4, 20)
         assert said(tmp_path, words).state == "paused"
         assert not daemon.ended
+    wait_until(lambda: outcomes(url) == 20)
+    running(tmp_path)
+    stop(daemon, tmp_path)
+    expect_whole(url, whole)
+
+
+def test_a_dump_restored_under_the_daemon(tmp_path: Path, server: OwnServer, zygote: Zygote, whole: Whole) -> None:
+    """The database is dropped, made again and filled from a dump: waited for, and what is not in the dump is counted again."""
+    url = make_database(server, "restored")
+    feed(whole, tmp_path, 0, 6)
+    daemon = zygote.begin(cheap_settings(tmp_path, whole.bundle) | {"database.url": url}, tmp_path / "log")
+    wait_until(lambda: outcomes(url) == 6)
+    programs = programs_folder()
+    backup_postgres(parse_url(url), tmp_path / "x.dump", env=os.environ, program=str(programs / "pg_dump"))
+    feed(whole, tmp_path, 6, 14)
+    wait_until(lambda: outcomes(url) == 14)
+    give(server, "DROP DATABASE restored WITH (FORCE)")
+    said(tmp_path, 'database "restored" does not exist')
+    give(server, "CREATE DATABASE restored")
+    feed(whole, tmp_path, 14, 20)
+    said(tmp_path, "Is a backup being restored?")
+    command = [str(programs / "pg_restore"), "--exit-on-error", f"--dbname={url}", str(tmp_path / "x.dump")]
+    assert subprocess.run(command, check=False).returncode == 0
     wait_until(lambda: outcomes(url) == 20)
     running(tmp_path)
     stop(daemon, tmp_path)

@@ -7,6 +7,7 @@ OperationalError without SQLSTATE is raised, as for a lost one. psycopg is impor
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import importlib
 import time
@@ -32,6 +33,8 @@ def connect(dsn: str, *, answer_s: float | None, **libpq: Any) -> Any:
     """
     connection = _limited().connect(dsn, **{"connect_timeout": CONNECT_S, **libpq})
     connection.answer_s = answer_s
+    for loader in _bounded_times():
+        connection.adapters.register_loader("timestamptz", loader)
     return connection
 
 
@@ -87,3 +90,31 @@ def _limited() -> Any:
                 raise
 
     return Connection
+
+
+@functools.cache
+def _bounded_times() -> tuple[Any, ...]:
+    """Loaders for which a time beyond Python's years (infinity, 44 BC: a person's INSERT may hold it) is the last or the first.
+
+    As psycopg has it, one such row would end every reading of its table.
+    """
+    psycopg = importlib.import_module("psycopg")
+    times = importlib.import_module("psycopg.types.datetime")
+    last, first = (dt.datetime.max.replace(tzinfo=dt.UTC), dt.datetime.min.replace(tzinfo=dt.UTC))
+
+    class Text(times.TimestamptzLoader):  # type: ignore[name-defined, misc]
+        def load(self, data: Any) -> Any:
+            try:
+                return super().load(data)
+            except psycopg.DataError:
+                said = bytes(data)
+                return first if said.startswith(b"-") or said.endswith(b"BC") else last
+
+    class Binary(times.TimestamptzBinaryLoader):  # type: ignore[name-defined, misc]
+        def load(self, data: Any) -> Any:
+            try:
+                return super().load(data)
+            except psycopg.DataError:
+                return first if int.from_bytes(bytes(data), "big", signed=True) < 0 else last
+
+    return Text, Binary
