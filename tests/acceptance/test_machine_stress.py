@@ -147,7 +147,7 @@ def test_a_trial_without_the_model_condemns_no_file(tmp_path: Path, whole: Whole
     assert try_in_child(config, sorted(whole.incoming.iterdir())[0]) is None
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_a_daemon_that_is_stopped_and_goes_on(tmp_path: Path, zygote: Zygote, whole: Whole, seconds: float) -> None:
     """SIGSTOP, as a debugger, a frozen container or a suspended machine: told at once, and nothing is lost or condemned."""
     feed(whole, tmp_path, 0, 20)
@@ -206,7 +206,7 @@ def test_a_newer_schema_under_the_daemon_ends_it(tmp_path: Path, zygote: Zygote,
 FEW, MANY = 160, 2000
 
 
-@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_many_tiny_files_with_flat_descriptors_threads_and_memory(tmp_path: Path, zygote: Zygote, count: int) -> None:
     from wbcd.simulation.files import write_tcf
 
