@@ -73,5 +73,7 @@ def _stages(config: Config) -> Stages:
 def _ledger(config: Config, stages: Stages) -> LedgerLike:
     from wbcd.daemon.assembly import open_ledger
     from wbcd.store.engine import Retry
+    from wbcd.store.urls import parse_url
 
-    return open_ledger(config, stages, retry=Retry(RETRIED_S))
+    waits_itself = parse_url(config.database.url).kind == "sqlite"  # its busy timeout
+    return open_ledger(config, stages, retry=None if waits_itself else Retry(RETRIED_S))
