@@ -55,6 +55,11 @@ def too_many_cells_at_once(limit: int, note: Path) -> Fault:
     return {"fault": "memory", "limit": limit, "note": str(note)}
 
 
+def set_to(place: str, value: float) -> Fault:
+    """A constant of ``module:NAME``: a limit of half a minute is waited for in seconds."""
+    return {"fault": "set", "place": place, "value": value}
+
+
 def count_calls(place: str, note: Path) -> Fault:
     """Each call leaves a byte in the file ``note``."""
     return {"fault": "count", "place": place, "note": str(note)}
@@ -254,6 +259,11 @@ def _quota(fault: Fault) -> None:
     io.open = builtins.open = opened  # type: ignore[assignment]
 
 
+def _set(fault: Fault) -> None:
+    module, _, name = fault["place"].partition(":")
+    setattr(importlib.import_module(module), name, fault["value"])
+
+
 _KINDS: dict[str, Callable[[Fault], None]] = {
     "kill": _kill,
     "hang": _hang,
@@ -263,4 +273,5 @@ _KINDS: dict[str, Callable[[Fault], None]] = {
     "count": _calls,
     "rights": _rights,
     "quota": _quota,
+    "set": _set,
 }

@@ -92,6 +92,11 @@ class OwnServer:
         (self._folder / ".s.PGSQL.5432.lock").unlink()
 
     @property
+    def pid(self) -> int:
+        """Of the server's first process."""
+        return int((self._data / "postmaster.pid").read_text().splitlines()[0])
+
+    @property
     def running(self) -> bool:
         return (self._data / "postmaster.pid").exists()
 

@@ -32,8 +32,10 @@
     |   `-- DeviceLost                nothing more can be computed in this process; exit status 74
     |-- StoreError                    the database or the output folder cannot take a result
     |   |-- DatabaseUnavailable       no answer; tried again, nothing is lost
+    |   |   `-- DatabaseReplaced      the file that was open is gone, or another lies in its place; opened anew
     |   |-- SchemaMismatch            migrations are missing or from a newer wbcd
     |   |-- NotPermitted              the user or the login may not do this; exit status 77
+    |   |   `-- NoRight               the database refuses this role; told, and tried again after a grant
     |   |-- NotStored                 no such sample or cell; exit status 65
     |   |-- UnknownClass              a class that no model has, or none can have; exit status 65
     |   |-- NoSpace                   the disk is full; intake pauses
@@ -256,14 +258,23 @@ class DatabaseUnavailable(StoreError):
     code = "store.unavailable"
 
 
-class SchemaMismatch(StoreError):
-    code = "store.schema"
-    action = "Run `wbcd db upgrade`."
+class DatabaseReplaced(DatabaseUnavailable):
+    code = "store.replaced"
+    action = "Nothing to do: what is there now is opened, and the folder is looked through again."
 
 
 class NotPermitted(StoreError):
     code = "store.not_permitted"
     action = "Log in as the user or the role that may."
+
+
+class NoRight(NotPermitted):
+    code = "store.no_right"
+
+
+class SchemaMismatch(StoreError):
+    code = "store.schema"
+    action = "Run `wbcd db upgrade`."
 
 
 class NotStored(StoreError):

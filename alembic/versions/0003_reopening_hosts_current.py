@@ -132,7 +132,7 @@ SELECT run.id AS run_id, sample.name AS sample, acquisition.path AS file, acquis
        acquisition.instrument_id AS instrument_id, acquisition.acquired_at AS acquired_at,
        run.outcome AS outcome, run.reason AS reason, run.message AS message, run.tries AS tries, run.seconds AS seconds,
        run.recipe_id AS recipe, run.model_id AS model, model.simulated AS simulated_model, run.wbcd_version AS wbcd_version,
-       run.finished_at AS finished_at, run.asked_at AS asked_at,
+       run.finished_at AS finished_at, run.asked_at AS asked_at, run.companions_changed_at AS companions_changed_at,
        NOT EXISTS (
   SELECT 1 FROM run AS other
   WHERE other.acquisition_id = run.acquisition_id
@@ -271,7 +271,13 @@ def upgrade() -> None:
     rebuild_source_file(keyed_by_host=True)
     for name, table, column in INDEXES:
         where = sa.text(f"{column} IS NOT NULL")
-        shown = "id" if column == "waits_for" else "acquisition_id" if column == "reopened_at" else column
+        shown = (
+            "id"
+            if column in ("waits_for", "companions_changed_at")
+            else "acquisition_id"
+            if column == "reopened_at"
+            else column
+        )
         op.create_index(name, table, [shown], unique=False, sqlite_where=where, postgresql_where=where)
     for statement in (*VIEWS, KNOWN_CLASS[op.get_bind().dialect.name], *guards()):
         run(statement)
@@ -288,7 +294,7 @@ def downgrade() -> None:
         op.drop_index(name, table_name=table)
     rebuild_source_file(keyed_by_host=False)
     run(OLD_BACKLOG)
-    for column in ("asked_at", "wbcd_version", "companions", "conditions", "reopened_at"):
+    for column in ("asked_at", "wbcd_version", "companions", "conditions", "companions_changed_at", "reopened_at"):
         run(f"ALTER TABLE run DROP COLUMN {column}")
     for column in ("begun_host", "waits_for", "volumes_root", "volumes_tries"):
         run(f"ALTER TABLE acquisition DROP COLUMN {column}")
@@ -298,6 +304,7 @@ INDEXES = (
     ("ix_acquisition_waits", "acquisition", "waits_for"),
     ("ix_acquisition_volumes", "acquisition", "volumes_root"),
     ("ix_acquisition_instrument_acquisition_id", "acquisition", "instrument_acquisition_id"),
+    ("ix_run_companions_changed", "run", "companions_changed_at"),
     ("ix_run_reopened", "run", "reopened_at"),
 )
 
@@ -316,6 +323,7 @@ def add_run_columns() -> None:
     op.add_column("run", sa.Column("wbcd_version", sa.Text(), nullable=False, server_default="unknown"))
     op.add_column("run", sa.Column("companions", ANY_JSON, nullable=True))
     op.add_column("run", sa.Column("conditions", ANY_JSON, nullable=True))
+    op.add_column("run", sa.Column("companions_changed_at", TIME, nullable=True))
     op.add_column("run", sa.Column("reopened_at", TIME, nullable=True))
     op.add_column("run", sa.Column("asked_at", TIME, nullable=True))
     run("UPDATE run SET asked_at = finished_at")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,15 +75,6 @@ def test_the_shipped_models_learnt_from_simulated_cells(card: dict, any_url: str
 )
 def test_a_model_learnt_from_simulated_cells_until_its_card_says_that_it_did_not(card: dict, simulated: bool) -> None:
     assert learnt_simulated(card) is simulated
-
-
-def test_a_row_that_was_stored_wrongly_is_put_right(tmp_path: Path, url: str) -> None:
-    with sqlite3.connect(tmp_path / "wbcd.db") as database:
-        database.execute("UPDATE model SET simulated = 0")
-    database.close()
-    assert read_status(url).simulated_model is False
-    opened(url).close()
-    assert read_status(url).simulated_model is True
 
 
 def test_every_reading_verb_says_it(url: str, tmp_path: Path) -> None:

@@ -8,16 +8,19 @@ import re
 import shutil
 import stat
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from helpers_pgsecure import SecureServer
 from helpers_postgres import programs_folder
 
-from wbcd.cli import VERBS
+from wbcd.cli import VERBS, cli
 from wbcd.config import Config
+from wbcd.daemon.state import StateFile
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -29,6 +32,22 @@ def instructions() -> list[tuple[str, str]]:
     text = "\n".join(line for line in (DEPLOY / "Containerfile").read_text().splitlines() if not line.startswith("#"))
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [(line.partition(" ")[0], line.partition(" ")[2]) for line in lines if line.strip()]
+
+
+def test_the_health_check_is_a_command_that_ends(tmp_path: Path) -> None:
+    """As the image runs it, for a daemon that waits, one that works and none: it asks no database."""
+    (check,) = [text.partition(" CMD ")[2] for name, text in instructions() if name == "HEALTHCHECK"]
+    program, *arguments = check.split()
+    assert program == "wbcd"
+    asked = [*arguments, "--output-dir", str(tmp_path), "--db", "postgresql://nobody@192.0.2.1/nowhere"]
+    assert CliRunner().invoke(cli, asked).exit_code == 1
+    state = StateFile(tmp_path)
+    told = {"pid": os.getpid(), "updated_unix_s": time.time(), "heartbeat_s": 5.0}
+    for word, status in (("running", 0), ("starting", 0), ("stopping", 0), ("paused", 1), ("failed", 1), ("stopped", 1)):
+        state.write(told | {"state": word, "reason": "why"})
+        done = CliRunner().invoke(cli, asked)
+        assert (done.exit_code, done.output) == (status, f"{word}: why\n")
+    state.close()
 
 
 def test_the_containerfile_uses_what_is_there() -> None:

@@ -269,6 +269,12 @@ class FolderWatcher:
         """Give ``path`` out once more after another quiet time."""
         self._tracker.retry(path, self._clock())
 
+    def announce_again(self) -> None:
+        """Give out every candidate once more, after another quiet time; the whole folder is looked at first."""
+        for path in list(self._tracker.known):
+            self._tracker.retry(path, self._clock())
+        self._next_scan_s = self._clock()
+
     def vanished(self) -> list[Path]:
         """Candidates that left the folder since the last call and have not come back. An absent folder has lost none."""
         vanished, self._vanished = self._vanished, set()

@@ -96,6 +96,7 @@ Examples:
   wbcd status --watch
   wbcd status --json | jq .daemon.state
   wbcd status --all
+  wbcd status --check || echo "look at it"
   wbcd status --prometheus > wbcd.prom""",
     "counts": """\b
 Examples:
@@ -110,6 +111,7 @@ Examples:
 Examples:
   wbcd db upgrade --db postgresql://wbcd_owner@localhost/wbcd
   wbcd db backup /backup/wbcd-monday.db
+  wbcd db restore /backup/wbcd-monday.db
   wbcd db roles | psql -d wbcd""",
     "verify": """\b
 Examples:

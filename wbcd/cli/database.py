@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shlex
 import time
@@ -75,6 +76,30 @@ def backup(config: Config, destination: Path, really: bool) -> None:
         return
     made = backup_sqlite(target, path) if target.kind == "sqlite" else backup_postgres(target, path, env=os.environ)
     say(f"{made.path}: {made.size_bytes / 2**20:.1f} MiB, checked")
+
+
+@db.command(epilog=EXAMPLES["db"])
+@click.argument("backup_file", metavar="BACKUP", type=click.Path(path_type=Path))
+@site_options
+def restore(config: Config, backup_file: Path) -> None:
+    """Put BACKUP, a file of `wbcd db backup`, in the place of the database. Stop the daemon first.
+
+    SQLite: the backup is checked, brought to this version's schema and put in place in one step; the database that was there
+    is kept under a dated name; the journal of the restored one says who restored what. Refused while wbcd has it open.
+    PostgreSQL: the commands are printed, to be run as the owner.
+    """
+    from wbcd.store.restore import restore_command, restore_sqlite
+    from wbcd.store.urls import parse_url
+
+    target = parse_url(config.database_url())
+    if target.kind == "postgresql":
+        click.echo(shlex.join(restore_command(target, backup_file)))
+        click.echo(shlex.join(["wbcd", "db", "upgrade", "--db", target.display]))
+        click.echo("Stop the daemon first, then run these as the owner; the first does all of it or nothing.", err=True)
+        return
+    done = restore_sqlite(target, backup_file, by=getpass.getuser())
+    kept = f"; what was there is kept as {done.kept}" if done.kept is not None else ""
+    click.echo(f"{done.path}: restored from {done.backup}, {done.outcomes} outcomes, schema {done.revision_before}{kept}")
 
 
 def _file_in(destination: Path, *, suffix: str) -> Path:

@@ -378,6 +378,21 @@ def _model(config: Config) -> Iterator[Finding]:
         yield _note("model", "measured on measured cells; the weights that it began with were learnt on simulated ones")
 
 
+def _daemon(config: Config) -> Iterator[Finding]:
+    """The one of this output folder, by its state file."""
+    from wbcd.cli.status import HEALTHY
+    from wbcd.daemon.state import read_state
+
+    found = read_state(config.output.dir)
+    said = found.state + (f": {found.reason}" if found.reason else "")
+    if found.state in (*HEALTHY, "stopped"):
+        yield _good("daemon", said)
+    elif found.state == "absent":
+        yield _good("daemon", "none has run with this output folder yet")
+    else:
+        yield _wrong("daemon", said, "Mend what it says; it goes on by itself, or by a restart when its process is gone.")
+
+
 def _existing(folder: Path) -> Path:
     folder = folder.absolute()
     return folder if folder.exists() else _existing(folder.parent)
@@ -402,4 +417,5 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _clock,
     _database,
     _model,
+    _daemon,
 )

@@ -32,17 +32,26 @@ LABEL: Final = 11
 """Columns of the word that a line begins with; what goes on below a line begins there too."""
 
 
+HEALTHY: Final = ("starting", "running", "stopping")
+"""States in which the daemon does its work, by `wbcd status --check`; one that is paused waits for somebody or something."""
+
+
 @click.command(epilog=EXAMPLES["status"])
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--prometheus", is_flag=True, help="The database's figures as Prometheus text, once.")
 @click.option("--watch", is_flag=True, help="Show it again every second until interrupted.")
 @click.option("--all", "every", is_flag=True, help="Rows of every recipe and model; totals are of current results.")
+@click.option("--check", is_flag=True, help="Only the daemon, from its state file: exit status 0 while it works, else 1.")
 @installed_options
-def status(config: Config, as_json: bool, prometheus: bool, watch: bool, every: bool) -> None:
+def status(config: Config, as_json: bool, prometheus: bool, watch: bool, every: bool, check: bool) -> None:
     """What the daemon does, and the counts so far, the running sample first.
 
-    Exit status: 0; 77 when the daemon's state may not be read, 74 when it cannot be.
+    Exit status: 0; 77 when the daemon's state may not be read, 74 when it cannot be; with --check 1 unless the daemon works.
     """
+    if check:
+        if prometheus or watch:
+            raise click.UsageError("--check goes with neither --prometheus nor --watch")
+        _check(config, as_json=as_json)
     if prometheus and (as_json or watch):
         raise click.UsageError("--prometheus goes with neither --json nor --watch")
     if prometheus:
@@ -52,7 +61,7 @@ def status(config: Config, as_json: bool, prometheus: bool, watch: bool, every: 
         with contextlib.suppress(KeyboardInterrupt):
             _watch(config, as_json=as_json, every=every)
         return
-    found = collect(config)
+    found = collect(config, every=every)
     _print(found, as_json=as_json)
     if found["daemon"]["state"] == "unreadable":
         sys.exit(EXIT_NOPERM if found["daemon"]["permitted"] is False else EXIT_IO)
@@ -114,11 +123,9 @@ def collect(config: Config, *, every: bool = False) -> dict[str, Any]:
 
     ``every``: the rows of every recipe and model, not only of current results.
     """
-    from wbcd.daemon.state import read_state
     from wbcd.report.counts import mixed_samples, read_status
 
-    state = read_state(config.output.dir)
-    found: dict[str, Any] = {"daemon": {"state": state.state, "reason": state.reason, **_told(state.details)}}
+    found: dict[str, Any] = {"daemon": _daemon(config)}
     try:
         status = read_status(config.database_url(), every=every)
         mixed = [] if every else mixed_samples(status.counts)
@@ -126,6 +133,21 @@ def collect(config: Config, *, every: bool = False) -> dict[str, Any]:
     except StoreError as error:  # the daemon's own word on why it waits must be shown all the more
         found["store"] = {"database": redact(config.database.url), "error": error.sentence()}
     return found
+
+
+def _check(config: Config, *, as_json: bool) -> None:
+    """For a health check: it asks no database, for that may be what does not answer."""
+    daemon = _daemon(config)
+    shown = f"{daemon['state']}" + (f": {daemon['reason']}" if daemon["reason"] else "")
+    click.echo(to_json({"daemon": daemon}) if as_json else shown)
+    sys.exit(0 if daemon["state"] in HEALTHY else 1)
+
+
+def _daemon(config: Config) -> dict[str, Any]:
+    from wbcd.daemon.state import read_state
+
+    state = read_state(config.output.dir)
+    return {"state": state.state, "reason": state.reason, **_told(state.details)}
 
 
 def _told(details: dict[str, Any] | None) -> dict[str, Any]:
@@ -178,6 +200,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         out.append(f"folder     {daemon.get('watch_dir')}: {daemon['waiting']} waiting, {daemon.get('in_hand', 0)} in hand")
     if daemon.get("also_watched_by"):
         out.append(f"warning    the folder is watched by another daemon too: {', '.join(daemon['also_watched_by'])}")
+    out += [f"waits      {message}" for message in (daemon.get("awaiting_examples") or {}).values()]
     out += _passed_over(daemon)
     out.append(f"database   {store['database']}" + (f": {store['error']}" if "error" in store else ""))
     out = [shown(line) for line in out]
@@ -201,6 +224,14 @@ def _store_lines(store: dict[str, Any]) -> list[str]:
     out.append(
         f"cells      {store['cells']} counted, {store['cells_refused']} refused; {store['per_minute']:.1f} outcomes a minute"
     )
+    if changed := store["companions_changed"]:
+        named = ", ".join(changed[:3]) + (f", ... {len(changed) - 3} more" if len(changed) > 3 else "")
+        out.append(f"warning    companions changed after the count of {named}; `wbcd reprocess` replaces it")
+    if store["sample_conflicts"]:
+        out.append(
+            f"warning    {store['sample_conflicts']} times a file was given under another sample than it is counted in; "
+            "`wbcd sample move` assigns it"
+        )
     left_out = 0 if store["all_results"] else store["other_results"]
     others = other_lines(left_out, store["mixed_samples"], "wbcd status --all")
     out += [f"           {line}" for line in others]

@@ -23,6 +23,7 @@ from wbcd.reconstruction import measure_fringes, reconstruct, retrieve_fields
 from wbcd.records import Acquisition, Cell, Payload, Prediction
 from wbcd.report.figures import thumbnail_png
 from wbcd.store import Ledger
+from wbcd.store.engine import Retry
 from wbcd.store.modelcard import learnt_simulated
 from wbcd.store.volumes import Window, clean_stale, demand_volumes, discard_tomograms, write_tomogram
 
@@ -143,9 +144,9 @@ def clean_output(config: Config) -> None:
         _log.info("output.cleaned", folder=str(config.output.dir), removed=removed)
 
 
-def open_ledger(config: Config, stages: Stages) -> Ledger:
+def open_ledger(config: Config, stages: Stages, *, retry: Retry | None = None) -> Ledger:
     """Open (and migrate) the database and name the recipe and the model that results will carry."""
-    ledger = Ledger.open(config.database_url(), host=config.host)
+    ledger = Ledger.open(config.database_url(), host=config.host, retry=retry)
     ledger.register(config.recipe, stages.model_id, stages.model_card)
     if learnt_simulated(stages.model_card):
         _log.warning("model.simulated", model=stages.model_id, message="model trained on simulated cells")

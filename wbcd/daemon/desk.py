@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -15,14 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from wbcd.daemon.channel import Broken, Channel, Crew
-from wbcd.errors import DatabaseUnavailable, NoSpace, WbcdError
+from wbcd.daemon.channel import Broken, Channel, Closed, Crew
+from wbcd.errors import DatabaseUnavailable, NoRight, NoSpace, WbcdError
 from wbcd.records import Acquisition, Outcome
 
 R = TypeVar("R")
 
 FIRST_RETRY_S = 0.25
 LONGEST_RETRY_S = 15.0
+
+PING_EVERY_S = 3.0
+"""A database that nobody asks anything is asked whether it is there: else a server that hung, or a file that was replaced,
+would be noticed with the next acquisition only, perhaps tomorrow."""
+
+SILENT_AFTER_S = 4.0
+"""An answer that takes longer is told as none: with the ping, the daemon's own heartbeat and a look, within ten seconds."""
 
 
 class LedgerLike(Protocol):
@@ -128,7 +136,7 @@ class Patience:
         while True:
             try:
                 result = action()
-            except (DatabaseUnavailable, NoSpace) as error:
+            except (DatabaseUnavailable, NoRight, NoSpace) as error:
                 self._pauses.begin(cause, error)
             else:
                 self._pauses.end(cause)
@@ -153,20 +161,61 @@ class Desk:
         self._patience = patience
         self._requests: Channel[_Request[Any]] = crew.channel("store", 8, "outcomes are small; a full queue must be felt soon")
         self.opened = threading.Event()
+        self._ledger: LedgerLike | None = None
+        self._since_s: float | None = None
+        self._silent = False
+
+    @property
+    def openings(self) -> int:
+        """How many databases the ledger has found in its place; a ledger that does not know has found one."""
+        return int(getattr(self._ledger, "openings", 1))
+
+    def silent_for_s(self) -> float | None:
+        """How long the present request goes without an answer of the database; None while it answers soon enough.
+
+        A request that met a silence stays silent until it is done: in between the database may only refuse a connection.
+        """
+        since_s, asked_s = self._since_s, self._asked_s()
+        now_s = time.monotonic()
+        self._silent = since_s is not None and (self._silent or (asked_s is not None and now_s - asked_s > SILENT_AFTER_S))
+        return now_s - since_s if since_s is not None and self._silent else None
+
+    def _asked_s(self) -> float | None:
+        asked_s = self._since_s if self._ledger is None else getattr(self._ledger, "asked_since_s", None)
+        return None if asked_s is None else float(asked_s)
 
     def serve(self) -> None:
         """The thread's work: open, answer until closed, close."""
         try:
-            ledger = self._patience("store", self._open)
+            ledger = self._ledger = self._patiently(self._open)
         except GaveUp:
             self._requests.break_()
             return
         self.opened.set()
         try:
-            for request in self._requests:
+            while (request := self._next(ledger)) is not None:
                 self._answer(request, ledger)
         finally:
             ledger.close()
+
+    def _patiently(self, action: Callable[[], R]) -> R:
+        self._since_s = time.monotonic()
+        try:
+            return self._patience("store", action)
+        finally:
+            self._since_s = None
+
+    def _next(self, ledger: LedgerLike) -> _Request[Any] | None:
+        """The next request, None when there will be none; meanwhile the database is asked whether it is there."""
+        ping = getattr(ledger, "ping", None)
+        while True:
+            try:
+                return self._requests.take(PING_EVERY_S)
+            except TimeoutError:
+                if ping is not None:
+                    self._patiently(ping)
+            except Closed:
+                return None
 
     def ask(self, action: Callable[[LedgerLike], R]) -> R:
         """Do ``action`` in the desk's thread and wait for its result. Raises :class:`Broken` when the line has failed."""
@@ -193,7 +242,7 @@ class Desk:
 
     def _answer(self, request: _Request[Any], ledger: LedgerLike) -> None:
         try:
-            request.answer.set_result(self._patience("store", lambda: request.action(ledger)))
+            request.answer.set_result(self._patiently(lambda: request.action(ledger)))
         except GaveUp as error:
             request.answer.set_exception(error)
         except BaseException as error:

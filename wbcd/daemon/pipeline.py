@@ -219,6 +219,15 @@ class Pipeline:
         return self._desk.opened.is_set()
 
     @property
+    def openings(self) -> int:
+        """One more each time that another database has taken the place of the last: then what was counted may be so no more."""
+        return self._desk.openings
+
+    def silent_for_s(self) -> float | None:
+        """How long the database has not answered; None while it does."""
+        return self._desk.silent_for_s()
+
+    @property
     def failure(self) -> BaseException | None:
         """What stopped the line, or None."""
         return self._crew.failure

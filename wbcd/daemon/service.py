@@ -65,6 +65,7 @@ class Watcher(Protocol):
     def start(self) -> None: ...
     def poll(self, timeout_s: float) -> list[Path]: ...
     def vanished(self) -> list[Path]: ...
+    def announce_again(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -192,6 +193,10 @@ class Service:
         self._mark = FolderMark(config.watch.dir)
         self._others: list[Marker] = []
         self._seen_beats = self._seen_attempts = -1
+        self._seen_openings = 1
+        self._silent_since: str | None = None
+        self._said_reason: str | None = None
+        self._state_problem: str | None = None
 
     def stop(self, reason: str = "asked") -> None:
         """Ask for a drained stop; safe in a signal handler."""
@@ -268,17 +273,27 @@ class Service:
         next_beat_s = 0.0
         self._idle_since_s = time.monotonic()
         while not self._stop.is_set() and pipeline.failure is None:
+            self._look_through_again(pipeline)
             self._backlog.add(pipeline.due(time.monotonic()))
             self._backlog.sift(pipeline.sift)
             self._backlog.feed(pipeline.offer)
             self._backlog.find(self._watcher.poll(0.02 if len(self._backlog) or self._vanished else LOOK_S))
             self._forget_vanished(pipeline)
             again.look(time.monotonic(), present=self._watcher.present)
-            if time.monotonic() >= next_beat_s:
+            self._listen(pipeline)
+            if time.monotonic() >= next_beat_s or self._waits_for != self._said_reason:  # why it waits is told at once
                 self._heartbeat(pipeline, state)
                 next_beat_s = time.monotonic() + self._beat_every_s
             if self._stop_when_idle and self._is_finished(pipeline):
                 self.stop("idle")
+
+    def _look_through_again(self, pipeline: Pipeline) -> None:
+        """Another database lies in the place of the one that was written to: hold every file of the folder against it."""
+        if pipeline.openings != self._seen_openings:
+            self._seen_openings = pipeline.openings
+            self._watcher.announce_again()
+            self._idle_since_s = time.monotonic()
+            self._log.warning("looked_through_again", reason="Another database has taken the place of the one written to.")
 
     def _forget_vanished(self, pipeline: Pipeline) -> None:
         """Let the ledger know what left the folder, so that it no longer counts as waiting."""
@@ -318,7 +333,8 @@ class Service:
 
     def _heartbeat(self, pipeline: Pipeline, state: StateFile, *, ready: bool = True) -> None:
         self._look_for_others()
-        reason = self._waits_for
+        self._listen(pipeline)
+        reason = self._said_reason = self._waits_for
         sentence = f"Paused: {reason}" if reason else f"{pipeline.totals.sentence()}; {len(self._backlog)} waiting."
         values = {"STATUS": sentence}
         if ready and self._is_well(pipeline):
@@ -332,7 +348,19 @@ class Service:
         """Why nothing new is taken now: the store, the disk, or the absence of the folder once the line is open."""
         absent = self._looked and not self._watcher.present
         folder = f"{self._config.watch.dir} is absent or cannot be listed; it is looked for again." if absent else None
-        return " ".join(filter(None, (self._pauses.reason, folder))) or None
+        silent = f"The database does not answer since {self._silent_since}." if self._silent_since else None
+        return " ".join(filter(None, (silent, self._pauses.reason, folder))) or None
+
+    def _listen(self, pipeline: Pipeline) -> None:
+        """Note since when the database does not answer: its own thread waits in the question and cannot say so."""
+        silent_s = pipeline.silent_for_s()
+        if silent_s is None:
+            if self._silent_since is not None:
+                self._log.info("database_answers")
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() - silent_s))
+            self._log.warning("database_silent", since=self._silent_since)
 
     def _is_well(self, pipeline: Pipeline) -> bool:
         moved = pipeline.beats != self._seen_beats or self._pauses.attempts != self._seen_attempts
@@ -398,6 +426,9 @@ class Service:
                 "channels": pipeline.statistics() if pipeline else {},
             }
         )
+        if state.problem != self._state_problem:
+            self._state_problem = state.problem
+            (self._log.warning if state.problem else self._log.info)("state_file", problem=state.problem)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -15,6 +15,9 @@ from wbcd.daemon.service import Service
 from wbcd.daemon.stages import Stages
 from wbcd.errors import BadValue
 
+RETRIED_S = 2.0
+"""How long the ledger itself tries a lost PostgreSQL again; then the line pauses, says why in `wbcd status`, and tries on."""
+
 
 def start(config: Config, *, until_idle: bool = False) -> None:
     """Run until stopped. Raises BadValue without a watch folder, or when it, the output folder and the database do not lie
@@ -72,5 +75,8 @@ def _stages(config: Config) -> Stages:
 
 def _ledger(config: Config, stages: Stages) -> LedgerLike:
     from wbcd.daemon.assembly import open_ledger
+    from wbcd.store.engine import Retry
+    from wbcd.store.urls import parse_url
 
-    return open_ledger(config, stages)
+    waits_itself = parse_url(config.database.url).kind == "sqlite"  # its busy timeout
+    return open_ledger(config, stages, retry=None if waits_itself else Retry(RETRIED_S))

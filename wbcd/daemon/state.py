@@ -31,24 +31,16 @@ class StateFile:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
+        self.problem: str | None = None
+        """Why what is written now cannot be read under the name; None when it can."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._handle = self._made()
         except OSError as error:
             raise not_written(self.path, error) from error
-        try:
-            self._be_the_only_one()
-            os.posix_fallocate(self._handle, 0, SIZE_BYTES)
-        except OSError as error:
-            os.close(self._handle)
-            raise not_written(self.path, error) from error
-        except AlreadyRunning:
-            os.close(self._handle)
-            raise
 
-    def _be_the_only_one(self) -> None:
+    def _be_the_only_one(self, handle: int) -> None:
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise AlreadyRunning(f"{self.path.parent} is the output folder of another daemon: {_owner(self.path)}.") from error
         except OSError as error:
@@ -56,7 +48,11 @@ class StateFile:
                 raise
 
     def write(self, state: dict[str, Any]) -> None:
-        """Replace the content; a text that does not fit loses its longest parts, the channels and the names of files."""
+        """Replace the content; a text that does not fit loses its longest parts, the channels and the names of files.
+
+        A file that was removed, with its folder perhaps, is made again; while that is refused, :attr:`problem` says why.
+        """
+        self._stand()
         text = json.dumps(state, default=str)
         if len(text.encode()) > SIZE_BYTES:
             text = json.dumps({**state, **self._shorter(state)}, default=str)
@@ -70,7 +66,38 @@ class StateFile:
             "reason": state["reason"] and str(state["reason"])[:1000],
             "ignored_files": {**ignored, "examples": []},
             "unreadable_folders": [],
+            "awaiting_examples": {},
         }
+
+    def _made(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._be_the_only_one(handle)
+            os.posix_fallocate(handle, 0, SIZE_BYTES)
+        except (OSError, AlreadyRunning):
+            os.close(handle)
+            raise
+        return handle
+
+    def _stand(self) -> None:
+        """Write to what lies under the name, not to a file that has lost it."""
+        ours = os.fstat(self._handle)
+        try:
+            there = self.path.stat()
+            if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                self.problem = None
+                return
+        except OSError:
+            pass  # it is not there, or cannot be looked at
+        try:
+            fresh = self._made()
+        except (OSError, AlreadyRunning) as error:
+            why = error.message if isinstance(error, AlreadyRunning) else error.strerror
+            self.problem = f"{self.path} was removed and cannot be made again: {why}."
+            return
+        os.close(self._handle)
+        self._handle, self.problem = fresh, None
 
     def close(self) -> None:
         """Let go of the file; its last content stays."""
@@ -106,13 +133,16 @@ def read_state(folder: Path, *, now_s: float | None = None) -> DaemonState:
         why = error.strerror if permitted else "no permission"
         return DaemonState("unreadable", f"cannot read the daemon's state ({why})", {"permitted": permitted})
     if details is None:
-        return DaemonState("absent")
+        return DaemonState("absent", None if folder.is_dir() else f"The output folder {folder} is not there.")
     state, reason = str(details.get("state")), details.get("reason")
     if state in ("stopped", "failed"):
         return DaemonState(state, reason, details)
     age_s = (time.time() if now_s is None else now_s) - float(details.get("updated_unix_s", 0.0))
-    if not _alive(int(details.get("pid", 0))):
+    pid = int(details.get("pid", 0))
+    if not _alive(pid):
         return DaemonState("silent", "The daemon's process is gone; it did not stop in order.", details)
+    if _process_state(pid) in ("T", "t"):
+        return DaemonState("silent", f"The daemon's process {pid} is stopped by a signal; SIGCONT lets it go on.", details)
     if age_s > 10 * float(details.get("heartbeat_s", 5.0)) + 30:
         return DaemonState("silent", f"The daemon has said nothing for {age_s:.0f} s.", details)
     return DaemonState(state, reason, details)
@@ -140,4 +170,12 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return _process_state(pid) not in ("Z", "X")  # dead, and not buried yet
+
+
+def _process_state(pid: int) -> str | None:
+    """The kernel's letter (proc(5)): R, S, D, T, Z ...; None where it does not say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return None

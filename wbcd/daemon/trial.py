@@ -99,10 +99,14 @@ def main(path: Path, overrides: Mapping[str, Any]) -> None:
     """The child: the whole work on one file, nothing kept. An exception with a name is no death."""
     from wbcd.daemon.assembly import make_stages
     from wbcd.daemon.line import process
-    from wbcd.errors import InputError
+    from wbcd.errors import InputError, WbcdError
 
     config = Config.load(None, {}, {**overrides, "output.keep_tomograms": False})
-    stages = make_stages(config)
+    try:
+        stages = make_stages(config)
+    except WbcdError:  # the model was moved meanwhile, say: that says nothing of the file, so it is not condemned
+        sys.stdout.write(SURVIVED + "\n")
+        return
     try:
         process(stages.identify(path), stages, config.recipe, max_batch=config.classification.max_batch)
     except InputError:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from wbcd.errors import DatabaseUnavailable, NotPermitted, StoreError
+from wbcd.errors import DatabaseUnavailable, NotPermitted
 from wbcd.records import LINEAGE, LINEAGES
+from wbcd.store import answers
 from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
 from wbcd.store.urls import Target, parse_url
 from wbcd.store.views import UTC_TEXT, Z_95
@@ -139,6 +140,8 @@ class Status:
     window_outcomes: int
     per_minute: float
     changed_after_count: int
+    companions_changed: tuple[str, ...]
+    sample_conflicts: int
     note: str | None
 
     @property
@@ -304,15 +307,10 @@ def _connect_sqlite(path: Path, options: str) -> sqlite3.Connection:
 
 @contextmanager
 def _open_postgres(target: Target) -> Iterator[Any]:
-    try:
-        psycopg = importlib.import_module("psycopg")  # an extra, and slow to import: only who reads PostgreSQL pays
-    except ModuleNotFoundError as error:
-        raise StoreError(
-            "PostgreSQL needs the psycopg driver.", action="Install it with: pip install 'wbcd[postgres]'."
-        ) from error
-    with psycopg.connect(target.dsn, connect_timeout=5, application_name="wbcd-read") as connection:
+    # psycopg is an extra, and slow to import: only who reads PostgreSQL pays.
+    with answers.connect(target.dsn or "", answer_s=answers.READER_ANSWER_S, application_name="wbcd-read") as connection:
         connection.read_only = True
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.isolation_level = importlib.import_module("psycopg").IsolationLevel.REPEATABLE_READ
         yield connection
 
 
@@ -371,6 +369,8 @@ def _status(database: _Database, read_at: dt.datetime, *, every: bool) -> Status
         window_outcomes=window_outcomes,
         per_minute=per_minute,
         changed_after_count=_first(database, _CHANGED)["n"],
+        companions_changed=tuple(str(row["file"]) for row in database.rows(_COMPANIONS)),
+        sample_conflicts=_first(database, _CONFLICTS)["n"],
         note=_note(database),
     )
 
@@ -390,6 +390,8 @@ _EVERY_REJECTION: Final = f"SELECT sample, model, recipe, outcome, reason, n FRO
 _CELLS: Final = f"SELECT sample, model, recipe, accepted, reason, n FROM current_cell_count {_ORDER}"
 _EVERY_CELL_REJECTION: Final = f"SELECT sample, model, recipe, reason, n FROM cell_rejection_count {_ORDER}"
 _WINDOW: Final = "SELECT COUNT(*) AS n, MIN(finished_at) AS first FROM run_result WHERE finished_at > ?"
+_COMPANIONS: Final = "SELECT file FROM run_result WHERE companions_changed_at IS NOT NULL ORDER BY run_id DESC LIMIT 100"
+_CONFLICTS: Final = "SELECT COUNT(*) AS n FROM journal WHERE kind = 'sample_conflict'"
 _CHANGED: Final = "SELECT COUNT(*) AS n FROM journal WHERE kind = 'changed_after_count'"
 _LAST_PAUSE: Final = "SELECT kind, message FROM journal WHERE kind IN (?, ?) ORDER BY event_id DESC LIMIT 1"
 
@@ -443,4 +445,4 @@ def _iso(value: dt.datetime | None) -> str | None:
 def _plain(value: object) -> object:
     if isinstance(value, dt.datetime):
         return _iso(value)
-    return [row.as_dict() for row in value] if isinstance(value, tuple) else value
+    return [row if isinstance(row, str) else row.as_dict() for row in value] if isinstance(value, tuple) else value

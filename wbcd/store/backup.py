@@ -42,7 +42,7 @@ def backup_sqlite(target: Target, destination: Path) -> Backup:
     if not target.path.is_file():
         raise StoreError(f"{target.path}: there is no database.", action="Correct --db.")
     with _named_when_whole(destination) as part, foreign_errors(target):
-        _copy(target.path, part)
+        copy_sound(target.path, part)
     return Backup(destination, destination.stat().st_size)
 
 
@@ -67,7 +67,8 @@ def _read_only(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
 
 
-def _copy(source_path: Path, part: Path) -> None:
+def copy_sound(source_path: Path, part: Path) -> None:
+    """SQLite's online backup into ``part``, without a log beside it. Raises :class:`StoreError` when it is not sound."""
     with closing(_read_only(source_path)) as source, closing(sqlite3.connect(part)) as copy:
         source.backup(copy)
         copy.execute("PRAGMA journal_mode = DELETE").fetchall()  # one file, without a log beside it
@@ -105,12 +106,13 @@ def _named_when_whole(destination: Path) -> Iterator[Path]:
 
 
 def _publish(part: Path, destination: Path) -> None:
-    _sync(part, os.O_RDWR)
+    force(part, os.O_RDWR)
     part.rename(destination)
-    _sync(destination.parent, os.O_RDONLY | os.O_DIRECTORY)
+    force(destination.parent, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def _sync(place: Path, flags: int) -> None:
+def force(place: Path, flags: int) -> None:
+    """Force a file or a folder to disk."""
     handle = os.open(place, flags | os.O_CLOEXEC)
     try:
         os.fsync(handle)

@@ -7,19 +7,22 @@ file beside the database, held for the length of each transaction, keeps a secon
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import json
 import os
+import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import StaticPool
 
-from wbcd.errors import DatabaseUnavailable, StoreError
+from wbcd.errors import DatabaseUnavailable
+from wbcd.store import answers
 from wbcd.store.urls import Target
 
 BUSY_TIMEOUT_S: Final = 15.0
@@ -40,7 +43,6 @@ _PRAGMAS: Final = (
 )
 
 _LIBPQ: Final = {
-    "connect_timeout": 5,
     "application_name": "wbcd",
     "keepalives": 1,
     "keepalives_idle": 10,
@@ -50,9 +52,50 @@ _LIBPQ: Final = {
 }
 
 
-def make_engine(target: Target) -> Engine:
-    """One connection to the target, set up to be durable. Nothing is opened yet."""
-    return _sqlite_engine(target) if target.kind == "sqlite" else _postgres_engine(target)
+def make_engine(target: Target, *, answer_s: float | None = None) -> Engine:
+    """One connection to the target, set up to be durable. Nothing is opened yet.
+
+    ``answer_s``: longest wait for one answer of PostgreSQL; None for migrations, which take as long as they take.
+    """
+    return _sqlite_engine(target) if target.kind == "sqlite" else _postgres_engine(target, answer_s)
+
+
+def abandon(engine: Engine) -> None:
+    """Close an SQLite engine whose file is not at its path any more, and touch nothing that lies there now.
+
+    A last connection that closes writes its log into the file and removes the log by name. SQLite itself refrains where the
+    file has moved; where another was copied over its bytes it would write the old log over them. It refrains as long as another
+    connection is open, so the one that reads goes last; that one has no right to write.
+    """
+    keeper = _KEEPERS.pop(engine, None)
+    last = keeper.taken() if keeper is not None else None  # so that closing the writer does not close it first
+    engine.dispose()
+    if last is not None:
+        last.close()
+
+
+class _Keeper:
+    """A second connection of an SQLite engine, which may only read, open as long as the writer's."""
+
+    def __init__(self, path: Path) -> None:
+        self._uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self, *_: object) -> None:
+        self._connection = sqlite3.connect(self._uri, uri=True, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
+        self._connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # takes its lock, and no snapshot
+
+    def close(self, *_: object) -> None:
+        connection = self.taken()
+        if connection is not None:
+            connection.close()
+
+    def taken(self) -> sqlite3.Connection | None:
+        connection, self._connection = self._connection, None
+        return connection
+
+
+_KEEPERS: Final[weakref.WeakKeyDictionary[Engine, _Keeper]] = weakref.WeakKeyDictionary()
 
 
 class WriterLock:
@@ -119,6 +162,10 @@ def _sqlite_engine(target: Target) -> Engine:
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
+    if target.path is not None:
+        keeper = _KEEPERS[engine] = _Keeper(target.path)
+        event.listen(engine, "connect", keeper.open)
+        event.listen(engine, "close", keeper.close)  # before the writer's, which then writes its log into the file
     return engine
 
 
@@ -134,15 +181,14 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
-def _postgres_engine(target: Target) -> Engine:
-    if importlib.util.find_spec("psycopg") is None:
-        raise StoreError("PostgreSQL needs the psycopg driver.", action="Install it with: pip install 'wbcd[postgres]'.")
+def _postgres_engine(target: Target, answer_s: float | None) -> Engine:
+    dsn = target.dsn or ""
     engine = create_engine(
         target.sqlalchemy_url,
         pool_size=1,
         max_overflow=0,
         pool_pre_ping=True,
-        connect_args=_LIBPQ,
+        creator=lambda: answers.connect(dsn, answer_s=answer_s, **_LIBPQ),
         json_serializer=to_json,
     )
     event.listen(engine, "connect", _prepare_postgres)
@@ -154,7 +200,7 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
         cursor.execute("SHOW synchronous_commit")
         if cursor.fetchone()[0] == "off":
             cursor.execute("SET synchronous_commit = 'on'")  # a server-wide "off" would break the promise of durability
-        cursor.execute("SET lock_timeout = '30s'")
+        cursor.execute("SET lock_timeout = '20s'")  # below ANSWER_S: a lock is told as a lock
         cursor.execute("SET TIME ZONE 'UTC'")
     connection.commit()
 

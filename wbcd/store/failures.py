@@ -1,11 +1,12 @@
 """Foreign database errors become ours, in one place, with the cause kept. Standard library only.
 
-disk full (SQLITE_FULL, PostgreSQL class 53100, ENOSPC, EDQUOT, EFBIG)       -> NoSpace
-no answer (busy, locked, cannot open, I/O error, PostgreSQL classes 08, 57P) -> DatabaseUnavailable
-serialisation failure, deadlock (40001, 40P01), too many connections (53300) -> DatabaseUnavailable
-a table or column is absent                                                  -> SchemaMismatch
-a role without the right (42501) or a refused password (28)                  -> NotPermitted, which says where rights come from
-anything else (damage, a broken constraint)                                  -> StoreError
+disk full (SQLITE_FULL, ENOSPC, EDQUOT, EFBIG, PostgreSQL "room")       -> NoSpace
+no answer (busy, locked, cannot open, I/O error, PostgreSQL "waits")    -> DatabaseUnavailable
+a role without the right (PostgreSQL "rights")                          -> NoRight
+a table or column is absent (PostgreSQL "schema")                       -> SchemaMismatch
+anything else (damage, a refused password, a broken constraint)         -> StoreError
+
+PostgreSQL's codes are in one table, :mod:`wbcd.store.sqlstates`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wbcd.errors import DatabaseUnavailable, NoSpace, NotPermitted, SchemaMismatch, StoreError, no_room
+from wbcd.errors import DatabaseUnavailable, NoRight, NoSpace, SchemaMismatch, StoreError, no_room
+from wbcd.store.sqlstates import disposition
 from wbcd.store.urls import Target
 
 MIN_FREE_BYTES = 4 * 2**20
@@ -28,9 +30,8 @@ NEEDED_BYTES = 16 * 2**20
 
 _SQLITE_SILENT = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM")
 _SQLITE_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
-_PG_SILENT = ("08", "57P", "40001", "40P01", "53300", "55P03", "25006")
-_PG_NO_RIGHT = ("42501", "28")
-_PG_MISSING = ("42P01", "42703", "3F000")
+_RIGHTS_HELP = "Log in as the role that may (docs/how-to/use-postgresql.md); `wbcd db roles` shows the grants."
+_DAMAGE_HELP = "Restore the last sound backup: `wbcd db restore` (docs/how-to/back-up-and-restore.md)."
 
 
 def translate(error: BaseException, target: Target) -> StoreError:
@@ -62,7 +63,7 @@ def foreign_errors(target: Target) -> Iterator[None]:
         # SQLAlchemy and psycopg are not imported here (readers do without them), so their errors are known by their package.
         if not _is_foreign(error):
             raise
-        raise translate(_driver_error(error), target) from error
+        raise translate(driver_error(error), target) from error
 
 
 def free_bytes(target: Target) -> int | None:
@@ -81,7 +82,8 @@ def _is_foreign(error: BaseException) -> bool:
     return bool(packages & {"sqlalchemy", "psycopg", "alembic"})
 
 
-def _driver_error(error: BaseException) -> BaseException:
+def driver_error(error: BaseException) -> BaseException:
+    """What the driver raised, out of SQLAlchemy's wrapping."""
     original = getattr(error, "orig", None)
     return original if isinstance(original, BaseException) else error
 
@@ -96,7 +98,7 @@ def _from_sqlite(error: sqlite3.Error, target: Target) -> StoreError:
     if "no such table" in str(error) or "no such column" in str(error):
         return SchemaMismatch(text)
     if name.startswith(_SQLITE_DAMAGED):
-        return StoreError(text, action="The file is no sound SQLite database: restore the last backup (docs/operations.md).")
+        return StoreError(text, action=f"The file is no sound SQLite database. {_DAMAGE_HELP}")
     return StoreError(text)
 
 
@@ -116,19 +118,22 @@ def _at_its_limit(target: Target) -> bool:
 
 def _from_postgres(error: BaseException, target: Target) -> StoreError:
     state = getattr(error, "sqlstate", None)
-    text = f"{target.display}: {' '.join(str(error).split())}."
-    if state == "53100":
-        return NoSpace(f"{target.display}: the disk of the server is full ({' '.join(str(error).split())}).")
-    if state in _PG_MISSING:
-        return SchemaMismatch(text)
-    if state is not None and state.startswith(_PG_NO_RIGHT):
-        return NotPermitted(
-            text, action="Log in as the role that may (docs/how-to/use-postgresql.md); `wbcd db roles` shows the grants."
-        )
-    if state is None and _is_connection_error(error):
-        return DatabaseUnavailable(text)
-    if state is not None and state.startswith(_PG_SILENT):
-        return DatabaseUnavailable(text)
+    said = " ".join(str(error).split())
+    if state is None:
+        # So too what a server says to a connection that it refuses: libpq passes on the text alone, without its code.
+        return (DatabaseUnavailable if _is_connection_error(error) else StoreError)(f"{target.display}: {said}.")
+    text = f"{target.display}: {said} (SQLSTATE {state})."
+    match disposition(state):
+        case "room":
+            return NoSpace(f"{target.display}: the disk of the server is full ({said}).")
+        case "waits":
+            return DatabaseUnavailable(text)
+        case "rights":
+            return NoRight(text, action=_RIGHTS_HELP)
+        case "schema":
+            return SchemaMismatch(text)
+        case "tells":
+            return StoreError(text, action=_RIGHTS_HELP if state.startswith("28") else _DAMAGE_HELP)
     return StoreError(text)
 
 

@@ -16,6 +16,7 @@ import datetime as dt
 import re
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,15 +24,24 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, func, or_, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from wbcd import __version__
-from wbcd.errors import DatabaseUnavailable, NoSpace, NotStored, SchemaMismatch, StoreError, UnknownClass
+from wbcd.errors import (
+    DatabaseReplaced,
+    DatabaseUnavailable,
+    NoSpace,
+    NotStored,
+    SchemaMismatch,
+    StoreError,
+    UnknownClass,
+)
 from wbcd.recipe import Recipe
 from wbcd.records import NAME, NAME_RULE, Acquisition, MeasuredCell, Outcome
-from wbcd.store import chain, outcomes, queries, rows, schema, sources
-from wbcd.store.engine import READ_ONLY, Retry, WriterLock, make_engine
-from wbcd.store.failures import NEEDED_BYTES, foreign_errors, free_bytes
+from wbcd.store import chain, outcomes, queries, rows, schema, sources, standing
+from wbcd.store.answers import ANSWER_S
+from wbcd.store.engine import READ_ONLY, Retry, WriterLock, abandon, make_engine
+from wbcd.store.failures import NEEDED_BYTES, driver_error, foreign_errors, free_bytes, translate
 from wbcd.store.modelcard import learnt_simulated
 from wbcd.store.rows import (
     CellLabel,
@@ -44,6 +54,7 @@ from wbcd.store.rows import (
     StoredOutcome,
     Unfinished,
 )
+from wbcd.store.standing import FileWatch, UseLock, Witness
 from wbcd.store.urls import Target, parse_url
 
 T = TypeVar("T")
@@ -56,6 +67,8 @@ PAGE_ROWS: Final = 256
 
 _WAL_RESET_DEFECT: Final = ((3, 7, 0), (3, 51, 3))
 _OLDEST_POSTGRES: Final = 150000
+
+REPLACED: Final = "database_replaced"
 
 MAX_ID: Final = 2**63 - 1
 
@@ -76,9 +89,17 @@ class Ledger:
         self._now = now
         patience_s = PATIENCE_S if target.kind == "postgresql" else 0.0  # SQLite has waited its busy timeout already
         self._retry = retry if retry is not None else Retry(patience_s)
-        self._engine: Engine = make_engine(target)
+        self._engine: Engine | None = make_engine(target, answer_s=ANSWER_S)
         self._files = WriterLock(target)
+        self._in_use = UseLock(target)
+        self._watch = None if target.path is None else FileWatch(target.path)
+        self._register: Callable[[Connection], None] | None = None
+        self._witness: Witness | None = None
         self._threads = threading.RLock()
+        self.openings = 1
+        """How often a database was found in this place: one more each time that another has taken the place of the last."""
+        self.asked_since_s: float | None = None
+        """When the question that is not answered yet was put, by the monotonic clock; None when there is none."""
 
     @classmethod
     def open(
@@ -101,6 +122,7 @@ class Ledger:
             _prepare_folder(target.path, create=create, target=target)
         ledger = cls(target, host=host, now=now, retry=retry)
         try:
+            ledger._in_use.share()
             ledger._write(lambda connection: _open_schema(connection, target.display, create=create))
         except BaseException:
             ledger.close()
@@ -110,7 +132,7 @@ class Ledger:
     # --- writing --------------------------------------------------------------------------------------
 
     def register(self, recipe: Recipe, model_id: str, model_card: Mapping[str, Any]) -> None:
-        """Make the recipe and the model known, before any outcome names them. Again: at most corrects ``simulated``."""
+        """Make the recipe and the model known, before any outcome names them. Again: changes nothing."""
         recipe_row = {
             "id": recipe.recipe_id,
             "parameters": rows.clean_json(recipe.as_dict()),
@@ -129,6 +151,7 @@ class Ledger:
             outcomes.insert_new(connection, schema.model, model_row)
 
         self._write(work)
+        self._register, self._witness = work, Witness(recipe.recipe_id, model_id)
 
     def begin(self, acquisition: Acquisition, *, volumes_root: Path | None = None) -> int:
         """Count a try, on disk before this returns. Gives the tries since the last outcome, this one included: 1, 2, ...
@@ -255,6 +278,8 @@ class Ledger:
         """The bytes of a file that had none can be read: the outcome that stood in for them goes, and the journal says so."""
         now, name = self._now(), _path_text(path)
         self._write(lambda connection: outcomes.retire_unread(connection, content_id, now, self._host, name))
+        if self._witness is not None:  # the newest row of all may be the one that went
+            self._witness.begin_anew()
 
     def discard_volumes(self, content_id: str, remove: Callable[[Sequence[str]], object]) -> None:
         """Call ``remove`` with every path that a row names for this content; no row can come to name another meanwhile.
@@ -553,6 +578,14 @@ class Ledger:
         revision, server, warnings = self._read(lambda connection: _examine(connection, self._target, deep=deep))
         return Health(self._target.display, server, revision, free, warnings)
 
+    def ping(self) -> None:
+        """Does it answer, and is it still the database that was opened? Raises as any other question would."""
+        witness = self._witness
+        if witness is None:
+            self._read(lambda connection: connection.execute(text("SELECT 1")).scalar())
+        elif self._read(witness.missing) is not None:
+            self._write(lambda _: None)  # which puts in what is missing
+
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run statements that only read, in one transaction; after a lost connection ``work`` runs again."""
         return self._read(work)
@@ -562,8 +595,11 @@ class Ledger:
     def close(self) -> None:
         """Close the connection. On SQLite this writes the log back into the file."""
         with self._threads:
-            self._engine.dispose()
+            if self._engine is not None:
+                moved = self._watch is not None and self._watch.problem() is not None
+                (abandon if moved else Engine.dispose)(self._engine)
             self._files.close()
+            self._in_use.close()
 
     def __enter__(self) -> Self:
         return self
@@ -591,21 +627,106 @@ class Ledger:
         return self._persist(lambda: self._transaction(work, reading=True))
 
     def _transaction(self, work: Callable[[Connection], T], *, reading: bool = False) -> T:
-        with foreign_errors(self._target):
-            if reading:
-                with self._engine.connect().execution_options(**READ_ONLY) as connection, connection.begin():
-                    return work(connection)
-            with self._files.held(), self._engine.begin() as connection:
-                return work(connection)
+        try:
+            with foreign_errors(self._target):
+                engine = self._standing()
+                if reading:
+                    with engine.connect().execution_options(**READ_ONLY) as connection, connection.begin():
+                        result = work(connection)
+                else:
+                    result = self._written(engine, work)
+                self._refuse_replaced()  # while it was at work: then what was written is nowhere, and what was read is not so
+                return result
+        except SchemaMismatch as error:
+            if self._witness is None or error.__cause__ is None:
+                raise
+            # The tables were there when this daemon began: a backup is being restored.
+            raise DatabaseUnavailable(error.message, action=standing.TABLES_AWAITED) from error
+
+    def _written(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+        with self._files.held():
+            self._refuse_replaced()
+            with engine.begin() as connection:
+                missing = None if self._witness is None else self._witness.missing(connection)
+                if missing is not None:
+                    self._renew(connection, missing)
+                result = work(connection)
+            self.openings += missing is not None
+            return result
+
+    def _standing(self) -> Engine:
+        """The engine on what lies at the path now. Raises :class:`DatabaseReplaced` once for each file that went."""
+        if self._engine is None:
+            self._open_again()
+        self._refuse_replaced()
+        if self._engine is None:  # for the type checker: it was opened just now
+            raise DatabaseUnavailable(f"{self._target.display}: is not open.")
+        return self._engine
+
+    def _refuse_replaced(self) -> None:
+        problem = None if self._watch is None else self._watch.problem()
+        if problem is None or self._engine is None:
+            return
+        engine, self._engine = self._engine, None
+        abandon(engine)
+        self._files.close()
+        self._in_use.close()  # so that a restore may put a file into its place
+        raise DatabaseReplaced(f"{self._target.display}: while it was open, {problem}.")
+
+    def _open_again(self) -> None:
+        """Open what lies at the path instead of the file that went. Nothing is made: an empty one would hide the loss."""
+        path = self._target.path
+        if path is None or not path.exists():
+            raise DatabaseUnavailable(
+                f"{self._target.display}: the file was removed while it was open; it is waited for.",
+                action="Put it back, or restore a backup (`wbcd db restore`); to begin an empty one, start wbcd anew.",
+            )
+        self._in_use.share()
+        before = self._watch
+        watch, engine = FileWatch(path), make_engine(self._target, answer_s=ANSWER_S)
+        try:
+            with self._files.held():
+                if before is not None:
+                    before.set_log_aside()
+                with engine.begin() as connection:
+                    _demand_usable(connection, self._target)
+                    self._renew(connection, "another file lay in its place")
+        except BaseException as error:
+            (Engine.dispose if watch.problem() is None else abandon)(engine)
+            self._files.close()
+            self._in_use.close()
+            found = translate(driver_error(error), self._target) if isinstance(error, SQLAlchemyError) else error
+            if type(found) is StoreError:  # damage: it may be half copied yet
+                raise DatabaseUnavailable(found.message, action=f"It is looked at again. {found.advice}") from error
+            raise
+        self._engine, self._watch = engine, watch
+        self.openings += 1
+
+    def _renew(self, connection: Connection, what: str) -> None:
+        """Make known again, in a database that has taken the place of another, what outcomes will refer to."""
+        if self._register is None or self._witness is None:
+            return
+        self._register(connection)
+        self._witness.begin_anew()
+        message = f"This database has taken the place of the one written to: {what}. The folder is looked through again."
+        chain.append(
+            connection, schema.event, outcomes.event_row(self._now(), REPLACED, message, {}, code=DatabaseReplaced.code)
+        )
 
     def _persist(self, attempt: Callable[[], T]) -> T:
         with self._threads:
-            for delay in self._retry.delays():
-                try:
-                    return attempt()
-                except DatabaseUnavailable:
-                    self._retry.wait(delay)
-            return attempt()
+            self.asked_since_s = time.monotonic()
+            try:
+                for delay in self._retry.delays():
+                    try:
+                        return attempt()
+                    except DatabaseReplaced:
+                        raise  # to be told at once
+                    except DatabaseUnavailable:
+                        self._retry.wait(delay)
+                return attempt()
+            finally:
+                self.asked_since_s = None
 
 
 # --- opening ------------------------------------------------------------------------------------------
@@ -617,6 +738,25 @@ def _prepare_folder(path: Path, *, create: bool, target: Target) -> None:
             path.absolute().parent.mkdir(parents=True, exist_ok=True)
     elif not path.exists():
         raise DatabaseUnavailable(f"{path}: there is no database.", action="Start `wbcd run` first, or correct --db.")
+
+
+def _demand_usable(connection: Connection, target: Target) -> None:
+    """Before a file that has taken another's place is written to: whole, and of this version's schema.
+
+    What a person can mend beside the running daemon is waited for: an older or an absent schema, damage.
+    """
+    from wbcd.store import migrate
+
+    found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if found != "ok":
+        raise DatabaseUnavailable(f"{target.display}: {found}.", action="Restore a sound backup: `wbcd db restore`.")
+    revision = migrate.revision_of(connection)
+    if revision is None or revision < schema.SCHEMA_REVISION:
+        raise DatabaseUnavailable(
+            f"{target.display}: has schema revision {revision or 'none'}; {schema.SCHEMA_REVISION} is needed.",
+            action="Run `wbcd db upgrade`; it is waited for.",
+        )
+    migrate.validate(connection, target.display)
 
 
 def _open_schema(connection: Connection, place: str, *, create: bool) -> None:

@@ -11,10 +11,12 @@ from sqlalchemy import Connection, inspect, text
 
 from alembic import command
 from wbcd.errors import SchemaMismatch
+from wbcd.store.answers import READER_ANSWER_S
 from wbcd.store.engine import WriterLock, make_engine
 from wbcd.store.failures import foreign_errors
 from wbcd.store.roles import grant_known
 from wbcd.store.schema import SCHEMA_REVISION
+from wbcd.store.standing import UseLock
 from wbcd.store.urls import parse_url
 
 _HERE: Final = Path(__file__).resolve().parent
@@ -49,7 +51,7 @@ def current_revision(url: str) -> str | None:
     target = parse_url(url)
     if target.path is not None and not target.path.exists():
         return None
-    engine = make_engine(target)
+    engine = make_engine(target, answer_s=READER_ANSWER_S)
     try:
         with foreign_errors(target), engine.connect() as connection:
             return revision_of(connection)
@@ -105,8 +107,9 @@ def demand_rights(connection: Connection, place: str) -> None:
 
 def _migrate(url: str, revision: str, *, up: bool) -> str:
     target = parse_url(url)
-    engine, lock = make_engine(target), WriterLock(target)
+    engine, lock, in_use = make_engine(target), WriterLock(target), UseLock(target)
     try:
+        in_use.share()
         with foreign_errors(target), lock.held(), engine.begin() as connection:
             serialise(connection)
             (command.upgrade if up else command.downgrade)(_config(connection), revision)
@@ -116,6 +119,7 @@ def _migrate(url: str, revision: str, *, up: bool) -> str:
     finally:
         engine.dispose()
         lock.close()
+        in_use.close()
 
 
 def _config(connection: Connection) -> Config:

@@ -184,6 +184,7 @@ def store(connection: Connection, outcome: Outcome, key: Key) -> Outcome | None:
         "asked_at": key.now,
         "wbcd_version": __version__,
         "conditions": key.conditions if isinstance(outcome, SetAside) else None,
+        "companions_changed_at": None,
         "reopened_at": None,
     }
     run_id = _insert_run(connection, row) if before is None else _replace_run(connection, before, row, key.now)

@@ -196,12 +196,19 @@ run = Table(
     Column("wbcd_version", Text, nullable=False, server_default="unknown"),
     Column("companions", ANY_JSON),  # name -> digest of each file beside it that it was read with; null: it was absent
     Column("conditions", ANY_JSON),  # of what was set aside: the site's limits that judged it
+    Column("companions_changed_at", UtcTime),  # since then they are not those in `companions`; it counts until it is replaced
     Column("reopened_at", UtcTime),  # to be made again; until then the row stands
     UniqueConstraint("acquisition_id", "recipe_id", "model_id", name="uq_run_acquisition_recipe_model"),
     CheckConstraint(f"outcome IN {OUTCOMES!r}", name="outcome"),
     CheckConstraint("outcome = 'measured' OR reason IS NOT NULL", name="reason"),
     Index("ix_run_outcome", "outcome"),
     Index("ix_run_finished_at", "finished_at"),
+)
+Index(
+    "ix_run_companions_changed",
+    run.c.id,
+    sqlite_where=run.c.companions_changed_at.is_not(None),
+    postgresql_where=run.c.companions_changed_at.is_not(None),
 )
 Index(
     "ix_run_reopened",

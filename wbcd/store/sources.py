@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, delete, or_, select
+from sqlalchemy import Connection, and_, delete, or_, select, update
 
 from wbcd.records import differ
 from wbcd.store import chain, schema
@@ -92,6 +92,9 @@ def _judge_companions(connection: Connection, row: Mapping[str, Any], before: Ma
     if again:
         reopen(connection, again, row["seen_at"], f"{row['path']}: its companions came or changed")
     counted = [one for one in found if one.outcome == "measured" and one.companions is not None and one.path == row["path"]]
+    marked = update(schema.run).where(run.id.in_([one.id for one in counted]), run.companions_changed_at.is_(None))
+    if counted:
+        connection.execute(marked.values(companions_changed_at=row["seen_at"]))
     if counted and before != now:
         names = sorted({name for one in counted for name in now if differ(one.companions, {name: now[name]})})
         journal(

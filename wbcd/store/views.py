@@ -150,7 +150,7 @@ SELECT run.id AS run_id, sample.name AS sample, acquisition.path AS file, acquis
        acquisition.instrument_id AS instrument_id, acquisition.acquired_at AS acquired_at,
        run.outcome AS outcome, run.reason AS reason, run.message AS message, run.tries AS tries, run.seconds AS seconds,
        run.recipe_id AS recipe, run.model_id AS model, model.simulated AS simulated_model, run.wbcd_version AS wbcd_version,
-       run.finished_at AS finished_at, run.asked_at AS asked_at,
+       run.finished_at AS finished_at, run.asked_at AS asked_at, run.companions_changed_at AS companions_changed_at,
        {_IS_CURRENT} AS is_current
 FROM run
 JOIN acquisition ON acquisition.id = run.acquisition_id

@@ -28,6 +28,7 @@ from wbcd.simulation.cells import CLASSES
 from wbcd.simulation.microscope import INSTRUMENT_ID
 from wbcd.simulation.optics import INSTRUMENT
 from wbcd.store import CellLabel, Ledger, StoredCell, read_tomogram, schema
+from wbcd.store.answers import ANSWER_S
 from wbcd.store.engine import READ_ONLY, make_engine
 from wbcd.store.failures import foreign_errors
 from wbcd.store.urls import parse_url
@@ -300,7 +301,7 @@ def _cell(
 def _ask(url: str | Path, recipe_id: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """What is known of each acquisition's instrument, by content id, and how the recipe cuts and measures cells."""
     target = parse_url(url)
-    engine = make_engine(target)
+    engine = make_engine(target, answer_s=ANSWER_S)
     seen, recipe = schema.acquisition.c, schema.recipe.c
     try:
         with foreign_errors(target), engine.connect().execution_options(**READ_ONLY) as connection:
