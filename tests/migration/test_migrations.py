@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sqlite3
 import subprocess
 import sys
 import zipfile
@@ -19,7 +20,7 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from wbcd.errors import SchemaMismatch
-from wbcd.report.counts import read_differential
+from wbcd.report.counts import read_differential, read_status
 from wbcd.store import Ledger, chain, current_revision, downgrade, migrate, schema, upgrade
 from wbcd.store.chain import CHAINED, GENESIS
 from wbcd.store.urls import parse_url
@@ -262,3 +263,47 @@ def test_the_wheel_carries_the_migrations_and_they_run_from_it(tmp_path: Path) -
     )
     said = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert said.stdout == f"{schema.SCHEMA_REVISION}\n", said.stderr
+
+
+def test_a_database_of_the_version_before_keeps_every_row(tmp_path: Path) -> None:
+    """Made by the wbcd of revision 0002 itself (`process`, `label`, `review`; the pictures cut to their first bytes)."""
+    path = tmp_path / "old.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript((Path(__file__).parent / "revision_0002.sql").read_text(encoding="utf-8"))
+    connection.close()
+
+    def everything(connection: Connection, columns: dict[str, list[str]]) -> dict[str, list[Any]]:
+        return {
+            table: [tuple(row) for row in connection.execute(text(f"SELECT {', '.join(names)} FROM {table} ORDER BY 1"))]
+            for table, names in columns.items()
+        }
+
+    def columns_of(connection: Connection) -> dict[str, list[str]]:
+        inspector = inspect(connection)
+        tables = [name for name in inspector.get_table_names() if name != "alembic_version"]
+        return {table: [column["name"] for column in inspector.get_columns(table)] for table in tables}
+
+    url = f"sqlite:///{path}"
+    columns = looking(url, columns_of)
+    before = looking(url, lambda connection: everything(connection, columns))
+    assert [len(before[table]) for table in ("sample", "acquisition", "run", "cell", "review")] == [2, 4, 4, 4, 1]
+    counts = [("donor-A", label, 1) for label in ("monocyte", "myelocyte", "t_lymphocyte")]
+    assert upgrade(url) == schema.SCHEMA_REVISION
+    after = looking(url, lambda connection: everything(connection, columns))
+    corrected = [(*row[:2], 1, *row[3:]) for row in before["model"]]  # the flag was read at the wrong depth
+    assert after == before | {"model": corrected}
+    assert sorted((row.sample, row.label, row.n) for row in read_differential(url)) == sorted(counts)
+    status = read_status(url)
+    assert (status.measured, status.rejected, status.cells, status.simulated_model) == (3, 1, 3, True)
+    with Ledger.open(url) as ledger:
+        assert {row.wbcd_version for row in ledger.read(lambda c: c.execute(text("SELECT wbcd_version FROM run")).all())} == {
+            "unknown"
+        }
+        (review,) = [cell.label for cell in ledger.cell_labels().values() if cell.source == "review"]
+        assert review == "monocyte"
+        ledger.event("started", "after the upgrade")
+    assert downgrade(url, "0002") == "0002"
+    again = looking(url, lambda connection: everything(connection, columns))
+    assert {table: again[table] for table in again if table not in ("event", "audit_head")} == {
+        table: after[table] for table in after if table not in ("event", "audit_head")
+    }

@@ -49,6 +49,7 @@ def test_status(any_url: str) -> None:
         ("waiting", 1, 0),
         ("begun", 1, 1),
         ("retried", 1, 2),
+        ("companion", 0, 0),
     ]
     assert status.open == 3
     assert {row.oldest for row in status.backlog} == {clock.now() - dt.timedelta(minutes=1)}
