@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,11 @@ def test_two_daemons_fed_the_same_files_count_each_content_once(tmp_path: Path, 
             zygote.close()
     logs = {name: (tmp_path / name / "log").read_text() for name in logins}
     assert ended == {"left": 0, "right": 0}, logs
+    # What both had in hand is stored once, and told once: the other says that it was stored already.
+    told = [json.loads(line) for log in logs.values() for line in log.splitlines() if line.startswith("{")]
+    assert sum(line["event"] == "outcome" for line in told) == SHARED + 2 * OWN
+    stopped = [line for line in told if line["event"] == "stopped"]
+    assert sum(line["measured"] + line["rejected"] + line["set_aside"] for line in stopped) == SHARED + 2 * OWN
     with psycopg.connect(secure_server.url("wbcd")) as connection:
 
         def rows(query: str) -> list[tuple[Any, ...]]:
