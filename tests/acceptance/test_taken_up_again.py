@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 from helpers_ledger import rows, sound
 from helpers_spheres import VOXEL_UM, cheap_settings, sphere, tiny_bundle
@@ -168,29 +169,24 @@ class ProcessAgain:
 
 
 def test_a_reference_that_only_the_file_names_comes_late(tmp_path: Path, zygote: Zygote, bundle: Path) -> None:
-    """The name stands inside: the daemon knows it from the reading, and the reference is a file among the others."""
-    import h5py
-
+    """The name stands inside: the daemon knows it from the reading."""
     made = tmp_path / "made"
     (acquisition,) = list(simulate(made, 1, 3, sample="donor-1"))
     incoming = tmp_path / "incoming"
     incoming.mkdir()
-    path = incoming / acquisition.path.name
-    shutil.copy2(acquisition.path, path)
-    references = [one for one in made.iterdir() if one.suffix == ".h5" and one.name != path.name]
-    with h5py.File(path) as file:
-        name = file.attrs.get("reference_file")
-    if name is None:
-        pytest.fail("the simulator shares a reference")
+    shutil.copy2(acquisition.path, incoming)
+    with h5py.File(acquisition.path) as file:
+        name = str(file.attrs["reference_file"])
     with running(zygote, cheap_settings(tmp_path, bundle, **COARSE, **{"watch.companion_wait_s": 0.2}), tmp_path):
-        wait_until(lambda: ("set_aside", "input.companion_missing") in outcomes(tmp_path))
-        shutil.copy2(made / str(name), incoming)
-        wait_until(lambda: ("measured", None) in outcomes(tmp_path))
-        with h5py.File(made / str(name)) as file:
+        wait_until(lambda: outcomes(tmp_path) == [("set_aside", "input.companion_missing")])
+        shutil.copy2(made / name, incoming)
+        wait_until(lambda: outcomes(tmp_path) == [("measured", None)])
+        with h5py.File(made / name) as file:
             frames = file["reference"][...]
-        write_reference(incoming / str(name), frames[::-1].copy())
+        (incoming / name).unlink()
+        write_reference(incoming / name, frames[::-1].copy())
         wait_until(lambda: "companions_changed" in kinds(tmp_path))
-    assert references
+    assert read_status(tmp_path / "wbcd.db").companions_changed == (str(incoming / acquisition.path.name),)
 
 
 def test_a_limit_that_is_raised_as_advised(tmp_path: Path, zygote: Zygote, bundle: Path) -> None:

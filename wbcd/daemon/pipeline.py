@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from wbcd.acquisition.companions import has_companions
 from wbcd.config import Config
 from wbcd.daemon import line
 from wbcd.daemon.channel import Channel, Closed, Crew, take_batch
@@ -48,6 +49,7 @@ STAGE_SUSPECTED_AFTER = 3
 DUPLICATE_IN_HAND_RETRY_S = 1.0
 SUSPECT_RETRY_S = 1.0
 REHASHED = "rehashed"
+ABSENT_STATE = "absent"
 
 
 class Log(Protocol):
@@ -192,7 +194,8 @@ class Pipeline:
         self._suspects: set[str] | None = None
         self._drift = DriftWatch()
         self._awaiting: dict[Path, _Awaited] = {}
-        self._companions: set[str] | None = None
+        self._companions: dict[Path, str] = {}
+        self._companions_known = False
         self._rehashed: set[Path] = set()
         self._later: list[tuple[float, Path]] = []
         self._later_lock = threading.Lock()
@@ -434,17 +437,31 @@ class Pipeline:
             return {path for _, path in self._later}
 
     def _note_companions(self, acquisition: Acquisition) -> None:
-        """Companions that are themselves found as files are watched by name: a change of one is a change of its samples."""
-        if self._companions is not None:
-            self._companions.update(str(acquisition.path.parent / name) for name, _ in acquisition.companions)
+        """Companions that no rule of names tells are watched from here on: each is known by what its sample's file says."""
+        if not has_companions(acquisition.path.name):
+            for name, digest in acquisition.companions:
+                path = acquisition.path.absolute().parent / name
+                self._companions.setdefault(path, ABSENT_STATE if digest is None else _state_on_disk(path))
 
-    def _wake_dependents(self, path: Path) -> None:
-        """``path`` has come or changed: who names it as a companion is looked at again."""
-        if self._companions is None:
-            self._companions = self._desk.ask(lambda ledger: ledger.companion_names())
-        if str(path.absolute()) in self._companions or str(path) in self._companions:
-            for dependent in self._desk.ask(lambda ledger: ledger.dependents(path.absolute())):
-                self._look_again(dependent, 0.0)
+    def look_at_companions(self) -> bool:
+        """Take up what names a companion that has come or changed since; False when the store has no room to hear of it now.
+
+        For companions that only a file itself names. At a start every file is held against its own; this is for later.
+        """
+
+        def work(ledger: LedgerLike) -> None:
+            if not self._companions_known:
+                for name in ledger.companion_names():
+                    self._companions.setdefault(Path(name), _state_on_disk(Path(name)))
+                self._companions_known = True
+            for path, before in list(self._companions.items()):
+                now = _state_on_disk(path)
+                if now != before:
+                    self._companions[path] = now
+                    for dependent in ledger.dependents(path):
+                        self._look_again(dependent, self._config.watch.quiet_s)
+
+        return self._desk.try_tell(work)
 
     def stop(self, timeout_s: float) -> bool:
         """Finish what is begun and end; False when something was left unfinished (it is taken up at the next start)."""
@@ -514,7 +531,6 @@ class Pipeline:
         acquisition = self._identified(path)
         if acquisition is None:
             return None
-        self._wake_dependents(path)
         if self._in_hand.get(acquisition.content_id) is not None:
             self._look_again(path, DUPLICATE_IN_HAND_RETRY_S)  # a copy of what is in work: a duplicate once that is stored
             return None
@@ -802,6 +818,14 @@ def volumes_of(outcome: Outcome) -> list[str]:
     """The kept volumes that its cells name."""
     cells = () if isinstance(outcome, SetAside) else outcome.cells
     return [cell.tomogram_path for cell in cells if cell.tomogram_path is not None]
+
+
+def _state_on_disk(path: Path) -> str:
+    try:
+        found = path.lstat()
+    except OSError:
+        return ABSENT_STATE
+    return f"{found.st_size}.{found.st_mtime_ns}.{found.st_ctime_ns}.{found.st_ino}"
 
 
 def _is_gone(path: Path) -> bool:

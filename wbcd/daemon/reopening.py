@@ -15,7 +15,6 @@ from wbcd.errors import (
     Incomplete,
     MissingCompanion,
     NotReadable,
-    Poison,
     ReaderDied,
     SameAcquisition,
     TooLarge,
@@ -23,8 +22,8 @@ from wbcd.errors import (
     Unforeseen,
 )
 
-CONDITIONAL: Final = tuple(kind.code for kind in (TooLarge, ReaderDied, Poison, Unforeseen, SameAcquisition))
-"""Reasons that hang on a limit of the site or on the version of wbcd."""
+CONDITIONAL: Final = tuple(kind.code for kind in (TooLarge, ReaderDied, Unforeseen, SameAcquisition))
+"""Reasons that hang on a limit of the site or on the version of wbcd. Not poison: each try of it ends the daemon."""
 
 ABSENT: Final = (NotReadable.code,)
 """Reasons that a share which was away gives: tried again at each start, when the folder comes back, and with each re-hash."""
@@ -36,7 +35,7 @@ _LIMITS: Final[Mapping[str, tuple[str, ...]]] = {
     TooLarge.code: ("max_logical_bytes", "max_file_bytes"),
     ReaderDied.code: ("max_logical_bytes",),
 }
-_NEWER: Final = (ReaderDied.code, Poison.code, Unforeseen.code)
+_NEWER: Final = (ReaderDied.code, Unforeseen.code)
 
 
 def conditions_of(config: Config) -> dict[str, Any]:

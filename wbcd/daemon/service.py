@@ -141,7 +141,7 @@ class LookAgain:
         self._present = present
         if self._due:
             self._due = not self._pipeline.reopen(absent=True)
-        if now_s >= self._next_look_s and self._pipeline.take_reopened():
+        if now_s >= self._next_look_s and self._pipeline.look_at_companions() and self._pipeline.take_reopened():
             self._next_look_s = now_s + self._watch.rescan_s
         if self._watch.rehash_files and now_s >= self._next_rehash_s:
             self._rehash(now_s)
