@@ -264,7 +264,7 @@ class MemoryLedger:
         """Nobody wrote it down."""
         return None
 
-    def reopen(self, run_ids: Sequence[int], why: str, *, by: str | None = None) -> set[int]:
+    def reopen(self, run_ids: Sequence[int], why: str, *, by: str | None = None, ended: Sequence[str] = ()) -> set[int]:
         """Nothing is opened again here."""
         return set()
 
@@ -293,17 +293,18 @@ class MemoryLedger:
         self.outcomes = {key: outcome for key, outcome in self.outcomes.items() if key[0] != content_id}
         self.gone(path)
 
-    def discard_volumes(self, content_id: str, remove: Callable[[Sequence[str]], object]) -> None:
+    def discard_volumes(self, content_id: str, root: Path, remove: Callable[[Sequence[str]], object]) -> None:
         """Told what the outcomes of this content name."""
         self._touch()
         if content_id not in self.tries:
             kept = [outcome for key, outcome in self.outcomes.items() if key[0] == content_id]
             remove([path for outcome in kept for path in volumes_of(outcome)])
 
-    def volumes_to_settle(self, root: Path) -> list[str]:
-        """None were left."""
+    def volumes_to_settle(self, root: Path, content_id: str | None = None) -> list[str]:
+        """What no row names may be left of whatever was not measured."""
         self._touch()
-        return []
+        measured = {key[0] for key, outcome in self.outcomes.items() if outcome.kind == "measured"}
+        return [] if content_id is None or content_id in measured else [content_id]
 
     def unfinished(self) -> list[Any]:
         """What was begun and has no outcome, with the path that holds it."""

@@ -146,7 +146,7 @@ class History(RuleBasedStateMachine):
     @rule(ended=st.sampled_from(("set_aside", "rejected", "measured")))
     def open_again(self, ended: str) -> None:
         with Ledger.open(self.folder / "wbcd.db") as ledger:
-            ledger.reopen([row.run_id for row in ledger.set_aside(ended=(ended,))], "a test")
+            ledger.reopen([row.run_id for row in ledger.set_aside(ended=(ended,))], "a test", ended=(ended,))
 
     @rule(most=st.integers(0, 3))
     def retain(self, most: int) -> None:
@@ -181,7 +181,7 @@ class History(RuleBasedStateMachine):
         with Ledger.open(self.folder / "wbcd.db") as ledger:
             for content_id in ledger.volumes_to_settle(self.root):
                 remove = partial(discard_tomograms, self.root, content_id=content_id)
-                ledger.discard_volumes(content_id, lambda named, remove=remove: remove(named=named))
+                ledger.discard_volumes(content_id, self.root, lambda named, remove=remove: remove(named=named))
             named, _ = self.names(ledger)
             assert {key_of(image) for image in images_under(self.root)} <= named
             assert ledger.unfinished() == []

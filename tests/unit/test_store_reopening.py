@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 from helpers_store import KEY, MODEL_ID, RECIPE, RECIPE_ID, opened
+from hypothesis import given
 from sqlalchemy import text
 
 from wbcd.errors import StoreError, TooLarge
 from wbcd.records import Acquisition, SetAside, SourceFormat
 from wbcd.report.counts import read_differential
 from wbcd.store import Ledger
+from wbcd.store.rows import clean_text, raw_text
 from wbcd.testing import make_acquisition, make_cell, make_measured, make_rejected
 
 OTHER = (RECIPE_ID, "other@2")
@@ -128,7 +132,8 @@ def test_a_replaced_count_leaves_its_figures_in_the_journal(any_ledger: Ledger, 
     any_ledger.commit(make_measured("a"), *KEY)
     any_ledger.sighted("/watch/a.h5", 1, 2, make_acquisition("a").content_id)
     (row,) = any_ledger.set_aside(*KEY, ended=("measured",))
-    any_ledger.reopen([row.run_id], "its background was corrected")
+    assert any_ledger.reopen([row.run_id], "a retry") == set()  # what counts is not opened by chance
+    any_ledger.reopen([row.run_id], "its background was corrected", ended=("measured",))
     assert [row.n for row in read_differential(any_url)] == [1]  # it counts until it is replaced
     any_ledger.commit(make_rejected("a"), *KEY)
     assert read_differential(any_url) == []
@@ -153,6 +158,43 @@ def test_what_a_person_has_read_is_not_opened_again(any_ledger: Ledger) -> None:
     ((run_id,),) = rows(any_ledger, "SELECT id FROM run")
     assert any_ledger.reopen([run_id], "no") == set()
     assert "outcome_reopened" not in kinds(any_ledger)
+
+
+def reopened_count(ledger: Ledger, name: str = "a") -> int:
+    """A counted acquisition, opened again; the id of its outcome."""
+    ticket = make_acquisition(name)
+    ledger.sighted(ticket.path, 1, 2, ticket.content_id)
+    ledger.commit(make_measured(name), *KEY)
+    (row,) = ledger.set_aside(*KEY, ended=("measured",))
+    assert ledger.reopen([row.run_id], "a test", ended=("measured",)) == {row.run_id}
+    return row.run_id
+
+
+def test_a_count_is_not_lost_to_a_file_that_cannot_be_processed_again(any_ledger: Ledger, any_url: str) -> None:
+    reopened_count(any_ledger)
+    any_ledger.begin(make_acquisition("a"))
+    assert any_ledger.commit(set_aside("a"), *KEY) is None
+    assert [row.n for row in read_differential(any_url)] == [1]
+    assert rows(any_ledger, "SELECT outcome, reopened_at FROM run") == [("measured", None)]
+    assert rows(any_ledger, "SELECT tries FROM acquisition") == [(0,)]
+    assert kinds(any_ledger)[-1] == "outcome_kept"
+
+
+def test_a_review_between_opening_and_replacing_keeps_what_was_read(any_ledger: Ledger) -> None:
+    reopened_count(any_ledger)
+    (cell,) = any_ledger.cells()
+    any_ledger.review(cell.cell_id, "R", "monocyte")
+    assert any_ledger.commit(make_rejected("a"), *KEY) is None
+    assert rows(any_ledger, "SELECT outcome, reopened_at FROM run") == [("measured", None)]
+    assert [one.cell_id for one in any_ledger.cells()] == [cell.cell_id]
+
+
+def test_a_replacement_undoes_no_move(any_ledger: Ledger, any_url: str) -> None:
+    reopened_count(any_ledger)
+    any_ledger.move_sample([make_acquisition("a").content_id], "donor-B", by="R")
+    any_ledger.commit(make_measured("a", make_cell("monocyte"), sample="S1"), *KEY)
+    assert [(row.sample, row.label) for row in read_differential(any_url)] == [("donor-B", "monocyte")]
+    assert kinds(any_ledger)[-2:] == ["sample_conflict", "outcome_replaced"] or "sample_conflict" in kinds(any_ledger)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +279,62 @@ def test_what_waits_for_a_companion_stands_in_the_backlog(any_ledger: Ledger) ->
     assert backlog == {"waiting": 0, "begun": 0, "retried": 0, "companion": 1}
     assert any_ledger.begin(ticket) == 1  # waiting costs no try
     assert dict(rows(any_ledger, "SELECT state, n FROM backlog"))["companion"] == 0
+
+
+def test_odd_names_come_back_as_they_are_on_disk(any_ledger: Ledger) -> None:
+    path, companion = Path("/watch/caf\udce9_sp.tif"), "caf\udce9_bg.tif"
+    for _ in range(3):
+        any_ledger.sighted(path, 1, 2, "c1", companions=[(companion, "1")])
+        assert any_ledger.remembered(path).companions == {companion: "1"}
+    ticket = dataclasses.replace(make_acquisition("a"), path=path)
+    any_ledger.sighted(path, 1, 2, ticket.content_id)
+    any_ledger.begin(ticket)
+    assert [Path(one.path) for one in any_ledger.unfinished()] == [path]
+    any_ledger.commit(dataclasses.replace(set_aside("a"), acquisition=ticket), *KEY)
+    (row,) = any_ledger.set_aside(*KEY, paths=[str(path)])
+    any_ledger.reopen([row.run_id], "a test")
+    assert any_ledger.reopened(*KEY) == [path]
+
+
+@given(st.text())
+def test_what_the_store_writes_is_read_back(text_of_a_file: str) -> None:
+    assert raw_text(clean_text(text_of_a_file)) == text_of_a_file
+
+
+@given(st.binary())
+def test_what_the_store_writes_of_a_path_is_read_back(name: bytes) -> None:
+    assert raw_text(clean_text(os.fsdecode(name))) == os.fsdecode(name)
+
+
+def test_a_file_that_cannot_be_read_now_has_not_changed(any_ledger: Ledger) -> None:
+    ticket = make_acquisition("a")
+    any_ledger.sighted(ticket.path, 1, 2, ticket.content_id)
+    any_ledger.commit(make_measured("a"), *KEY)
+    any_ledger.sighted(ticket.path, 1, 2, "unread-" + "0" * 33)
+    assert kinds(any_ledger) == []
+
+
+def test_a_ticket_that_is_taken_back_looks_like_no_other_database(any_url: str) -> None:
+    with opened(any_url) as daemon, opened(any_url) as process:
+        unread = dataclasses.replace(make_acquisition("u"), content_id="unread-" + "1" * 33, format=None)
+        process.sighted(unread.path, 1, 2, unread.content_id)
+        process.commit(SetAside(unread, TooLarge("too large")), *KEY)
+        daemon.event("started", "it has seen the newest outcome")
+        process.retire_unread(unread.content_id, unread.path)
+        daemon.event("started", "and goes on")
+        assert "database_replaced" not in kinds(daemon)
+
+
+def test_what_two_output_folders_may_hold_is_settled_in_each(any_ledger: Ledger, tmp_path: Path) -> None:
+    ticket, one, two = make_acquisition("a"), tmp_path / "one", tmp_path / "two"
+    for root in (one, two, one):
+        any_ledger.begin(ticket, volumes_root=root)
+    any_ledger.commit(set_aside("a"), *KEY)
+    assert any_ledger.volumes_to_settle(one) == any_ledger.volumes_to_settle(two) == [ticket.content_id]
+    any_ledger.discard_volumes(ticket.content_id, one, lambda named: None)
+    assert (any_ledger.volumes_to_settle(one), any_ledger.volumes_to_settle(two)) == ([], [ticket.content_id])
+    any_ledger.discard_volumes(ticket.content_id, two, lambda named: None)
+    assert any_ledger.volumes_to_settle(two) == []
 
 
 # --- two machines -----------------------------------------------------------------------------------------
@@ -361,11 +459,11 @@ def test_volumes_are_removed_only_beside_what_any_row_names(two_models: Ledger, 
     content_id = make_acquisition("a").content_id
     two_models.begin(make_acquisition("a"), volumes_root=tmp_path)
     told: list[Any] = []
-    two_models.discard_volumes(content_id, told.append)
+    two_models.discard_volumes(content_id, tmp_path, told.append)
     assert told == []  # in hand: what it keeps is not named yet
     two_models.commit(set_aside("a"), *OTHER)
     assert two_models.volumes_to_settle(tmp_path) == [content_id]
-    two_models.discard_volumes(content_id, told.append)
+    two_models.discard_volumes(content_id, tmp_path, told.append)
     assert told == [["/out/ab/kept.ome.zarr"]]
     assert two_models.volumes_to_settle(tmp_path) == []
 

@@ -61,12 +61,10 @@ class Listing:
         )
 
     def beside(self, name: str) -> tuple[str, ...]:
-        """Those that the sample file ``name`` may be read with, sorted."""
+        """Those that the sample file ``name`` may be read with, sorted. (Of a TCF only in its own session folder.)"""
         suffix = name.rpartition(".")[2].lower()
         if suffix == "tcf":
             return self.configurations
-        if suffix not in ("tif", "tiff", "mat"):
-            return ()
         notes = [found for sought in own_notes(name) for found in self.notes.get(sought.lower(), ())]
         backgrounds = self.mat_backgrounds if suffix == "mat" else self._of_tiff(name)
         return tuple(sorted({*notes, *backgrounds}))
@@ -75,9 +73,13 @@ class Listing:
         return backgrounds_of_tiff(name, self.tiff_backgrounds) if re.search(r"_sp\.tiff?$", name, re.IGNORECASE) else ()
 
 
-def has_companions(name: str) -> bool:
-    """True for names of samples whose companions are known by name; others state theirs inside."""
-    return name.rpartition(".")[2].lower() in ("tif", "tiff", "mat", "tcf")
+def has_companions(path: Path) -> bool:
+    """True for samples whose companions are known by name; others state theirs inside, or have none.
+
+    A TCF has them in its own session folder, which has its name.
+    """
+    suffix = path.suffix.lower()
+    return suffix in (".tif", ".tiff", ".mat") or (suffix == ".tcf" and path.absolute().parent.name == path.stem)
 
 
 class Folders:
@@ -93,7 +95,7 @@ class Folders:
 
     def names(self, path: Path, others: Iterable[str] = ()) -> tuple[str, ...]:
         """Companions of ``path`` that are there, by name, and ``others`` that it is known to name, there or not."""
-        found = self._listing(path.parent).beside(path.name) if has_companions(path.name) else ()
+        found = self._listing(path.parent).beside(path.name) if has_companions(path) else ()
         return tuple(sorted({*found, *others}))
 
     def state(self, path: Path, others: Iterable[str] = ()) -> str:
@@ -129,12 +131,14 @@ def look(path: Path, others: Iterable[str] = (), *, folders: Folders | None = No
     return None if found is None else replace(found, companions=(folders or Folders()).state(path, others))
 
 
-def companions_of(path: Path, others: Iterable[str] = (), *, root: Path | None = None) -> Companions:
+def companions_of(
+    path: Path, others: Iterable[str] = (), *, root: Path | None = None, folders: Folders | None = None
+) -> Companions:
     """Digests of the companions of ``path``; what is absent, or no regular file, or cannot be read, has none.
 
     ``others``: names that the sample is known to state. No component of the path below ``root`` may be a link.
     """
-    names = Folders().names(path, others)
+    names = (folders or Folders()).names(path, others)
     if not names:
         return ()
     with parent_of(path, root) as folder:

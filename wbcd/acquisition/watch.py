@@ -172,7 +172,7 @@ def _sort_entry(entry: os.DirEntry[str], path: Path, found: dict[Path, FileStat]
 
 
 def _add_companions(path: Path, found: dict[Path, FileStat], folders: Folders) -> None:
-    if path in found and has_companions(path.name):
+    if path in found and has_companions(path):
         found[path] = replace(found[path], companions=folders.state(path))
 
 

@@ -54,7 +54,9 @@ def retry(
         )
         files = sorted({row.path for row in found})
         opened = (
-            set() if dry_run else ledger.reopen([row.run_id for row in found], "asked for by hand", by=by or getpass.getuser())
+            set()
+            if dry_run
+            else ledger.reopen([row.run_id for row in found], "asked for by hand", by=(by or "").strip() or getpass.getuser())
         )
         left = sorted({row.path for row in found if row.run_id not in opened}) if not dry_run else []
     if as_json:
@@ -109,11 +111,15 @@ def move(
     """
     from wbcd.store import Ledger
 
+    if not target.strip():
+        raise click.UsageError("--to is empty; name the sample they belong to")
     if bool(what) == bool(source):
         raise click.UsageError("name files or content ids, or give --from SAMPLE")
     with Ledger.open(config.database_url(), create=False, host=config.host) as ledger:
         chosen = _chosen(ledger, what, source)
-        moved = 0 if dry_run else ledger.move_sample(list(chosen), target, by=by or getpass.getuser(), note=note)
+        moved = (
+            0 if dry_run else ledger.move_sample(list(chosen), target, by=(by or "").strip() or getpass.getuser(), note=note)
+        )
     if as_json:
         click.echo(to_json({"acquisitions": chosen, "to": target, "moved": moved, "dry_run": dry_run}))
         return
@@ -130,13 +136,17 @@ def _chosen(ledger: Ledger, what: tuple[str, ...], source: str | None) -> dict[s
         if not known:
             raise NotStored(f"There is no sample {source!r}.", action="Name a sample of `wbcd counts`.")
         return known
-    by_path = {path: content_id for content_id, path in known.items()}
     chosen: dict[str, str] = {}
     for name in what:
+        path = str(Path(name).absolute())
         file = ledger.remembered(name)
-        held = None if file is None else file.content_id
-        content_id = next((one for one in (name, held, by_path.get(str(Path(name).absolute()))) if one in known), None)
-        if content_id is None:
+        here = [] if file is None or file.content_id not in known else [file.content_id]
+        meant = [name] if name in known else here or [content_id for content_id, one in known.items() if one == path]
+        if not meant:
             raise NotStored(f"{name} is no file or content id that was processed.", action="Name one of `wbcd cells --json`.")
-        chosen[content_id] = known[content_id]
+        if len(meant) > 1:
+            raise NotStored(
+                f"{name} is the path of {len(meant)} acquisitions.", action=f"Give a content id: {', '.join(meant)}."
+            )
+        chosen[meant[0]] = known[meant[0]]
     return chosen

@@ -42,7 +42,7 @@ def verify(config: Config, tomograms: bool, sources: bool, anchors: Path | None,
     from wbcd.store import Ledger
 
     noted = _read_anchors(anchors)
-    with Ledger.open(config.database_url(), create=False) as ledger, _Bar(shown=not as_json) as bar:
+    with Ledger.open(config.database_url(), create=False, host=config.host) as ledger, _Bar(shown=not as_json) as bar:
         found = list(_findings(ledger, config, noted, bar, tomograms=tomograms, sources=sources))
         ends = _ends(ledger)
     _report(found, ends, bar.counts, as_json=as_json)

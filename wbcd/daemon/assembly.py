@@ -126,10 +126,9 @@ def _keeper(config: Config) -> Callable[[Cell, Acquisition, Prediction | None], 
     return keep
 
 
-def _discarder(config: Config) -> Callable[[str, Sequence[str]], object] | None:
+def _discarder(config: Config) -> Callable[[str, Sequence[str]], object]:
+    """Also where none are kept now: a daemon that kept them may have left some."""
     root = config.output.dir
-    if not config.output.keep_tomograms:
-        return None
     return lambda content_id, named: discard_tomograms(root, content_id=content_id, named=named)
 
 

@@ -14,7 +14,7 @@ from wbcd.daemon.pipeline import volumes_of
 from wbcd.daemon.reopening import BY_HAND, conditions_of, is_open_again
 from wbcd.daemon.stages import Stages, with_companions
 from wbcd.daemon.trial import poison_of, try_in_child
-from wbcd.errors import InputError, MissingCompanion, NotReadable, ReaderDied
+from wbcd.errors import InputError, MissingCompanion, NotReadable, ReaderDied, VolumeGone
 from wbcd.records import Acquisition, Outcome, Payload, SetAside, differ
 
 
@@ -75,7 +75,8 @@ class ProcessOnce:
             again = stored.reason in BY_HAND or is_open_again(stored.reason, stored.conditions, conditions_of(self._config))
         else:
             again = self._replace_changed and differ(stored.companions, dict(acquisition.companions))
-        return again and bool(self._ledger.reopen([stored.run_id], f"{acquisition.path.name} was asked for by hand"))
+        why = f"{acquisition.path.name} was asked for by hand"
+        return again and bool(self._ledger.reopen([stored.run_id], why, ended=(stored.outcome,)))
 
     def _worked(self, acquisition: Acquisition) -> Outcome:
         tries = self._begun(acquisition)
@@ -111,6 +112,16 @@ class ProcessOnce:
         return ticket
 
     def _committed(self, outcome: Outcome) -> Outcome | None:
+        for _ in range(self._config.limits.max_tries - 1):
+            try:
+                return self._stored(outcome)
+            except VolumeGone:  # removed by another process before its row was there: made again
+                self._begun(outcome.acquisition)
+                outcome = self._tried(outcome.acquisition)
+        return self._stored(outcome)
+
+    def _stored(self, outcome: Outcome) -> Outcome | None:
+        root, content_id = self._config.output.dir, outcome.acquisition.content_id
         stored = self._ledger.commit(
             outcome,
             *self._key,
@@ -118,10 +129,8 @@ class ProcessOnce:
             once_per_acquisition=self._config.watch.same_acquisition == "duplicate",
             check=lambda: self._stages.demand_volumes(volumes_of(outcome)),
         )
-        discard = self._stages.discard
-        if discard is not None:  # volumes of cells that no row came to name
-            content_id = outcome.acquisition.content_id
-            self._ledger.discard_volumes(content_id, lambda named: discard(content_id, named))
+        if self._ledger.volumes_to_settle(root, content_id):  # volumes of cells that no row came to name
+            self._ledger.discard_volumes(content_id, root, lambda named: self._stages.discard(content_id, named))
         return stored
 
     def _note_duplicate(self, acquisition: Acquisition, stored: Any) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from wbcd.acquisition.companions import has_companions
+from wbcd.acquisition.companions import Folders, has_companions
 from wbcd.config import Config
 from wbcd.daemon import line
 from wbcd.daemon.channel import Channel, Closed, Crew, take_batch
@@ -49,6 +49,7 @@ STAGE_SUSPECTED_AFTER = 3
 DUPLICATE_IN_HAND_RETRY_S = 1.0
 SUSPECT_RETRY_S = 1.0
 REHASHED = "rehashed"
+ABSENT_AGAIN_AFTER = dt.timedelta(minutes=10)
 ABSENT_STATE = "absent"
 
 
@@ -138,6 +139,11 @@ class InHand:
         with self._changed:
             self._jobs[job.acquisition.content_id] = job
 
+    def holds(self, path: Path) -> bool:
+        """True when a job of this very path is in hand."""
+        with self._changed:
+            return any(job.acquisition.path == path for job in self._jobs.values())
+
     def get(self, content_id: str) -> Job | None:
         """The job, if it is in hand."""
         with self._changed:
@@ -197,6 +203,7 @@ class Pipeline:
         self._companions: dict[Path, str] = {}
         self._companions_known = False
         self._rehashed: set[Path] = set()
+        self._copies: dict[Path, tuple[str, int, int, str]] = {}
         self._later: list[tuple[float, Path]] = []
         self._later_lock = threading.Lock()
         self._stopping = threading.Event()
@@ -301,9 +308,10 @@ class Pipeline:
             known = ledger.counted(paths, self._recipe.recipe_id, self._stages.model_id)
             states: dict[Path, str] = {}
             left = []
+            folders = Folders()
             for path in paths:
                 file = known.get(path)
-                found = self._stages.look(path, file.companions) if file is not None else None
+                found = self._stages.look(path, file.companions, folders=folders) if file is not None else None
                 if file is None or found is None or not file.is_as(found.size, found.mtime_ns, found.token):
                     left.append(path)
                 elif not file.state:
@@ -318,6 +326,7 @@ class Pipeline:
     def _forget(self, ledger: LedgerLike, paths: Sequence[Path]) -> None:
         with self._abandoned_discarded(ledger):
             for path in paths:
+                self._awaiting.pop(path, None)
                 ledger.gone(path)
 
     def _sight(self, ledger: LedgerLike, acquisition: Acquisition) -> None:
@@ -336,7 +345,7 @@ class Pipeline:
     @contextmanager
     def _abandoned_discarded(self, ledger: LedgerLike) -> Iterator[None]:
         """What was begun and lies nowhere any more will have no outcome: no row will name the volumes kept of it."""
-        if self._stages.discard is None:
+        if self._stages.volumes_root is None:
             yield
             return
         begun = {one.content_id for one in ledger.unfinished()}
@@ -348,14 +357,11 @@ class Pipeline:
     def _discard(self, ledger: LedgerLike, content_id: str) -> None:
         """Remove the volumes of a content that no row of any recipe and model names."""
         discard = self._stages.discard
-        if discard is not None:
-            ledger.discard_volumes(content_id, lambda named: discard(content_id, named))
+        ledger.discard_volumes(content_id, self._config.output.dir, lambda named: discard(content_id, named))
 
     def settle_volumes(self) -> None:
         """Remove what a daemon that was killed kept and no row came to name; what is in hand is left alone."""
-        root = self._stages.volumes_root
-        if root is None or self._stages.discard is None:
-            return
+        root = self._config.output.dir
 
         def work(ledger: LedgerLike) -> None:
             for content_id in ledger.volumes_to_settle(root):
@@ -383,30 +389,35 @@ class Pipeline:
         def work(ledger: LedgerLike) -> None:
             key = self._recipe.recipe_id, self._stages.model_id
             found = ledger.set_aside(*key, reasons=reasons)
-            unread_now = [one for one in found if one.content_id.startswith(UNREAD)]
-            again = [
-                one
-                for one in found
-                if one not in unread_now
-                and (one.reason in ABSENT or is_open_again(one.reason, one.conditions, self._conditions))
-            ]
+            again = [one for one in found if not one.content_id.startswith(UNREAD) and self._is_open_again(one)]
             if again:
                 ledger.reopen([one.run_id for one in again], "the site's limits, wbcd or the share are others now")
-            for path in {Path(one.path) for one in unread_now if absent}:
-                self._look_again(path, 0.0)
+            for path in {Path(one.path) for one in found if absent and one.content_id.startswith(UNREAD)}:
+                self._take_up_again(path)
             self._take_reopened(ledger)
 
         return self._desk.try_tell(work)
+
+    def _is_open_again(self, one: Any) -> bool:
+        if one.reason in ABSENT:  # not at each of a row of starts
+            return bool(dt.datetime.now(dt.UTC) - one.finished_at > ABSENT_AGAIN_AFTER)
+        return is_open_again(one.reason, one.conditions, self._conditions)
+
+    def _take_up_again(self, path: Path) -> None:
+        """At once, if it lies in the folder that is watched and is not in hand or waiting."""
+        watched = self._config.watch.dir
+        if watched is not None and not path.is_relative_to(watched.absolute()):
+            return
+        if path not in self._awaiting and not self._in_hand.holds(path) and path not in self._waiting_paths():
+            self._look_again(path, 0.0)
 
     def take_reopened(self) -> bool:
         """Take up what was opened again (`wbcd retry`); False when the store has no room to hear of it now."""
         return self._desk.try_tell(self._take_reopened)
 
     def _take_reopened(self, ledger: LedgerLike) -> None:
-        waiting = self._waiting_paths()
         for path in ledger.reopened(self._recipe.recipe_id, self._stages.model_id):
-            if path not in waiting and path not in self._awaiting:
-                self._look_again(path, 0.0)
+            self._take_up_again(path)
 
     def rehash(self, most: int, every_h: float) -> bool:
         """When it is time, by the journal, hash a sample of counted files again, as if nothing were known of their state.
@@ -421,7 +432,7 @@ class Pipeline:
             chosen = ledger.counted_sample(self._recipe.recipe_id, self._stages.model_id, most)
             self._rehashed.update(chosen)
             for path in chosen:
-                self._look_again(path, 0.0)
+                self._take_up_again(path)
             ledger.event(REHASHED, f"{len(chosen)} counted files are hashed again.", files=len(chosen))
             self._log.info(REHASHED, files=len(chosen))
 
@@ -438,7 +449,7 @@ class Pipeline:
 
     def _note_companions(self, acquisition: Acquisition) -> None:
         """Companions that no rule of names tells are watched from here on: each is known by what its sample's file says."""
-        if not has_companions(acquisition.path.name):
+        if not has_companions(acquisition.path):
             for name, digest in acquisition.companions:
                 path = acquisition.path.absolute().parent / name
                 self._companions.setdefault(path, ABSENT_STATE if digest is None else _state_on_disk(path))
@@ -477,10 +488,22 @@ class Pipeline:
 
     def _read(self) -> None:
         for path in self._arrivals:
-            if not self._stopping.is_set():
+            if not self._stopping.is_set() and not self._is_copy_in_hand(path):
                 self._take_up(path)
                 self._beat()
         self._payloads.close()
+
+    def _is_copy_in_hand(self, path: Path) -> bool:
+        """True for a copy, as it was hashed, of what is in work still: no progress, and nothing to be read again."""
+        known = self._copies.get(path)
+        if known is None:
+            return False
+        found = self._stages.look(path)
+        if found is None or (found.size, found.mtime_ns, found.token) != known[1:] or self._in_hand.get(known[0]) is None:
+            del self._copies[path]
+            return False
+        self._look_again(path, DUPLICATE_IN_HAND_RETRY_S)
+        return True
 
     def _take_up(self, path: Path) -> None:
         job = self._begun(path)
@@ -533,6 +556,9 @@ class Pipeline:
             return None
         if self._in_hand.get(acquisition.content_id) is not None:
             self._look_again(path, DUPLICATE_IN_HAND_RETRY_S)  # a copy of what is in work: a duplicate once that is stored
+            found = self._stages.look(path)
+            if found is not None:
+                self._copies[path] = (acquisition.content_id, found.size, found.mtime_ns, found.token)
             return None
         self._desk.tell(lambda ledger: self._sight(ledger, acquisition))
         stored = self._known(acquisition.content_id)
@@ -570,8 +596,14 @@ class Pipeline:
         unread_before = file is not None and file.content_id.startswith(UNREAD)
         if as_it_was and not unread_before and not again and self._known(file.content_id) is not None:
             return None  # this very file is counted already
+        # Where its own state is as it was, only companions have changed: its bytes need not be hashed again.
+        same_bytes = file is not None and found is not None and not unread_before and not again and _same_file(file, found)
         try:
-            acquisition = self._stages.identify(path, beat=self._hashed_on)
+            acquisition = (
+                Acquisition(file.content_id, path, file.size_bytes, file.mtime_ns)
+                if same_bytes
+                else self._stages.identify(path, beat=self._hashed_on)
+            )
             companions = self._stages.companions(path, others)
         except _Stopping:
             return None
@@ -579,7 +611,10 @@ class Pipeline:
             self._look_again(path, max(self._config.watch.quiet_s, DUPLICATE_IN_HAND_RETRY_S))
             return None
         except (InputError, OSError) as error:
-            self._end_unread(path, error, sight=not as_it_was)
+            if again and as_it_was:
+                self._log.warning("rehash_failed", path=str(path), reason=str(error))
+            else:
+                self._end_unread(path, error, sight=not as_it_was)
             return None
         if unread_before:  # its bytes can be read now: the ticket in their place is over
             self._desk.tell(lambda ledger: ledger.retire_unread(file.content_id, path))
@@ -600,6 +635,7 @@ class Pipeline:
         ``sight``: nothing better is known of the path, so that the ledger may remember this of it.
         """
         if _is_gone(path):
+            self._awaiting.pop(path, None)
             self._log.info("vanished", path=str(path))
             self._desk.tell(lambda ledger: ledger.gone(path))
             return
@@ -788,8 +824,9 @@ class Pipeline:
             return
         job.timing.seconds["commit"] = time.monotonic() - started
         self._faults.passing("after_commit")
-        if stored is None or stored.kind == "set_aside" or volumes_of(stored) != volumes_of(outcome) or job.tries > 1:
-            self._discard(ledger, outcome.acquisition.content_id)
+        content_id = outcome.acquisition.content_id
+        if ledger.volumes_to_settle(self._config.output.dir, content_id):
+            self._discard(ledger, content_id)
         if stored is None:
             self._log.info("stored_already", content_id=job.acquisition.content_id, path=str(job.acquisition.path))
             self.totals.duplicates += 1
@@ -818,6 +855,12 @@ def volumes_of(outcome: Outcome) -> list[str]:
     """The kept volumes that its cells name."""
     cells = () if isinstance(outcome, SetAside) else outcome.cells
     return [cell.tomogram_path for cell in cells if cell.tomogram_path is not None]
+
+
+def _same_file(file: Any, found: Any) -> bool:
+    """True when the file itself is in the state in which it was hashed, whatever has become of its companions."""
+    own = file.state.rpartition(".")[0]
+    return bool(own) and (file.size_bytes, file.mtime_ns, own) == (found.size, found.mtime_ns, found.token.rpartition(".")[0])
 
 
 def _state_on_disk(path: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from wbcd.acquisition.companions import Folders
 from wbcd.recipe import Recipe
 from wbcd.records import (
     Acquisition,
@@ -37,9 +38,10 @@ class Stat(Protocol):
 
 
 class Look(Protocol):
-    """State of a path and of the files that belong to it; ``others``: names of such files that it is known to state."""
+    """State of a path and of the files that belong to it; ``others``: names of such files that it is known to state;
+    ``folders``: what is known already of folders, for one look at many files."""
 
-    def __call__(self, path: Path, others: Iterable[str] = ...) -> Stat | None: ...
+    def __call__(self, path: Path, others: Iterable[str] = ..., *, folders: Folders | None = ...) -> Stat | None: ...
 
 
 class FindCompanions(Protocol):
@@ -58,7 +60,7 @@ class Identify(Protocol):
 class Stages:
     """What each room does for the line. ``keep`` writes a cell's volume (with its label, if it has one) and returns its
     absolute path below ``volumes_root``, or None when none is kept; ``discard`` removes those volumes of a content that are
-    not among the named ones (None when none are kept); ``demand_volumes`` raises :class:`wbcd.errors.VolumeGone` when one is
+    not among the named ones; ``demand_volumes`` raises :class:`wbcd.errors.VolumeGone` when one is
     not there; ``close`` ends what the stages hold (reader processes); ``settle_medium``: the medium that a volume shows, where
     its file states none; ``judge_instrument``: drift against the stored calibration, where there is one."""
 
@@ -81,7 +83,7 @@ class Stages:
     model_card: dict[str, object]
     companions: FindCompanions = lambda path, others=(): ()  # noqa: ARG005 - a test's rig without companions
     volumes_root: Path | None = None
-    discard: Callable[[str, Sequence[str]], object] | None = None
+    discard: Callable[[str, Sequence[str]], object] = lambda *_: None
     demand_volumes: Callable[[Sequence[str]], None] = lambda _: None
     close: Callable[[], None] = lambda: None
     settle_medium: Callable[[Tomogram, Recipe], Tomogram] = lambda tomogram, _: tomogram

@@ -129,6 +129,11 @@ class Ledger:
             raise
         return ledger
 
+    @property
+    def host(self) -> str:
+        """The machine whose files are meant; empty on SQLite."""
+        return self._host
+
     # --- writing --------------------------------------------------------------------------------------
 
     def register(self, recipe: Recipe, model_id: str, model_card: Mapping[str, Any]) -> None:
@@ -161,7 +166,8 @@ class Ledger:
         token, now = uuid.uuid4().hex, self._now()
         hand: dict[str, Any] = {"begun_host": self._host, "waits_for": None}
         if volumes_root is not None:
-            hand["volumes_root"] = rows.clean_text(str(volumes_root.absolute()))
+            place = rows.clean_text(str(volumes_root.absolute()))
+            hand["volumes_root"] = outcomes.with_root(schema.acquisition.c.volumes_root, place)
             hand["volumes_tries"] = schema.acquisition.c.volumes_tries + 1
         return self._write(lambda connection: outcomes.count_try(connection, acquisition, token, now, hand))
 
@@ -216,13 +222,21 @@ class Ledger:
         now = self._now()
         return self._write(lambda connection: outcomes.ask_for_all(connection, recipe_id, model_id, now, self._host))
 
-    def reopen(self, run_ids: Sequence[int], why: str, *, by: str | None = None) -> set[int]:
+    def reopen(
+        self,
+        run_ids: Sequence[int],
+        why: str,
+        *,
+        by: str | None = None,
+        ended: Sequence[str] = ("set_aside", "rejected"),
+    ) -> set[int]:
         """Let outcomes be made again: each stands until another takes its place. Gives the ids of those that were opened.
 
-        Left alone is one of which a person has read a cell: the reading needs its row.
+        Left alone is one of which a person has read a cell: the reading needs its row. And one that did not end as ``ended``
+        says: it may have been made again since it was chosen.
         """
         now = self._now()
-        return self._write(lambda connection: outcomes.reopen(connection, run_ids, now, why, by))
+        return self._write(lambda connection: outcomes.reopen(connection, run_ids, now, why, by, ended))
 
     def move_sample(self, content_ids: Sequence[str], to: str, *, by: str, note: str | None = None) -> int:
         """Assign acquisitions to another sample; the journal says from which. Gives how many were moved."""
@@ -281,19 +295,25 @@ class Ledger:
         if self._witness is not None:  # the newest row of all may be the one that went
             self._witness.begin_anew()
 
-    def discard_volumes(self, content_id: str, remove: Callable[[Sequence[str]], object]) -> None:
-        """Call ``remove`` with every path that a row names for this content; no row can come to name another meanwhile.
+    def discard_volumes(self, content_id: str, root: Path, remove: Callable[[Sequence[str]], object]) -> None:
+        """Call ``remove``, which works in ``root``, with every path that a row names for this content.
 
-        Nothing happens while the content is in hand: what it keeps is not named yet.
+        No row can come to name another meanwhile. Nothing happens while the content is in hand: what it keeps is not named yet.
         """
-        self._write(lambda connection: outcomes.discard_volumes(connection, content_id, remove))
+        place = rows.clean_text(str(root.absolute()))
+        self._write(lambda connection: outcomes.discard_volumes(connection, content_id, place, remove))
 
-    def volumes_to_settle(self, root: Path) -> list[str]:
-        """Contents of which ``root`` may hold volumes that no row names: a daemon ended between the two."""
+    def volumes_to_settle(self, root: Path, content_id: str | None = None) -> list[str]:
+        """Contents, or the one that is meant, of which ``root`` may hold volumes that no row names."""
         place = rows.clean_text(str(root.absolute()))
         acquisition = schema.acquisition.c
-        query = select(acquisition.content_id).where(acquisition.volumes_root == place, acquisition.tries == 0)
-        return self._read(lambda connection: list(connection.execute(query).scalars()))
+        query = select(acquisition.content_id, acquisition.volumes_root).where(
+            acquisition.volumes_root.is_not(None), acquisition.tries == 0
+        )
+        if content_id is not None:
+            query = query.where(acquisition.content_id == content_id)
+        found = self._read(lambda connection: connection.execute(query).all())
+        return [row.content_id for row in found if place in row.volumes_root.split(outcomes.BETWEEN_ROOTS)]
 
     def event(self, kind: str, message: str, **fields: Any) -> None:
         """Append to the journal. ``fields``: ``code`` has its own column, the rest goes into ``details``."""
@@ -391,7 +411,7 @@ class Ledger:
             .order_by(func.random())
             .limit(most)
         )
-        return self._read(lambda connection: [Path(path) for path in connection.execute(query).scalars()])
+        return self._read(lambda connection: _paths(connection.execute(query).scalars()))
 
     def last_event_at(self, kind: str) -> dt.datetime | None:
         """When the journal last heard of this kind."""
@@ -413,7 +433,7 @@ class Ledger:
             .where(file.host.in_(("", self._host)))
             .distinct()
         )
-        return self._read(lambda connection: [Path(path) for path in connection.execute(query).scalars()])
+        return self._read(lambda connection: _paths(connection.execute(query).scalars()))
 
     def set_aside(
         self,
@@ -431,7 +451,7 @@ class Ledger:
         """
         run, acquisition, file = schema.run.c, schema.acquisition.c, schema.source_file.c
         query = (
-            select(run.id, acquisition.content_id, file.path, run.reason, run.conditions)
+            select(run.id, acquisition.content_id, file.path, run.reason, run.conditions, run.finished_at)
             .join(schema.acquisition, acquisition.id == run.acquisition_id)
             .join(schema.source_file, file.content_id == acquisition.content_id)
             .join(schema.sample, schema.sample.c.id == acquisition.sample_id)
@@ -442,7 +462,11 @@ class Ledger:
         query = query.where(*(column == value for column, value in wanted if value is not None))
         if reasons is not None:
             query = query.where(run.reason.in_(reasons))
-        found = self._read(lambda connection: [SetAsideRow(*row) for row in connection.execute(query)])
+        found = self._read(
+            lambda connection: [
+                SetAsideRow(row[0], row[1], rows.raw_text(row[2]), *row[3:]) for row in connection.execute(query)
+            ]
+        )
         return [row for row in found if paths is None or any(_is_within(row.path, path) for path in paths)]
 
     def acquisitions(self, sample: str | None = None) -> dict[str, str]:
@@ -458,11 +482,11 @@ class Ledger:
     def companion_names(self) -> set[str]:
         """Paths of the files that samples of this machine name as their own inside, which no rule of names tells."""
         file = schema.source_file.c
-        query = queries.files(self._host).where(file.companions.is_not(None), file.path.like("%.h%5"))
+        query = queries.files(self._host).where(file.companions.is_not(None), func.lower(file.path).like("%.h%5"))
 
         def work(connection: Connection) -> set[str]:
             found = _source_files(connection.execute(query)).values()
-            return {str(Path(one.path).parent / name) for one in found for name in one.companions}
+            return {str(Path(rows.raw_text(one.path)).parent / name) for one in found for name in one.companions}
 
         return self._read(work)
 
@@ -474,7 +498,7 @@ class Ledger:
 
         def work(connection: Connection) -> list[Path]:
             found = [one for one in _source_files(connection.execute(query)).values() if companion.name in one.companions]
-            return [Path(one.path) for one in found if Path(one.path).parent == companion.parent]
+            return [path for path in _paths(one.path for one in found) if path.parent == companion.parent]
 
         return self._read(work)
 
@@ -486,7 +510,11 @@ class Ledger:
             .where(acquisition.tries > 0, or_(acquisition.begun_host.is_(None), acquisition.begun_host == self._host))
             .order_by(acquisition.begun_at, acquisition.id)
         )
-        return self._read(lambda connection: [Unfinished(*row) for row in connection.execute(query)])
+
+        def work(connection: Connection) -> list[Unfinished]:
+            return [Unfinished(row[0], rows.raw_text(row[1]), row[2], row[3]) for row in connection.execute(query)]
+
+        return self._read(work)
 
     def outcomes(self, recipe_id: str | None = None, model_id: str | None = None) -> Iterator[StoredOutcome]:
         """Every outcome with its cells, in the order in which they were stored; flat memory."""
@@ -823,8 +851,17 @@ def _is_within(path: str, place: str) -> bool:
     return path == place or path.startswith(place.rstrip("/") + "/")
 
 
+def _raw_names(companions: Mapping[str, str | None] | None) -> dict[str, str | None]:
+    """Their names as they are on disk."""
+    return {rows.raw_text(name): digest for name, digest in (companions or {}).items()}
+
+
+def _paths(found: Iterable[str]) -> list[Path]:
+    return [Path(rows.raw_text(path)) for path in found]
+
+
 def _source_files(found: Iterable[Any]) -> dict[str, SourceFile]:
-    files = (SourceFile(row[0], row[1], row[2], row[3], row[4], row[5] or {}) for row in found)
+    files = (SourceFile(row[0], row[1], row[2], row[3], row[4], _raw_names(row[5])) for row in found)
     return {file.path: file for file in files}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, and_, delete, exists, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, exists, func, literal, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wbcd import __version__
@@ -21,6 +21,7 @@ from wbcd.store import chain, queries, rows, schema
 
 REOPENED: Final = "outcome_reopened"
 REPLACED: Final = "outcome_replaced"
+KEPT: Final = "outcome_kept"
 SAMPLE_CONFLICT: Final = "sample_conflict"
 SAMPLE_MOVED: Final = "sample_moved"
 WORKS_BY: Final = "works_by"
@@ -133,6 +134,9 @@ def same_acquisition(connection: Connection, outcome: Outcome, key: Key) -> Outc
     if not isinstance(outcome, Measured) or ticket.format is None or not _states_an_id(ticket):
         return None
     table, run = schema.acquisition.c, schema.run.c
+    if connection.dialect.name == "postgresql":  # two that come at once: one after the other
+        lock = text("SELECT pg_advisory_xact_lock(hashtext(:id))")
+        connection.execute(lock, {"id": rows.clean_optional(ticket.acquisition_id)})
     query = (
         select(table.path, table.content_id)
         .join(schema.run, run.acquisition_id == table.id)
@@ -173,6 +177,9 @@ def store(connection: Connection, outcome: Outcome, key: Key) -> Outcome | None:
     if before is not None and before["reopened_at"] is None:
         end_tries(connection, content_id)  # counted before: by a try whose acknowledgement was lost, or by another daemon
         return outcome if before["finished_at"] == key.now else None  # this very call, whose answer was lost
+    if before is not None and (why := _stays(connection, before, outcome)) is not None:
+        _keep(connection, before, outcome, key.now, why)
+        return None
     alone = before is not None and _is_alone(connection, int(before["run_id"]), content_id)
     acquisition_key, tries = _close_acquisition(connection, outcome, key.now, may_change=alone)
     row = rows.run_row(outcome) | {
@@ -199,6 +206,30 @@ def store(connection: Connection, outcome: Outcome, key: Key) -> Outcome | None:
     return outcome
 
 
+def _stays(connection: Connection, before: Mapping[Any, Any], outcome: Outcome) -> str | None:
+    """Why an outcome that was opened again stays all the same; None when the new one takes its place."""
+    if isinstance(outcome, SetAside) and before["outcome"] != "set_aside":
+        return "its file could not be processed again"
+    if _is_read(connection, int(before["run_id"])):
+        return "a person has read one of its cells"
+    return None
+
+
+def _is_read(connection: Connection, run_id: int) -> bool:
+    cell, review = schema.cell.c, schema.review
+    query = select(review.c.id).join(schema.cell, cell.id == review.c.cell_id).where(cell.run_id == run_id).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def _keep(connection: Connection, before: Mapping[Any, Any], outcome: Outcome, now: dt.datetime, why: str) -> None:
+    """It is open no longer, and the journal says that it was tried."""
+    connection.execute(update(schema.run).where(schema.run.c.id == before["run_id"]).values(reopened_at=None))
+    end_tries(connection, outcome.acquisition.content_id)
+    said = outcome.error.sentence() if isinstance(outcome, SetAside) else f"it would be {outcome.kind} now"
+    message = f"{before['path']}: {before['outcome']} stays, for {why}: {said}"
+    journal(connection, now, KEPT, message, content_id=before["content_id"], run=int(before["run_id"]))
+
+
 def _lock_acquisition(connection: Connection, content_id: str) -> Any:
     """A content's row, or None; no other daemon changes it until this transaction ends."""
     table = schema.acquisition
@@ -216,9 +247,9 @@ def _is_alone(connection: Connection, run_id: int, content_id: str) -> bool:
 def _close_acquisition(connection: Connection, outcome: Outcome, now: dt.datetime, *, may_change: bool) -> tuple[int, int]:
     """Write down what reading has added to the ticket, and end its tries. Gives its key and the tries it took.
 
-    What an outcome stands on never changes: once the file was read, its sample and its optics stay (``may_change``: but for
-    the only outcome there was, which is replaced now). Another sample is told to the journal. A ticket that was not read (no
-    format) knows nothing of either.
+    What an outcome stands on never changes: once the file was read, its sample stays (another is told to the journal), and so
+    do its optics (``may_change``: but for those of the only outcome there was, which is replaced now). A ticket that was not
+    read (no format) knows nothing of either.
     """
     table, ticket = schema.acquisition, outcome.acquisition
     found = _lock_acquisition(connection, ticket.content_id)
@@ -229,10 +260,13 @@ def _close_acquisition(connection: Connection, outcome: Outcome, now: dt.datetim
         statement = insert(connection, table).values(new)
         statement = statement.on_conflict_do_update(index_elements=["content_id"], set_={"tries": 0})
         return int(connection.execute(statement.returning(table.c.id)).scalar_one()), 0
-    stands = found.format is not None and not may_change and _has_outcome(connection, int(found.id))
+    read_before = found.format is not None and _has_outcome(connection, int(found.id))
+    stands = read_before and not may_change
     if ticket.format is not None and not stands:
         del values["path"]  # as begun: another copy may be the one that is named
-        ended |= values | {"sample_id": sample_key(connection, ticket.sample_id, now)}
+        ended |= values
+    if ticket.format is not None and not read_before:
+        ended["sample_id"] = sample_key(connection, ticket.sample_id, now)
     elif ticket.format is not None:
         _tell_conflict(connection, ticket, int(found.sample_id), now)
     connection.execute(update(table).where(table.c.id == found.id).values(ended))
@@ -356,14 +390,22 @@ def ask_for_all(connection: Connection, recipe_id: str, model_id: str, now: dt.d
 # --- opened again ---------------------------------------------------------------------------------------
 
 
-def reopen(connection: Connection, run_ids: Sequence[int], now: dt.datetime, why: str, by: str | None = None) -> set[int]:
-    """Let outcomes be made again, those apart of which a person has read a cell; gives the ids of those that were."""
+def reopen(
+    connection: Connection,
+    run_ids: Sequence[int],
+    now: dt.datetime,
+    why: str,
+    by: str | None = None,
+    ended: Sequence[str] = ("set_aside", "rejected"),
+) -> set[int]:
+    """Let outcomes that ended so be made again, but those of which a person has read a cell; gives the ids of those opened."""
     run, cell, review = schema.run, schema.cell, schema.review
     read = exists(select(review.c.id).join(cell, cell.c.id == review.c.cell_id).where(cell.c.run_id == run.c.id))
     opened: set[int] = set()
     for start in range(0, len(run_ids), 500):
         some = list(run_ids[start : start + 500])
-        which = update(run).where(run.c.id.in_(some), run.c.reopened_at.is_(None), ~read).values(reopened_at=now)
+        which = update(run).where(run.c.id.in_(some), run.c.outcome.in_(ended), run.c.reopened_at.is_(None), ~read)
+        which = which.values(reopened_at=now)
         opened.update(connection.execute(which.returning(run.c.id)).scalars())
     if opened:
         shown = sorted(opened)[:200]
@@ -411,7 +453,18 @@ def move_sample(
 # --- volumes --------------------------------------------------------------------------------------------
 
 
-def discard_volumes(connection: Connection, content_id: str, remove: Callable[[Sequence[str]], object]) -> None:
+BETWEEN_ROOTS: Final = "\n"
+"""Between the output folders of a content, if several daemons kept volumes of it."""
+
+
+def with_root(column: Any, place: str) -> ColumnElement[str]:
+    """The column's output folders and this one."""
+    padded = BETWEEN_ROOTS + func.coalesce(column, "") + BETWEEN_ROOTS
+    there = func.replace(padded, f"{BETWEEN_ROOTS}{place}{BETWEEN_ROOTS}", "") != padded
+    return case((column.is_(None), literal(place)), (there, column), else_=column + f"{BETWEEN_ROOTS}{place}")
+
+
+def discard_volumes(connection: Connection, content_id: str, place: str, remove: Callable[[Sequence[str]], object]) -> None:
     """``remove`` is told every volume that a row of any recipe and model names, within the transaction that excludes others."""
     found = _lock_acquisition(connection, content_id)
     if found is not None and found.tries > 0:
@@ -424,6 +477,7 @@ def discard_volumes(connection: Connection, content_id: str, remove: Callable[[S
         .where(acquisition.c.content_id == content_id, cell.tomogram_path.is_not(None))
     )
     remove(list(connection.execute(query).scalars()))
-    connection.execute(
-        update(acquisition).where(acquisition.c.content_id == content_id).values(volumes_root=None, volumes_tries=0)
-    )
+    if found is not None and found.volumes_root is not None:
+        left = [root for root in found.volumes_root.split(BETWEEN_ROOTS) if root != place]
+        values = {"volumes_root": BETWEEN_ROOTS.join(left) or None, "volumes_tries": found.volumes_tries if left else 0}
+        connection.execute(update(acquisition).where(acquisition.c.id == found.id).values(values))

@@ -122,6 +122,7 @@ class SetAsideRow:
     path: str
     reason: str
     conditions: Mapping[str, Any] | None
+    finished_at: dt.datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,19 @@ def clean_text(text: str) -> str:
         return text
     doubled = text.replace("\\", "\\\\")
     return _UNSTORABLE.sub(lambda found: "\\x00" if found[0] == "\0" else f"\\u{ord(found[0]):04x}", doubled)
+
+
+def raw_text(stored: str) -> str:
+    """The text that :func:`clean_text` gave ``stored`` for: a path is opened by its own bytes."""
+    if _LOOKS_CLEANED.search(stored) is None:
+        return stored
+
+    def meant(found: re.Match[str]) -> str:
+        if found[0] == "\\\\":
+            return "\\"
+        return "\0" if found[0] == "\\x00" else chr(int(found[1], 16))
+
+    return re.sub(r"\\\\|\\x00|\\u(d[0-9a-f]{3})", meant, stored)
 
 
 def clean_optional(text: str | None) -> str | None:
@@ -322,7 +336,11 @@ def stored_cell(row: Mapping[Any, Any]) -> StoredCell:
 def stored_outcome(row: Mapping[Any, Any], cells: tuple[StoredCell, ...]) -> StoredOutcome:
     """From the columns that :func:`wbcd.store.queries.runs` selects."""
     names = [field.name for field in dataclasses.fields(StoredOutcome) if field.name != "cells"]
-    return StoredOutcome(**{name: row[name] for name in names}, cells=cells)
+    values = {name: row[name] for name in names}
+    values["path"] = raw_text(row["path"])
+    if row["companions"] is not None:
+        values["companions"] = {raw_text(name): digest for name, digest in row["companions"].items()}
+    return StoredOutcome(**values, cells=cells)
 
 
 def _nan(value: float | None) -> float:

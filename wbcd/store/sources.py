@@ -23,14 +23,16 @@ def remember(connection: Connection, row: Mapping[str, Any]) -> None:
     """Write down what a path holds; tell what has changed since it was counted."""
     table = schema.source_file
     before = _before(connection, row["host"], row["path"])
-    if before is not None and before.content_id != row["content_id"] and _has_outcome(connection, before.content_id):
+    changed = before is not None and before.content_id != row["content_id"]
+    # Bytes that cannot be read now are no other bytes.
+    if changed and not row["content_id"].startswith("unread-") and _has_outcome(connection, before.content_id):
         _journal_change(connection, row, before.content_id)
     if row["host"]:
         connection.execute(delete(table).where(table.c.host == "", table.c.path == row["path"]))
     new = insert(connection, table).values(dict(row))
-    changed = {name: new.excluded[name] for name in row if name not in ("host", "path")}
-    connection.execute(new.on_conflict_do_update(index_elements=[table.c.host, table.c.path], set_=changed))
-    if before is not None and before.content_id != row["content_id"]:
+    others = {name: new.excluded[name] for name in row if name not in ("host", "path")}
+    connection.execute(new.on_conflict_do_update(index_elements=[table.c.host, table.c.path], set_=others))
+    if changed:
         close_abandoned(connection, row["host"], before.content_id)
     if row["companions"]:
         _judge_companions(connection, row, None if before is None else before.companions)

@@ -123,6 +123,8 @@ class _Newest:
     content_id: str
     finished_at: dt.datetime
     relation: int
+    event_id: int
+    event_hash: str
 
 
 class Witness:
@@ -145,7 +147,7 @@ class Witness:
                 action="It was changed while the daemon ran: start the wbcd of that revision.",
             )
         newest, before = _newest(connection), self._newest
-        if before is not None and not _follows(newest, before):
+        if before is not None and not _follows(newest, before) and not _was_replaced(connection, before):
             return f"the outcome of {before.finished_at:%Y-%m-%d %H:%M:%S} UTC, the newest that was known, is not in it"
         for table, key in ((schema.recipe, self._recipe_id), (schema.model, self._model_id)):
             if connection.execute(select(table.c.id).where(table.c.id == key)).first() is None:
@@ -169,7 +171,8 @@ def _newest(connection: Connection) -> _Newest | None:
     relation = 0
     if connection.dialect.name == "postgresql":  # a table that was dropped and made again has another number
         relation = int(connection.execute(text("SELECT CAST(CAST('run' AS regclass) AS oid)")).scalar_one())
-    return _Newest(int(row.id), row.content_id, row.finished_at, relation)
+    head = connection.execute(text("SELECT last_id, row_hash FROM audit_head WHERE name = 'event'")).one()
+    return _Newest(int(row.id), row.content_id, row.finished_at, relation, int(head.last_id), str(head.row_hash))
 
 
 def _follows(newest: _Newest | None, before: _Newest) -> bool:
@@ -177,3 +180,11 @@ def _follows(newest: _Newest | None, before: _Newest) -> bool:
         return False
     # Not by its time: an outcome that was opened again is replaced in its own row.
     return newest.run_id > before.run_id or newest.content_id == before.content_id
+
+
+def _was_replaced(connection: Connection, before: _Newest) -> bool:
+    """True when the journal, which goes on from where it was known, says that outcomes were replaced or taken back since."""
+    query = text("SELECT row_hash FROM event WHERE id = :id")
+    known = connection.execute(query, {"id": before.event_id}).scalar() if before.event_id else before.event_hash
+    later = text("SELECT 1 FROM event WHERE id > :id AND kind = 'outcome_replaced' LIMIT 1")
+    return known == before.event_hash and connection.execute(later, {"id": before.event_id}).first() is not None

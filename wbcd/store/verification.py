@@ -22,6 +22,7 @@ from sqlalchemy import Connection, select, text
 from wbcd.store import chain, schema
 from wbcd.store.chain import CHAINED, GENESIS, Head, Link
 from wbcd.store.ledger import Ledger
+from wbcd.store.rows import raw_text
 from wbcd.store.volumes import image_problems, images_under
 
 RETENTION: Final = "retention"
@@ -247,12 +248,17 @@ def check_sources(
     table = schema.source_file.c
     after = ""
     while True:
-        query = select(table.path, table.content_id).where(table.path > after).order_by(table.path).limit(PAGE_ROWS)
+        query = (
+            select(table.path, table.content_id)
+            .where(table.path > after, table.host.in_(("", ledger.host)))
+            .order_by(table.path)
+            .limit(PAGE_ROWS)
+        )
         page = ledger.read(lambda connection, query=query: connection.execute(query).all())  # type: ignore[misc]
         if not page:
             return
         for path, stated in page:
-            found = content_id_of(Path(path))
+            found = content_id_of(Path(raw_text(path)))
             if found is not None and found != stated and not str(stated).startswith("unread-"):
                 yield Finding(
                     "source", path, f"changed since it was counted: its content is {found}, that of the count {stated}"
