@@ -35,12 +35,13 @@ INSIDE: Sequence[tuple[str, str]] = (
     ("wbcd.store.volumes:_publish", "before"),  # verified, not on disk for certain
     ("wbcd.store.volumes:_sync_folder", "before"),  # between the files of the image, before and after the rename
     ("wbcd.store.volumes:_publish", "after"),  # renamed; no row names it yet
-    ("wbcd.store.ledger:_remember_file", "after"),  # the sighting is written, not committed
-    ("wbcd.store.ledger:_count_try", "after"),  # the try is counted, not committed
-    ("wbcd.store.ledger:_close_acquisition", "after"),  # inside the outcome's transaction
-    ("wbcd.store.ledger:_store_cell", "before"),
-    ("wbcd.store.ledger:_store_cell", "after"),
-    ("wbcd.store.ledger:_store_outcome", "after"),  # everything is written, not committed
+    ("wbcd.store.sources:remember", "after"),  # the sighting is written, not committed
+    ("wbcd.store.outcomes:count_try", "after"),  # the try is counted, not committed
+    ("wbcd.store.outcomes:_close_acquisition", "after"),  # inside the outcome's transaction
+    ("wbcd.store.outcomes:_store_cell", "before"),
+    ("wbcd.store.outcomes:_store_cell", "after"),
+    ("wbcd.store.outcomes:store", "after"),  # everything is written, not committed
+    ("wbcd.store.outcomes:discard_volumes", "before"),  # stored; what was kept in vain is not removed yet
 )
 AT_THE_START: Sequence[tuple[str, str]] = (
     ("wbcd.store.migrate:upgrade_connection", "before"),
