@@ -197,3 +197,14 @@ def older_algorithms(parameters: Mapping[str, Any]) -> dict[str, int | None]:
     versions = stored if isinstance(stored, Mapping) else {}
     known = {stage: version if isinstance(version := versions.get(stage), int) else None for stage in ALGORITHMS}
     return {stage: version for stage, version in known.items() if version is None or version < ALGORITHMS[stage]}
+
+
+def differing_parameters(parameters: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """``section.name`` of each stored parameter that ``recipe`` sets to something else; what was not stored is left out."""
+    today: Mapping[str, Any] = json.loads(recipe.canonical_json())
+    return [
+        f"{section}.{name}"
+        for section in SECTIONS
+        for name, value in today[section].items()
+        if parameters.get(section, {}).get(name, value) != value
+    ]
