@@ -18,19 +18,20 @@ from typing import Any, Final
 
 from wbcd.records import Shape3, Triple
 
-_FIRST: Final = "the first version that is counted; rows without a version are older"
+_FIRST: Final = "first counted"
 
 ALGORITHM_HISTORY: Final[Mapping[str, tuple[str, ...]]] = {
     # Stage: what each version changed, in one line; the version is the number of lines. Append, never edit.
-    "reading": (_FIRST,),
-    "axis": (_FIRST,),
+    # Rows whose recipe has no versions are of before "first counted".
+    "reading": (f"{_FIRST}; before it the NA of an HT-X file was its condenser's",),
+    "axis": (f"{_FIRST}; before it the normal frame was taken as stated, or as the first one",),
     "fields": (_FIRST,),
     "inversion": (_FIRST,),
     "refinement": (_FIRST,),
-    "medium": (_FIRST,),
+    "medium": (f"{_FIRST}; before it a volume that states no medium had the default one",),
     "quality": (_FIRST,),
     "drift": (_FIRST,),
-    "cells": (_FIRST,),
+    "cells": (f"{_FIRST}; before it a cell that what was not measured cuts did not touch the border",),
     "measuring": (_FIRST,),
     "preparation": (_FIRST,),
     "classification": (_FIRST,),
