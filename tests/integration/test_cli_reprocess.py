@@ -170,6 +170,7 @@ def test_what_an_older_algorithm_made_is_named_first_and_processed_when_asked(
     named = site("reprocess", "--outdated")
     why = f"made by older algorithms (cells {ALGORITHMS['cells']})"
     assert [item["message"] for item in named] == [f"{path} would be processed: {why}" for path in site.files]
+    assert [item["older_algorithms"] for item in named] == [{"cells": ALGORITHMS["cells"]}] * 3
     assert site("reprocess", "--outdated", "--dry-run") == named
     assert site.rows("SELECT id, recipe_id, finished_at FROM run ORDER BY id") == before
     (other, *_) = site("reprocess", "--outdated", threshold_ri=1.345)

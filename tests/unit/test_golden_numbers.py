@@ -24,7 +24,7 @@ import helpers_mie as mie
 import numpy as np
 import pytest
 import torch
-from helpers_acquisition import load, tcf_file, wbcd_file
+from helpers_acquisition import holograms, load, tcf_file, wbcd_file
 from helpers_classification import CLASSES, SPEC, toy_bundle, toy_cell
 from helpers_morphology import as_tomogram, ellipsoid, sphere
 from helpers_ri import cell_volume, imagej_tiff, x10000, zarr_image
@@ -44,6 +44,7 @@ from wbcd.reconstruction.instrument import Calibration, Ring, drift, judge_drift
 from wbcd.reconstruction.refinement import refine
 from wbcd.reconstruction.spectrum import locate, rytov
 from wbcd.records import Axis, Cell, FieldStack, FringeReport, HologramStack, InversionReport, Optics, Tomogram, Verdict
+from wbcd.simulation.files import write_mat, write_tiff_pair
 
 GOLDEN = Path(__file__).with_name("golden_numbers.json")
 Figures = dict[str, float]
@@ -176,7 +177,7 @@ def of_verdict(name: str, verdict: Verdict) -> Figures:
 
 
 def reading() -> Figures:
-    """The same cell as uint16 and uint8 of a TCF, as TIFF and as OME-Zarr; a hologram file's frames."""
+    """The same cell as uint16, float and uint8 of a TCF, as TIFF and as OME-Zarr; frames of each format of holograms."""
     ri = cell_volume((12, 30, 33), centre=(6, 15, 16))
     holes = ri.copy()
     holes[:, :4, :5] = 0
@@ -185,6 +186,7 @@ def reading() -> Figures:
         place = Path(folder)
         files = {
             "tcf": tcf_file(place / "a.TCF", [holes]),
+            "tcf float": tcf_file(place / "f.TCF", [ri], version="1.2"),
             "tcf uint8": tcf_file(place / "b.TCF", [ri], version="1.5", tile_type="uint8"),
             "tiff": imagej_tiff(place / "c.tif", x10000(ri)),
             "zarr": zarr_image(place / "d.zarr", x10000(ri)),
@@ -194,8 +196,17 @@ def reading() -> Figures:
             out |= of_array(f"{name} n - 1", tomogram.ri - 1)
             out |= {f"{name} voxel_um {axis}": pitch for axis, pitch in zip("zyx", tomogram.voxel_um, strict=True)}
             out |= of_object(name, tomogram, ("medium_ri",))
-        frames = load(wbcd_file(place / "e.h5"))[1]
-        out |= of_array("hologram", frames.holograms) | of_object("hologram", frames.optics, ("pixel_size_um", "medium_ri"))
+        made = holograms(4, 64, reference=True, dtype=np.uint16)
+        background = write_mat(place / "bg001_Tomog.mat", made.reference, made.optics)
+        rigs = {
+            "hdf5": wbcd_file(place / "e.h5", made),
+            "tiff pair": write_tiff_pair(place, "g", made),
+            "mat": write_mat(background.with_name("sample001_Tomog.mat"), made.holograms, made.optics),
+        }
+        for name, path in rigs.items():
+            frames = load(path)[1]
+            out |= of_array(f"{name} frames", frames.holograms) | of_array(f"{name} reference", frames.reference)
+            out |= of_object(name, frames.optics, ("wavelength_um", "objective_na", "medium_ri", "pixel_size_um"))
     return out
 
 
@@ -225,8 +236,8 @@ def axis() -> Figures:
 def of_fields() -> Figures:
     """With and without a reference."""
     out: Figures = {}
-    for name, holograms in (("reference", stack()), ("alone", replace(stack(), reference=None))):
-        found = retrieve_fields(holograms, FAST)
+    for name, frames in (("reference", stack()), ("alone", replace(stack(), reference=None))):
+        found = retrieve_fields(frames, FAST)
         out |= of_array(f"{name} |w|", np.abs(found.w)) | of_array(f"{name} phase", np.angle(found.w))
         out |= of_array(f"{name} |k|", np.hypot(*found.k_in_rad_um.T)) | of_array(f"{name} rms", found.background_rms_rad)
     return out
@@ -462,6 +473,32 @@ def test_a_version_that_moves_without_a_number_is_told() -> None:
 
 def test_a_figure_that_comes_or_goes_is_told() -> None:
     assert "figures came or went (c)" in str(complaint("cells", 1, SMALL | {"c": 1.0}, {"1": SMALL}))
+
+
+def test_writing_keeps_the_figures_of_before_and_nothing_that_does_not_belong_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = __name__
+    monkeypatch.setattr(f"{here}.GOLDEN", tmp_path / "golden.json")
+    monkeypatch.setattr(f"{here}.ALGORITHMS", {"cells": 1})
+    monkeypatch.setattr(f"{here}.STAGES", {"cells": lambda: now})
+    now = dict(SMALL)
+    assert write() == []
+    now = {"a": 2.5, "b": 0.5}
+    (told,) = write()
+    assert "raise the version" in told
+    assert stored() == {"cells": {"1": SMALL}}
+    monkeypatch.setattr(f"{here}.ALGORITHMS", {"cells": 2})
+    assert write() == []
+    assert stored() == {"cells": {"1": SMALL, "2": now}}
+    monkeypatch.setattr(f"{here}.ALGORITHMS", {"cells": 3})
+    (told,) = write()
+    assert "no figure moved" in told
+    assert set(stored()["cells"]) == {"1", "2"}
+    monkeypatch.setattr(f"{here}.ALGORITHMS", {"cells": 2})
+    now = {**now, "c": 1.0}
+    assert write() == []
+    assert stored()["cells"]["2"] == now
 
 
 def brighter(w: torch.Tensor, *, polynomial: bool) -> tuple[torch.Tensor, torch.Tensor]:

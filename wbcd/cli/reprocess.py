@@ -114,12 +114,13 @@ def _made(config: Config, wanted: Wanted, dry_run: bool, *, show: bool) -> Itera
         for run in chosen(ledger, wanted, old):
             path, content_id = Path(run.path), run.content_id
             why = "" if old is None else f": {old[run.recipe_id].sentence(config.recipe)}"
+            more = {} if old is None else {"older_algorithms": dict(old[run.recipe_id].older)}
             problem = _problem(path, content_id, stages.identify)
             if problem:
-                yield {"path": str(path), "outcome": None, "message": problem}
+                yield {"path": str(path), "outcome": None, "message": problem, **more}
             elif dry_run:
                 message = _plan(ledger, path, content_id, config.recipe.recipe_id, stages.model_id) + why
-                yield {"path": str(path), "outcome": None, "message": message}
+                yield {"path": str(path), "outcome": None, "message": message, **more}
             else:
                 todo.append(path)
         once = ProcessOnce(config, stages, ledger, replace_changed=True)
