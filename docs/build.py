@@ -16,6 +16,7 @@ import click
 from wbcd import errors
 from wbcd.cli import cli
 from wbcd.config import RECIPE_LIMITS, RECIPE_SECTIONS, SITE_SECTIONS, Config, known_keys
+from wbcd.recipe import ALGORITHM_HISTORY
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
@@ -41,6 +42,15 @@ CONFIGURATION_HEAD = """# Configuration
 A TOML file (`--config` or `WBCD_CONFIG`), then environment variables, then the command line; a later source wins. Unknown
 keys are refused with the nearest known one. The variable of `watch.dir` is `WBCD_WATCH_DIR`. `wbcd config show` prints what
 holds; an example with every site setting is in `deploy/wbcd.example.toml`.
+"""
+ALGORITHMS_HEAD = """
+### Algorithms
+
+`algorithms` of a stored recipe: the version of each stage's algorithm. They are in the recipe's id and cannot be set: they say
+which code computed ([what an upgrade does](../how-to/upgrade.md)). Stored recipes without them are of before they were counted.
+
+| stage | version | what each version changed |
+|---|---|---|
 """
 
 
@@ -84,7 +94,13 @@ def configuration_page() -> str:
                 value = getattr(getattr(defaults.recipe, section), item.name)
                 limits = _recipe_limits(f"{section}.{item.name}", value, item.metadata)
                 parts.append(f"| `{item.name}` | {_shown(value)} | {limits} |\n")
+    parts.append(ALGORITHMS_HEAD)
+    parts += [f"| `{stage}` | {len(lines)} | {_numbered(lines)} |\n" for stage, lines in ALGORITHM_HISTORY.items()]
     return "".join(parts)
+
+
+def _numbered(lines: tuple[str, ...]) -> str:
+    return "; ".join(f"{number}: {line}" for number, line in enumerate(lines, 1))
 
 
 def _shown(value: object) -> str:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from wbcd import __version__
 from wbcd.errors import BadValue, UnknownKey
 from wbcd.recipe import SECTIONS as RECIPE_SECTIONS
 from wbcd.recipe import Recipe
@@ -36,6 +37,8 @@ ENV_PREFIX: Final = "WBCD_"
 # Names with our prefix that are not settings: where the file is, and what the tests use.
 ENV_RESERVED: Final = frozenset({"WBCD_CONFIG", "WBCD_TESTING", "WBCD_FAULT_POINT", "WBCD_SHARED_DATA"})
 ENV_RESERVED_PREFIX: Final = "WBCD_TEST_"
+# Of the recipe, but nobody's to set: they say which code computes.
+ALGORITHM_KEY: Final = "recipe.algorithms"
 CREDENTIAL_NAME: Final = "database-password"
 
 Layer = Mapping[str, Any]
@@ -226,7 +229,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, JSON-ready; paths as text; a password in the URL is not shown."""
-        data = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        data = json.loads(json.dumps({**dataclasses.asdict(self), "recipe": self.recipe.as_dict()}, default=str))
         data["database"]["url"] = redact(self.database.url)
         return dict(data)
 
@@ -319,6 +322,11 @@ def _from_overrides(overrides: Layer) -> dict[str, Any]:
 
 def _unknown(key: str, known: Any, source: str) -> str:
     """The refusal: the key of that very name in another section, else the nearest whole key."""
+    if key.strip("[]").removeprefix(ENV_PREFIX).replace("_", ".").lower().startswith(ALGORITHM_KEY):
+        return (
+            f"{source}: {key} cannot be set: the versions of the algorithms are those of this wbcd, {__version__}."
+            " Take it out; who wants an earlier version's numbers runs that version."
+        )
     last = key.rsplit(".", 1)[-1]
     same = [name for name in known if "." in name and name.rsplit(".", 1)[-1] == last]
     nearest = same or difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)

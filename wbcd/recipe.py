@@ -1,7 +1,10 @@
-"""The scientific parameters: whatever changes a number is here, and nothing else is.
+"""The scientific parameters, and the versions of the algorithms: whatever changes a number is here, and nothing else is.
 
 The canonical JSON of a recipe is hashed to its id, and every stored number names that id. Site settings (paths, queue
 sizes, device) are in :mod:`wbcd.config` and are not hashed.
+
+Parameters are set; algorithm versions are not: they say which code computes. Whoever changes a number of a stage adds a line
+to the stage's history in :data:`ALGORITHM_HISTORY`; ``tests/unit/test_golden_numbers.py`` fails until then.
 """
 
 from __future__ import annotations
@@ -11,9 +14,32 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from wbcd.records import Shape3, Triple
+
+_FIRST: Final = "first counted"
+
+ALGORITHM_HISTORY: Final[Mapping[str, tuple[str, ...]]] = {
+    # Stage: what each version changed, in one line; the version is the number of lines. Append, never edit.
+    # Rows whose recipe has no versions are of before "first counted".
+    "reading": (f"{_FIRST}; before it the NA of an HT-X file was its condenser's",),
+    "axis": (f"{_FIRST}; before it the normal frame was taken as stated, or as the first one",),
+    "fields": (_FIRST,),
+    "inversion": (_FIRST,),
+    "refinement": (_FIRST,),
+    "medium": (f"{_FIRST}; before it a volume that states no medium had the default one",),
+    "quality": (_FIRST,),
+    "drift": (_FIRST,),
+    "cells": (f"{_FIRST}; before it a cell that what was not measured cuts did not touch the border",),
+    "measuring": (_FIRST,),
+    "preparation": (_FIRST,),
+    "classification": (_FIRST,),
+}
+"""The stages that make numbers, in the order of the line. The module of each names its version as ``ALGORITHM_VERSION``."""
+
+ALGORITHMS: Final[Mapping[str, int]] = {stage: len(lines) for stage, lines in ALGORITHM_HISTORY.items()}
+"""Stage -> version of its algorithm, a whole number from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +143,10 @@ class ClassificationRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All scientific parameters of one way of making numbers."""
+    """All scientific parameters of one way of making numbers.
+
+    The versions of the algorithms are those of this wbcd, whatever else is set: nothing else can compute with a recipe.
+    """
 
     reconstruction: ReconstructionRecipe = field(default_factory=ReconstructionRecipe)
     quality: QualityRecipe = field(default_factory=QualityRecipe)
@@ -125,8 +154,8 @@ class Recipe:
     classification: ClassificationRecipe = field(default_factory=ClassificationRecipe)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain nested dictionary, JSON-ready."""
-        return dataclasses.asdict(self)
+        """Plain nested dictionary, JSON-ready: a section each, and ``algorithms`` (stage -> version)."""
+        return {**dataclasses.asdict(self), "algorithms": dict(ALGORITHMS)}
 
     def canonical_json(self) -> str:
         """Sorted keys, no spaces, shortest floats: the same recipe gives the same text on every machine."""
@@ -139,7 +168,11 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """Inverse of :meth:`as_dict`; missing fields take their defaults. Raises TypeError on an unknown field."""
+        """Inverse of :meth:`as_dict`; missing fields take their defaults. Raises TypeError on an unknown field.
+
+        ``algorithms`` is not taken over: what computes with the recipe are the algorithms of this wbcd, so that a recipe stored
+        by another version has another id here. What was stored is asked with :func:`older_algorithms`.
+        """
         parts: dict[str, Any] = {}
         for section in dataclasses.fields(cls):
             kind = SECTIONS[section.name]
@@ -154,3 +187,25 @@ SECTIONS: Mapping[str, type[Any]] = {
     "morphology": MorphologyRecipe,
     "classification": ClassificationRecipe,
 }
+
+
+def older_algorithms(parameters: Mapping[str, Any]) -> dict[str, int | None]:
+    """Of the parameters of a stored recipe: the stages whose algorithm is older than today's, with the version that it was.
+
+    None: no version was stored, which is older than any. A version newer than today's (of a later wbcd) is not older.
+    """
+    stored = parameters.get("algorithms")
+    versions = stored if isinstance(stored, Mapping) else {}
+    known = {stage: version if isinstance(version := versions.get(stage), int) else None for stage in ALGORITHMS}
+    return {stage: version for stage, version in known.items() if version is None or version < ALGORITHMS[stage]}
+
+
+def differing_parameters(parameters: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """``section.name`` of each stored parameter that ``recipe`` sets to something else; what was not stored is left out."""
+    today: Mapping[str, Any] = json.loads(recipe.canonical_json())
+    return [
+        f"{section}.{name}"
+        for section in SECTIONS
+        for name, value in today[section].items()
+        if parameters.get(section, {}).get(name, value) != value
+    ]

@@ -16,7 +16,9 @@ from helpers_mie import Rig, Sphere, fields, holograms
 from helpers_phantoms import OPTICS
 from helpers_spheres import cheap_settings, tiny_bundle, write_run
 
+from wbcd import recipe as recipes
 from wbcd.cli import cli
+from wbcd.recipe import ALGORITHMS
 from wbcd.records import HologramStack
 from wbcd.simulation.files import write_acquisition
 
@@ -156,3 +158,59 @@ def test_what_ends_otherwise_by_its_current_result_is_not_chosen(site: Site) -> 
     assert len(again) == 3
     site("reprocess", "--outcome", "rejected", threshold_ri=1.345)
     assert site.rows("SELECT outcome, COUNT(*) FROM current_run GROUP BY outcome") == [("measured", 3)]
+
+
+def test_what_an_older_algorithm_made_is_named_first_and_processed_when_asked(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade that changed how cells are found, between two runs of the same folder."""
+    assert site("reprocess", "--outdated") == []
+    monkeypatch.setattr(recipes, "ALGORITHMS", {**ALGORITHMS, "cells": ALGORITHMS["cells"] + 1})
+    before = site.rows("SELECT id, recipe_id, finished_at FROM run ORDER BY id")
+    named = site("reprocess", "--outdated")
+    why = f"made by older algorithms (cells {ALGORITHMS['cells']})"
+    assert [item["message"] for item in named] == [f"{path} would be processed: {why}" for path in site.files]
+    assert [item["older_algorithms"] for item in named] == [{"cells": ALGORITHMS["cells"]}] * 3
+    assert site("reprocess", "--outdated", "--dry-run") == named
+    assert site.rows("SELECT id, recipe_id, finished_at FROM run ORDER BY id") == before
+    (other, *_) = site("reprocess", "--outdated", threshold_ri=1.345)
+    assert other["message"].endswith(f"{why}, and with another morphology.threshold_ri")
+
+    away = site.files[0].rename(site.folder / "away.h5")
+    gone, *done = site("reprocess", "--outdated", "--apply")
+    assert (gone["path"], gone["outcome"]) == (str(site.files[0]), None)
+    assert [(item["path"], item["outcome"]) for item in done] == [(str(path), "measured") for path in site.files[1:]]
+    away.rename(site.files[0])
+    (left,) = site("reprocess", "--outdated", "--apply")
+    assert (left["path"], left["outcome"]) == (str(site.files[0]), "measured")
+    assert site("reprocess", "--outdated", "--apply") == []
+    assert site.rows("SELECT id, recipe_id, finished_at FROM run ORDER BY id")[:3] == before  # old rows stay
+    assert site.rows("SELECT COUNT(*), COUNT(DISTINCT recipe) FROM current_run") == [(3, 1)]
+    assert site.rows(
+        "SELECT json_extract(parameters, '$.algorithms.cells'), COUNT(*) FROM run JOIN recipe ON recipe.id = recipe_id"
+        " GROUP BY 1"
+    ) == [
+        (ALGORITHMS["cells"], 3),
+        (ALGORITHMS["cells"] + 1, 3),
+    ]
+
+
+def test_sentences_for_a_person_end_with_what_to_do_next(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["reprocess", "--outdated", "--config", str(site.folder / "wbcd.toml")]
+    none = CliRunner().invoke(cli, words)
+    assert (none.exit_code, none.stdout) == (0, "")
+    assert "wbcd: no current result was made by an older algorithm." in none.stderr
+    monkeypatch.setattr(recipes, "ALGORITHMS", {**ALGORITHMS, "cells": ALGORITHMS["cells"] + 1})
+    some = CliRunner().invoke(cli, words)
+    assert len(some.stdout.splitlines()) == 3
+    assert "wbcd: 3 named, nothing done; the same command with --apply processes them again." in some.stderr
+
+
+def test_the_same_folder_is_counted_anew_under_newer_algorithms(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon after an upgrade: what is there is processed again beside the old rows, once."""
+    monkeypatch.setattr(recipes, "ALGORITHMS", {**ALGORITHMS, "measuring": ALGORITHMS["measuring"] + 1})
+    again = site("process", str(site.folder / "incoming"))
+    assert ["duplicate_of" in item for item in again] == [False] * 3
+    assert site.rows("SELECT COUNT(*), COUNT(DISTINCT recipe_id) FROM run") == [(6, 2)]
+    once_more = site("process", str(site.folder / "incoming"))
+    assert ["duplicate_of" in item for item in once_more] == [True] * 3

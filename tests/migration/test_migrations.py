@@ -23,7 +23,9 @@ from wbcd.errors import SchemaMismatch
 from wbcd.report.counts import read_differential, read_status
 from wbcd.store import Ledger, chain, current_revision, downgrade, migrate, schema, upgrade
 from wbcd.store.chain import CHAINED, GENESIS
+from wbcd.store.outdated import count_outdated
 from wbcd.store.urls import parse_url
+from wbcd.store.verification import check_recipes
 from wbcd.store.views import VIEWS, append_only_triggers, chain_triggers, result_guards, views
 from wbcd.testing import make_measured
 
@@ -299,6 +301,8 @@ def test_a_database_of_the_version_before_keeps_every_row(tmp_path: Path) -> Non
         assert {row.wbcd_version for row in ledger.read(lambda c: c.execute(text("SELECT wbcd_version FROM run")).all())} == {
             "unknown"
         }
+        assert count_outdated(ledger) == (4, 4)  # its recipe names no algorithm, and is the hash of its parameters all the same
+        assert list(check_recipes(ledger)) == []
         (review,) = [cell.label for cell in ledger.cell_labels().values() if cell.source == "review"]
         assert review == "monocyte"
         ledger.event("started", "after the upgrade")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,30 @@ def test_the_recipe_comes_from_every_source_and_changes_its_id(tmp_path: Path) -
     assert config.recipe.morphology.threshold_ri == 1.345
     assert config.recipe.recipe_id != Recipe().recipe_id
     assert Recipe.from_dict(config.recipe.as_dict()) == config.recipe
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[recipe.algorithms]\nfields = 7\n",
+        "recipe.algorithms = 7\n",
+        "[recipe.algorithms]\n",
+        "[recipe]\nalgorithms = {cells = 1}\n",
+    ],
+)
+def test_nobody_sets_the_version_of_an_algorithm_in_a_file(text: str, tmp_path: Path) -> None:
+    path = written(tmp_path, text)
+    told = rf"{re.escape(str(path))}: .*recipe\.algorithms.* cannot be set: .* are those of this wbcd"
+    with pytest.raises(UnknownKey, match=told):
+        Config.load(path, {})
+
+
+@pytest.mark.parametrize("name", ["WBCD_RECIPE_ALGORITHMS", "WBCD_RECIPE_ALGORITHMS_FIELDS"])
+def test_nor_in_the_environment_nor_on_the_command_line(name: str) -> None:
+    with pytest.raises(UnknownKey, match=f"environment: {name} cannot be set"):
+        Config.load(None, {name: "2"})
+    with pytest.raises(UnknownKey, match=r"command line: recipe\.algorithms\.fields cannot be set"):
+        Config.load(None, {}, {"recipe.algorithms.fields": 2})
 
 
 def test_the_default_medium_changes_numbers_and_so_the_recipe() -> None:

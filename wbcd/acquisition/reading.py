@@ -19,7 +19,11 @@ from wbcd.acquisition.ritiff import RiTiffHeader, read_ri_tiff_header, ri_tiff_v
 from wbcd.acquisition.source import Held, Source
 from wbcd.acquisition.tcf import TcfHeader, looks_like_tcf, read_tcf_header, tcf_volumes
 from wbcd.errors import Incomplete, UnknownFormat
+from wbcd.recipe import ALGORITHMS
 from wbcd.records import Acquisition, HologramStack, Payload, RiSeries, Tomogram
+
+ALGORITHM_VERSION = ALGORITHMS["reading"]
+"""Of the formats, where they scale and place values (this room). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 DEFAULTS = ReadDefaults()
 

@@ -20,7 +20,12 @@ from wbcd.classification.medium import medium_ri, noise_ri
 from wbcd.classification.network import Output
 from wbcd.classification.preparation import delta_from
 from wbcd.errors import BadValue, DeviceError, DeviceLost, OutOfDeviceMemory
+from wbcd.recipe import ALGORITHMS
 from wbcd.records import Cell, Prediction
+
+ALGORITHM_VERSION = ALGORITHMS["classification"]
+"""Of probabilities and flags (classifier, network, backends, conformal, unknown); the weights are the model's.
+History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 UNCLASSIFIED = "unclassified"
 """Flag of a cell that is counted under no class: its highest probability is below the recipe's ``min_probability``, or

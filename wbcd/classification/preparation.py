@@ -17,7 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wbcd.classification.medium import EXACT_RI, medium_ri
+from wbcd.recipe import ALGORITHMS
 from wbcd.records import Cell, Shape3, Triple
+
+ALGORITHM_VERSION = ALGORITHMS["preparation"]
+"""Of the network's input (preparation, medium). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 WHOLE = 0.02
 """A pitch ratio within 2 % of a whole number counts as whole when the averaging factor is chosen."""

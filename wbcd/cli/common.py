@@ -76,7 +76,9 @@ Examples:
     "reprocess": """\b
 Examples:
   wbcd reprocess --accurate --sample donor-7
-  wbcd reprocess --outcome rejected --dry-run""",
+  wbcd reprocess --outcome rejected --dry-run
+  wbcd reprocess --outdated
+  wbcd reprocess --outdated --apply""",
     "retry": """\b
 Examples:
   wbcd retry

@@ -26,7 +26,12 @@ def show(config: Config, as_json: bool) -> None:
     """Every setting as it holds now; passwords are not shown."""
     data = config.as_dict()
     data["recipe_id"] = config.recipe.recipe_id
-    click.echo(to_json(data) if as_json else "\n".join(toml_lines(data)))
+    if as_json:
+        click.echo(to_json(data))
+        return
+    versions = data["recipe"].pop("algorithms")  # nobody's to set, and what is printed can be loaded
+    told = f"# The recipe's algorithms, which are not set: {', '.join(f'{stage} {n}' for stage, n in versions.items())}"
+    click.echo("\n".join([*toml_lines(data), "", told]))
 
 
 @config.command(epilog=EXAMPLES["config"])

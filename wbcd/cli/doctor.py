@@ -17,7 +17,7 @@ from wbcd.cli import machine
 from wbcd.cli.common import EXAMPLES, installed_options, to_json
 from wbcd.cli.printing import SIMULATED_MODEL
 from wbcd.config import redact
-from wbcd.errors import WbcdError
+from wbcd.errors import NoRight, WbcdError
 from wbcd.names import shown
 
 if TYPE_CHECKING:
@@ -350,6 +350,28 @@ def _database(config: Config) -> Iterator[Finding]:
     yield from (_note("database", warning) for warning in health.warnings if "SQLite" not in warning)  # said of SQLite above
 
 
+def _algorithms(config: Config) -> Iterator[Finding]:
+    """Current results that an older algorithm made: right for their time, and not to be compared with today's."""
+    from wbcd.store import Ledger, current_revision
+    from wbcd.store.outdated import count_outdated
+    from wbcd.store.schema import SCHEMA_REVISION
+
+    url = config.database_url()
+    if current_revision(url) != SCHEMA_REVISION:
+        return  # said of the database above
+    with Ledger.open(url, create=False) as ledger:
+        try:
+            old, every = count_outdated(ledger)
+        except NoRight:
+            yield _note("algorithms", "this role may not read the recipes", "Ask as wbcd_daemon or wbcd_auditor.")
+            return
+    if old:
+        why = f"{old} of {every} current results were made by older algorithms than those of this wbcd"
+        yield _note("algorithms", why, "`wbcd reprocess --outdated` names them; see docs/how-to/upgrade.md.")
+    else:
+        yield _good("algorithms", f"no current result of {every} was made by an older one")
+
+
 def _database_file(path: Path) -> Iterator[Finding]:
     from wbcd.acquisition.mounts import is_network_type
 
@@ -416,6 +438,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _password_file,
     _clock,
     _database,
+    _algorithms,
     _model,
     _daemon,
 )

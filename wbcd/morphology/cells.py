@@ -27,8 +27,11 @@ from wbcd.morphology.shape import (
     largest_component,
     solidity,
 )
-from wbcd.recipe import Recipe
+from wbcd.recipe import ALGORITHMS, Recipe
 from wbcd.records import Cell, Tomogram, Triple
+
+ALGORITHM_VERSION = ALGORITHMS["cells"]
+"""Of the cells (cells, resample, shape). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 #: Of an object's face that meets what was not measured: below it a few voxels are lost, and nothing is cut off.
 FILL_UM2 = 0.5

@@ -19,8 +19,11 @@ from wbcd.morphology.cells import surface_excess
 from wbcd.morphology.shape import EVERY_NEIGHBOUR, Box, bounding_box, coarse_depth, coarse_steps, enlarge, fill_holes
 from wbcd.morphology.surface import surface_area
 from wbcd.morphology.uncertainty import relative_uncertainty, unwidened
-from wbcd.recipe import Recipe
+from wbcd.recipe import ALGORITHMS, Recipe
 from wbcd.records import Cell, Morphology, Triple
+
+ALGORITHM_VERSION = ALGORITHMS["measuring"]
+"""Of the six values and their uncertainties (measure, surface, uncertainty). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 #: Depth below the surface where the RI of a cell's edge is read: past the blur (0.4 um), before the nucleus.
 EDGE_DEPTH_UM = (0.7, 1.4)

@@ -8,8 +8,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from wbcd.recipe import Recipe
+from wbcd.recipe import ALGORITHMS, Recipe
 from wbcd.records import Tomogram
+
+ALGORITHM_VERSION = ALGORITHMS["medium"]
+"""Of the medium that nobody stated, and of the background (this module). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 #: Voxels looked at, at most: the mode of a million is known to 1e-5, and a field has a hundred million.
 SAMPLE = 1_000_000

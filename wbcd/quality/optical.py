@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbcd.quality.background import background_ri, count_non_physical
-from wbcd.recipe import Recipe
+from wbcd.recipe import ALGORITHMS, Recipe
 from wbcd.records import Check, FieldStack, FringeReport, InversionReport, Tomogram, Verdict
+
+ALGORITHM_VERSION = ALGORITHMS["quality"]
+"""Of the verdicts: which values are judged, and how (optical, cellular). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 DARK_SHARE = 0.1
 """A frame with less than this share of the median light is lost."""

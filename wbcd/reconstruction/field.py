@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wbcd.errors import BadField, ReconstructionError
-from wbcd.recipe import Recipe
+from wbcd.recipe import ALGORITHMS, Recipe
 from wbcd.reconstruction.background import remove_background
 from wbcd.reconstruction.demodulation import SESSIONS, Demodulator
 from wbcd.reconstruction.fringes import STACK_ACTION, check_stack, find_axis, lit_frames, measure_fringes, measure_vectors
 from wbcd.reconstruction.unwrap import unwrap
 from wbcd.records import FieldStack, FringeReport, HologramStack, Optics
+
+ALGORITHM_VERSION = ALGORITHMS["fields"]
+"""Of the fields (field, demodulation, unwrap, background). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 AXIS_WITHIN = 0.1
 """Share of the NA by which a file's vectors may place the axis beside the fringes' own; farther off, they are other vectors."""

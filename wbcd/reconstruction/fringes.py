@@ -13,8 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from wbcd.errors import BadField
+from wbcd.recipe import ALGORITHMS
 from wbcd.reconstruction.axis import CENTRAL, fit_pattern
 from wbcd.records import Axis, FringeReport, HologramStack, Optics
+
+ALGORITHM_VERSION = ALGORITHMS["axis"]
+"""Of the fringes and the normal frame (axis, fringes). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 # The zero order and its halo reach NA/lambda (weak objects); sidebands are looked for outside this fraction of it.
 ZERO_ORDER_FRACTION = 1.3

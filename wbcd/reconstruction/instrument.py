@@ -20,12 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbcd.errors import BadValue, MissingField, NoObject, ReconstructionError
-from wbcd.recipe import Recipe
+from wbcd.recipe import ALGORITHMS, Recipe
 from wbcd.reconstruction.field import retrieve_fields
 from wbcd.reconstruction.fringes import measure_fringes
 from wbcd.reconstruction.mie import FarField
 from wbcd.reconstruction.pupil import measure_rim
 from wbcd.records import Check, FieldStack, FringeReport, HologramStack, Optics, Verdict
+
+ALGORITHM_VERSION = ALGORITHMS["drift"]
+"""Of the drift against the stored calibration (last part of this module). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 # Drift of one tolerance is worth a warning: of the carrier and the circle in NA, of its radius and of the contrast as a share.
 CARRIER_TOLERANCE_NA = 0.02

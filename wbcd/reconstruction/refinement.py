@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 
 from wbcd.errors import ReconstructionError
-from wbcd.recipe import Recipe
+from wbcd.recipe import ALGORITHMS, Recipe
 from wbcd.reconstruction.multislice import MultiSlice
 from wbcd.reconstruction.operator import EwaldOperator
 from wbcd.reconstruction.spectrum import RytovStack, Window, fold, good_size, level_outside, refocus, shadow, tilt
 from wbcd.reconstruction.variation import TotalVariation
 from wbcd.records import FieldStack, Refinement, Triple
+
+ALGORITHM_VERSION = ALGORITHMS["refinement"]
+"""Of the accurate mode (refinement, multislice). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 OCCUPIED = 0.15
 MARGIN_UM = 1.0

@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from wbcd.recipe import Recipe
+from wbcd.recipe import ALGORITHMS, Recipe
 from wbcd.reconstruction.operator import EwaldOperator
 from wbcd.reconstruction.refinement import held_out, refine, smoothed
 from wbcd.reconstruction.spectrum import RytovStack, Window, locate, rytov, wave_numbers
 from wbcd.reconstruction.variation import TotalVariation
 from wbcd.records import FieldStack, InversionReport, Optics, Shape3, Tomogram, Triple
+
+ALGORITHM_VERSION = ALGORITHMS["inversion"]
+"""Of the fast mode (tomogram, spectrum, operator, variation). History: :data:`wbcd.recipe.ALGORITHM_HISTORY`."""
 
 DOWNSTREAM_UM = 0.2
 """How far above its true height Rytov's approximation puts an object that lies in the plane of focus (0.15 to 0.3 um)."""
