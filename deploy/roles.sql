@@ -28,7 +28,7 @@ BEGIN
     GRANT INSERT ON sample, recipe, model, acquisition, run, cell, prediction, event, source_file TO wbcd_daemon;
     GRANT USAGE ON SEQUENCE sample_id_seq, acquisition_id_seq, run_id_seq, cell_id_seq, prediction_id_seq, event_id_seq TO wbcd_daemon;
     GRANT UPDATE ON acquisition, source_file, run TO wbcd_daemon;
-    GRANT DELETE ON source_file, cell, prediction TO wbcd_daemon;
+    GRANT DELETE ON source_file, acquisition, run, cell, prediction TO wbcd_daemon;
     REVOKE ALL ON ALL TABLES IN SCHEMA public FROM wbcd_reader;
     REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM wbcd_reader;
     GRANT SELECT ON differential_count, rejection_count, cell_rejection_count, backlog, cell_label, current_run, current_count, current_cell_count, run_result, cell_result, cell_picture, known_model, labelled_sample, journal, known_class, alembic_version TO wbcd_reader;

@@ -233,10 +233,12 @@ def _clock(fault: Fault) -> None:
 
     time.time = lambda: real_time() + shift_s()
     time.time_ns = lambda: real_time_ns() + int(shift_s() * 1e9)
+    import wbcd.daemon.pipeline
     import wbcd.store.ledger
 
-    # utc_now() is where every label of the database comes from; datetime itself is C and cannot be changed.
-    wbcd.store.ledger.dt = SimpleNamespace(datetime=Shifted, UTC=dt.UTC, timedelta=dt.timedelta)  # type: ignore[attr-defined]
+    # These two label what the database holds; datetime itself is C and cannot be changed.
+    for module in (wbcd.store.ledger, wbcd.daemon.pipeline):
+        module.dt = SimpleNamespace(datetime=Shifted, UTC=dt.UTC, timedelta=dt.timedelta)  # type: ignore[attr-defined]
 
 
 def _quota(fault: Fault) -> None:

@@ -113,7 +113,7 @@ class History(RuleBasedStateMachine):
         return ledger
 
     def run(self, number: int, model: str, place: str, *, too_large: bool = False, replace: bool = False) -> None:
-        config = quick_config(self.folder)
+        config = quick_config(self.folder, **{"limits.max_tries": 100})  # a trial in a child would cost seconds
         ledger = self.open(config, model, place)
         try:
             stages = self.stages(config, model, place, too_large=too_large)

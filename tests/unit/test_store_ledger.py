@@ -66,7 +66,9 @@ def test_another_recipe_is_another_row(any_ledger: Ledger, any_url: str) -> None
     any_ledger.register(other, MODEL_ID, {})
     any_ledger.commit(make_measured("a"), *KEY)
     any_ledger.commit(make_measured("a"), other.recipe_id, MODEL_ID)
-    assert {(row.recipe, row.total) for row in read_differential(any_url)} == {(RECIPE_ID, 1), (other.recipe_id, 1)}
+    found = read_differential(any_url, every=True)
+    assert {(row.recipe, row.total) for row in found} == {(RECIPE_ID, 1), (other.recipe_id, 1)}
+    assert [row.recipe for row in read_differential(any_url)] == [other.recipe_id]  # what was asked for last
 
 
 def test_tries_are_counted_until_an_outcome(any_ledger: Ledger) -> None:
@@ -102,7 +104,7 @@ def test_a_ticket_that_was_not_read_leaves_what_reading_found(any_ledger: Ledger
     unread = Acquisition(counted.content_id, counted.path, counted.size_bytes, counted.mtime_ns)
     any_ledger.begin(unread)
     any_ledger.commit(SetAside(unread, Truncated("a.h5 ends early.")), other.recipe_id, MODEL_ID)
-    assert [(row.sample, row.recipe) for row in read_differential(any_url)] == [("S1", RECIPE_ID)]
+    assert [(row.sample, row.recipe) for row in read_differential(any_url, every=True)] == [("S1", RECIPE_ID)]
     assert {outcome.outcome for outcome in any_ledger.outcomes()} == {"measured", "set_aside"}
     assert any_ledger.unfinished() == []
 

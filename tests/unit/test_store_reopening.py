@@ -255,6 +255,15 @@ def test_a_companion_that_changes_after_the_count_is_flagged_once(any_ledger: Le
     assert any_ledger.known(ticket.content_id, *KEY).companions == {"bg": "1"}
 
 
+def test_a_note_that_comes_where_there_was_none_is_flagged(any_ledger: Ledger) -> None:
+    ticket = make_acquisition("a")
+    sight(any_ledger, ticket)
+    any_ledger.commit(make_measured("a"), *KEY)
+    sight(any_ledger, ticket, notes="1")
+    assert kinds(any_ledger) == ["companions_changed"]
+    assert any_ledger.known(ticket.content_id, *KEY).companions == {}
+
+
 def test_another_copy_with_another_background_flags_nothing(any_ledger: Ledger) -> None:
     ticket = make_acquisition("a")
     sight(any_ledger, ticket, bg="1")
@@ -399,10 +408,41 @@ def test_others_are_counted(any_ledger: Ledger, changes: dict[str, Any]) -> None
     assert any_ledger.commit(twin, *KEY, once_per_acquisition=True) is twin
 
 
-def test_a_file_s_name_is_no_id_of_the_instrument_s(any_ledger: Ledger) -> None:
-    any_ledger.commit(in_format("a", SourceFormat.TIFF_PAIR, acquisition_id="a"), *KEY, once_per_acquisition=True)
-    twin = in_format("b", SourceFormat.MATLAB, acquisition_id="a", path=Path("/watch/x/a.mat"))
+@pytest.mark.parametrize("form", [form for form in SourceFormat if form != SourceFormat.HOLOGRAMS])
+@pytest.mark.parametrize("name", ["sample001_Tomog.mat", "cell1.ome.tif", "cell1.zarr.zip", "a.TCF"])
+def test_a_file_s_name_is_no_id_of_the_instrument_s(any_ledger: Ledger, form: SourceFormat, name: str) -> None:
+    """Two donors' folders hold files of one name; what stands in for an id is the name's."""
+    by_name = name.partition(".")[0]
+    first = in_format("a", SourceFormat.TIFF_PAIR, acquisition_id=by_name, path=Path("/watch/donorA") / f"{by_name}_sp.tif")
+    any_ledger.commit(first, *KEY, once_per_acquisition=True)
+    twin = in_format("b", form, acquisition_id=by_name, path=Path("/watch/donorB") / name)
     assert any_ledger.commit(twin, *KEY, once_per_acquisition=True) is twin
+
+
+@pytest.mark.parametrize("tcf_first", [True, False])
+def test_the_vendor_s_export_beside_its_tcf(any_ledger: Ledger, tcf_first: bool) -> None:
+    files = [
+        in_format("a", SourceFormat.TCF, acquisition_id="u-1", path=Path("/watch/s/20210407.HZ-001.TCF")),
+        in_format("b", SourceFormat.RI_TIFF, acquisition_id=None, path=Path("/watch/s/20210407.HZ-001_HT3D_0.00.TIFF")),
+    ]
+    first, second = files if tcf_first else reversed(files)
+    assert any_ledger.commit(first, *KEY, once_per_acquisition=True) is first
+    assert any_ledger.commit(second, *KEY, once_per_acquisition=True).kind == "set_aside"
+    elsewhere = in_format("c", SourceFormat.RI_TIFF, acquisition_id=None, path=Path("/watch/t/20210407.HZ-001_HT3D_0.00.TIFF"))
+    assert any_ledger.commit(elsewhere, *KEY, once_per_acquisition=True) is elsewhere
+
+
+def test_of_two_formats_one_counts_whatever_the_recipe(two_models: Ledger) -> None:
+    """Counted twice by configuration once, and then once under another model, whichever comes first."""
+    one, twin = in_format("a", SourceFormat.HOLOGRAMS), in_format("b", SourceFormat.TCF, acquisition_id="a")
+    for outcome in (one, twin):
+        two_models.commit(outcome, *KEY)
+
+    def under_the_other(outcome: Any) -> Any:
+        return dataclasses.replace(outcome, cells=(make_cell(model_id=OTHER[1]),))
+
+    assert two_models.commit(under_the_other(twin), *OTHER, once_per_acquisition=True).kind == "set_aside"
+    assert two_models.commit(under_the_other(one), *OTHER, once_per_acquisition=True).kind == "measured"
 
 
 def test_by_configuration_both_are_counted(any_ledger: Ledger) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, installed_options, to_json
+from wbcd.cli.common import EXAMPLES, RESEARCH_ONLY, installed_options, meant_sample, to_json
 from wbcd.errors import NotStored, not_written
 from wbcd.names import in_column
 
@@ -72,6 +72,7 @@ def cells(
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
     url = config.database_url()
+    sample = meant_sample(url, sample)
     chosen: Any = order or ("doubtful" if uncertain else "oldest")
     asked = read_cells(
         url,
@@ -114,7 +115,7 @@ def _demand_known(url: str, sample: str | None, label: str | None) -> None:
 def _demand(what: str, name: str, known: list[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
-        raise NotStored(f"There is no {what} {name!r}.", action=f"Did you mean {near[0]!r}?" if near else None)
+        raise NotStored(f"There is no {what} '{name}'.", action=f"Did you mean '{near[0]}'?" if near else None)
 
 
 # --- for a person -----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -33,11 +34,12 @@ from wbcd.errors import (
     WbcdError,
     WouldReplace,
 )
-from wbcd.names import shown
+from wbcd.names import in_column, shown
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # As in sysexits.h; beyond them what a shell gives to a program that a signal ended.
+_IS_SHOWN = re.compile(r"\\")  # only a name with a backslash can be another as it is shown
 EXIT_DATA = 65
 EXIT_UNAVAILABLE = 69
 EXIT_SOFTWARE = 70
@@ -304,9 +306,20 @@ def demand_sample(url: str, sample: str) -> None:
     known = stored_samples(url)
     if sample in known:
         return
-    near = nearest(sample, known)
-    meant = f" Did you mean {near!r}?" if near is not None else f" There are {len(known)} samples; `wbcd counts` names them."
-    raise NotStored(f"There is no sample {sample!r}.", action=meant.strip() if known else "Nothing is stored yet.")
+    near = nearest(sample, known)  # the sentence is made printable once, where it is said
+    meant = f" Did you mean '{near}'?" if near is not None else f" There are {len(known)} samples; `wbcd counts` names them."
+    raise NotStored(f"There is no sample '{sample}'.", action=meant.strip() if known else "Nothing is stored yet.")
+
+
+def meant_sample(url: str, given: str | None) -> str | None:
+    """The stored name of a sample that was given as it is stored, or else as it is shown, if one alone is shown so."""
+    from wbcd.report.known import stored_samples
+
+    if given is None or not _IS_SHOWN.search(given):
+        return given
+    known = stored_samples(url)
+    alike = [name for name in known if shown(name) == given or in_column(name) == given]
+    return given if given in known or len(alike) != 1 else alike[0]
 
 
 class Interrupted(KeyboardInterrupt):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, FiniteRange, demand_sample, installed_options, nearest, to_json
+from wbcd.cli.common import EXAMPLES, FiniteRange, demand_sample, installed_options, meant_sample, nearest, to_json
 from wbcd.cli.printing import say
 from wbcd.errors import NotStored, UnknownClass
 from wbcd.records import NAME
@@ -51,6 +51,7 @@ def label(
     if not listing and (not sample or not label_):
         raise click.UsageError("give --sample and --as, or --list")
     url = config.database_url()
+    sample = meant_sample(url, sample)
     with Ledger.open(url, create=False) as ledger:
         if sample and label_:
             _demand_class(label_, ledger.classes_named(), new=new_class)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wbcd.cli.common import EXAMPLES, demand_sample, goes_on, site_options, to_json, with_setting
+from wbcd.cli.common import EXAMPLES, demand_sample, goes_on, meant_sample, site_options, to_json, with_setting
 from wbcd.cli.printing import say
 from wbcd.cli.progress import Bar
 
 if TYPE_CHECKING:
     from wbcd.config import Config
+    from wbcd.daemon.stages import Stages
     from wbcd.store import CurrentRun, Ledger
 
 OUTCOMES = ("measured", "rejected", "set_aside")
@@ -70,6 +71,7 @@ def reprocess(
     from wbcd.daemon.places import demand_apart
 
     demand_apart(config)
+    samples = tuple(meant_sample(config.database_url(), sample) or sample for sample in samples)
     for sample in samples:
         demand_sample(config.database_url(), sample)
     only_named = dry_run or (outdated and not really)
@@ -119,7 +121,7 @@ def _made(config: Config, wanted: Wanted, dry_run: bool, *, show: bool) -> Itera
             if problem:
                 yield {"path": str(path), "outcome": None, "message": problem, **more}
             elif dry_run:
-                message = _plan(ledger, path, content_id, config.recipe.recipe_id, stages.model_id) + why
+                message = _plan(ledger, path, content_id, config.recipe.recipe_id, stages) + why
                 yield {"path": str(path), "outcome": None, "message": message, **more}
             else:
                 todo.append(path)
@@ -147,11 +149,19 @@ def chosen(ledger: Ledger, wanted: Wanted, old: Container[str] | None = None) ->
     ]
 
 
-def _plan(ledger: Ledger, path: Path, content_id: str, recipe_id: str, model_id: str) -> str:
+def _plan(ledger: Ledger, path: Path, content_id: str, recipe_id: str, stages: Stages) -> str:
     """What a run would do, by the question that it asks itself."""
+    from wbcd.records import differ
+
+    model_id = stages.model_id
     stored = ledger.known(content_id, recipe_id, model_id)
     if stored is None:
         return f"{path} would be processed"
+    file = ledger.remembered(path)
+    now = dict(stages.companions(path, () if file is None else tuple(file.companions)))
+    if stored.outcome != "set_aside" and differ(stored.companions, now):
+        changed = sorted(name for name in now if differ(stored.companions, {name: now[name]}))
+        return f"{path} would be processed, and its outcome replaced: {', '.join(changed)} came or changed after it was made"
     held = f"{path} would be left as it is: it has its outcome under this recipe and model ({stored.outcome.replace('_', ' ')})"
     (current,) = ledger.current(content_id=content_id)
     return held if (current.recipe_id, current.model_id) == (recipe_id, model_id) else f"{held}, which would be the current one"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wbcd.cli.common import EXAMPLES, EXIT_DATA, Verbs, installed_options, to_json
+from wbcd.cli.common import EXAMPLES, EXIT_DATA, Verbs, installed_options, meant_sample, to_json
 from wbcd.cli.printing import say
 from wbcd.errors import NotStored
 
@@ -45,6 +45,7 @@ def retry(
     """
     from wbcd.store import Ledger
 
+    sample = meant_sample(config.database_url(), sample)
     with Ledger.open(config.database_url(), create=False, host=config.host) as ledger:
         found = ledger.set_aside(
             reasons=reasons or None,
@@ -115,6 +116,7 @@ def move(
         raise click.UsageError("--to is empty; name the sample they belong to")
     if bool(what) == bool(source):
         raise click.UsageError("name files or content ids, or give --from SAMPLE")
+    source = meant_sample(config.database_url(), source)
     with Ledger.open(config.database_url(), create=False, host=config.host) as ledger:
         chosen = _chosen(ledger, what, source)
         moved = (
@@ -124,9 +126,9 @@ def move(
         click.echo(to_json({"acquisitions": chosen, "to": target, "moved": moved, "dry_run": dry_run}))
         return
     for path in chosen.values():
-        say(f"{'would move' if dry_run else 'moved'} to {target!r}: {path}")
+        say(f"{'would move' if dry_run else 'moved'} to '{target}': {path}")
     if not dry_run:
-        say(f"{moved} of {len(chosen)} acquisitions moved to {target!r}.")
+        say(f"{moved} of {len(chosen)} acquisitions moved to '{target}'.")
 
 
 def _chosen(ledger: Ledger, what: tuple[str, ...], source: str | None) -> dict[str, str]:
@@ -134,7 +136,7 @@ def _chosen(ledger: Ledger, what: tuple[str, ...], source: str | None) -> dict[s
     known = ledger.acquisitions(sample=source)
     if source is not None:
         if not known:
-            raise NotStored(f"There is no sample {source!r}.", action="Name a sample of `wbcd counts`.")
+            raise NotStored(f"There is no sample '{source}'.", action="Name a sample of `wbcd counts`.")
         return known
     chosen: dict[str, str] = {}
     for name in what:

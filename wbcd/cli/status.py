@@ -17,6 +17,7 @@ from wbcd.cli.common import (
     RESEARCH_ONLY,
     demand_sample,
     installed_options,
+    meant_sample,
     quiet_console,
     to_json,
 )
@@ -83,6 +84,7 @@ def counts(config: Config, as_json: bool, sample: str | None, every: bool) -> No
     from wbcd.report.known import simulated_models
 
     url = config.database_url()
+    sample = meant_sample(url, sample)
     found = read_differential(url, sample, every=every)
     if sample is not None and not found:
         demand_sample(url, sample)
@@ -244,7 +246,10 @@ def _store_lines(store: dict[str, Any]) -> list[str]:
     if store["simulated_model"]:
         out.append(f"           {SIMULATED_MODEL}. {RESEARCH_ONLY}")
     running, others = _by_sample(store)
-    refused = [f"           {row['n']} {row['outcome'].replace('_', ' ')}: {row['reason']}" for row in store["rejections"]]
+    refused = [
+        f"{'' if place else 'refused':<10} {row['n']} {row['outcome'].replace('_', ' ')}: {row['reason']}"
+        for place, row in enumerate(store["rejections"])
+    ]
     return [*map(shown, out), *running, *map(shown, refused), *others]
 
 

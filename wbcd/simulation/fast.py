@@ -12,6 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from typing import Final
 
 import numpy as np
 import torch
@@ -165,11 +166,22 @@ def half_resolution(recipe: Recipe | None = None, *, session: int | None = None)
     return replace(base, shape=shape, voxel_um=voxel, recipe=recipe or Recipe())
 
 
+_OF_NO_OPTICS: Final = (
+    ("reconstruction", "unstated_medium"),
+    ("quality", "max_axis_uncertainty"),
+    ("quality", "accept_own_tomograms"),
+)
+"""Fields of the recipe that came after the digest was frozen, and say how files are judged: no volume is another for them."""
+
+
 @lru_cache(maxsize=1)
 def optics_digest() -> str:
     """BLAKE2b-128 of what the fast optics are besides the inversion: instrument, noise, widening, sessions."""
+    instrument = asdict(half_resolution())
+    for section, name in _OF_NO_OPTICS:
+        del instrument["recipe"][section][name]
     said = {
-        "instrument": asdict(half_resolution()),
+        "instrument": instrument,
         "noise": [PHASE_NOISE_RAD_UM, LEVEL_NOISE_RAD, REFERENCE_ELECTRONS],
         "rytov": [RYTOV_WIDENING, RYTOV_DILUTION],
         "session": [SESSION_NA, SESSION_LIGHT],

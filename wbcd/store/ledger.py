@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, func, or_, select, text, update
+from sqlalchemy import Connection, Engine, Table, Text, and_, cast, func, or_, select, text, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from wbcd import __version__
@@ -266,7 +266,7 @@ class Ledger:
             "mtime_ns": int(mtime_ns),
             "state": state,
             "content_id": content_id,
-            "companions": rows.clean_json(dict(companions)) or None,
+            "companions": rows.clean_json(dict(companions)),
             "seen_at": self._now(),
         }
         self._write(lambda connection: sources.remember(connection, row))
@@ -482,7 +482,7 @@ class Ledger:
     def companion_names(self) -> set[str]:
         """Paths of the files that samples of this machine name as their own inside, which no rule of names tells."""
         file = schema.source_file.c
-        query = queries.files(self._host).where(file.companions.is_not(None), func.lower(file.path).like("%.h%5"))
+        query = queries.files(self._host).where(_names_others, func.lower(file.path).like("%.h%5"))
 
         def work(connection: Connection) -> set[str]:
             found = _source_files(connection.execute(query)).values()
@@ -494,7 +494,7 @@ class Ledger:
         """Files of this machine in the folder of ``companion`` that are known to name it."""
         file = schema.source_file.c
         folder = _path_text(companion.parent)
-        query = queries.files(self._host).where(file.companions.is_not(None), file.path.startswith(folder, autoescape=True))
+        query = queries.files(self._host).where(_names_others, file.path.startswith(folder, autoescape=True))
 
         def work(connection: Connection) -> list[Path]:
             found = [one for one in _source_files(connection.execute(query)).values() if companion.name in one.companions]
@@ -834,7 +834,7 @@ def _known_sample(connection: Connection, name: str) -> int:
     query = select(schema.sample.c.id).where(schema.sample.c.name == rows.clean_text(name))
     sample_id = connection.execute(query).scalar()
     if sample_id is None:
-        raise NotStored(f"There is no sample {name!r}.", action="Name a sample of `wbcd counts`; its files name it.")
+        raise NotStored(f"There is no sample '{name}'.", action="Name a sample of `wbcd counts`; its files name it.")
     return int(sample_id)
 
 
@@ -849,6 +849,11 @@ def _clean(name: str | None) -> str | None:
 
 def _is_within(path: str, place: str) -> bool:
     return path == place or path.startswith(place.rstrip("/") + "/")
+
+
+_names_others = and_(
+    schema.source_file.c.companions.is_not(None), cast(schema.source_file.c.companions, Text).not_in(("{}", "null"))
+)
 
 
 def _raw_names(companions: Mapping[str, str | None] | None) -> dict[str, str | None]:

@@ -7,11 +7,13 @@ one, and the journal keeps what it was; the database itself refuses anything els
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, exists, func, literal, select, text, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, case, delete, exists, func, literal, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wbcd import __version__
@@ -26,8 +28,8 @@ SAMPLE_CONFLICT: Final = "sample_conflict"
 SAMPLE_MOVED: Final = "sample_moved"
 WORKS_BY: Final = "works_by"
 
-_NAMED_BY_STEM: Final = (SourceFormat.TIFF_PAIR, SourceFormat.MATLAB, SourceFormat.TCF)
-"""Formats whose file name stands in for an id that nobody stated: it is no id of the instrument's."""
+_VENDOR_EXPORT: Final = re.compile(r"(.+)_HT3D_[^_/]+\.tiff?", re.IGNORECASE)
+"""The vendor's export of a TCF: ``NAME_HT3D_0.00.TIFF`` beside ``NAME.TCF``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,40 +133,78 @@ def same_acquisition(connection: Connection, outcome: Outcome, key: Key) -> Outc
     Only for what would be counted; None when it is the first. Of two that come at once the one that is stored second is told.
     """
     ticket = outcome.acquisition
-    if not isinstance(outcome, Measured) or ticket.format is None or not _states_an_id(ticket):
+    if not isinstance(outcome, Measured) or ticket.format is None:
         return None
-    table, run = schema.acquisition.c, schema.run.c
-    if connection.dialect.name == "postgresql":  # two that come at once: one after the other
-        lock = text("SELECT pg_advisory_xact_lock(hashtext(:id))")
-        connection.execute(lock, {"id": rows.clean_optional(ticket.acquisition_id)})
-    query = (
-        select(table.path, table.content_id)
-        .join(schema.run, run.acquisition_id == table.id)
-        .where(
-            table.instrument_acquisition_id == rows.clean_optional(ticket.acquisition_id),
-            table.content_id != ticket.content_id,
-            table.format.is_not(None),
-            table.format != ticket.format.value,
-            run.outcome == "measured",
-            run.recipe_id == key.recipe_id,
-            run.model_id == key.model_id,
-        )
-        .order_by(run.id)
-    )
-    if ticket.instrument_id is not None:
-        query = query.where(table.instrument_id.is_(None) | (table.instrument_id == rows.clean_text(ticket.instrument_id)))
-    first = connection.execute(query).first()
+    first = _counted_twin(connection, ticket, key)
     if first is None:
         return None
     message = (
-        f"{ticket.path.name} is the acquisition {ticket.acquisition_id!r} of the instrument in another format: "
-        f"{first.path} (content {first.content_id}) is counted already."
+        f"{ticket.path.name} is the same acquisition in another format, by {first.by}: {first.path} "
+        f"(content {first.content_id}) is counted already."
     )
     return SetAside(ticket, SameAcquisition(message), outcome.seconds)
 
 
-def _states_an_id(ticket: Acquisition) -> bool:
-    return bool(ticket.acquisition_id) and not (ticket.format in _NAMED_BY_STEM and ticket.acquisition_id == ticket.path.stem)
+@dataclass(frozen=True, slots=True)
+class _Twin:
+    path: str
+    content_id: str
+    by: str
+
+
+def _counted_twin(connection: Connection, ticket: Acquisition, key: Key) -> _Twin | None:
+    """What is counted already of the same acquisition: by the instrument's own id, or by the vendor's names of its exports."""
+    named = ticket.acquisition_id if _is_own_id(ticket.format, ticket.acquisition_id, ticket.path) else None
+    stem = _vendor_stem(ticket.path)
+    if connection.dialect.name == "postgresql":  # two that come at once: one after the other
+        for lock in sorted({str(named), str(stem)}):
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:id))"), {"id": rows.clean_text(lock)})
+    table, run = schema.acquisition, schema.run
+    other = run.alias("other")
+    here = and_(other.c.acquisition_id == table.c.id, other.c.recipe_id == key.recipe_id, other.c.model_id == key.model_id)
+    folder = rows.clean_text(str(ticket.path.absolute().parent))
+    beside = table.c.path.startswith(f"{folder}/", autoescape=True)
+    meant = [beside] if stem is not None else []
+    if named is not None:
+        meant.append(table.c.instrument_acquisition_id == rows.clean_text(named))
+    if not meant:
+        return None
+    query = (
+        select(table.c.path, table.c.content_id, table.c.format, table.c.instrument_acquisition_id, table.c.instrument_id)
+        .join(run, run.c.acquisition_id == table.c.id)
+        .where(or_(*meant), table.c.content_id != ticket.content_id, table.c.format.is_not(None))
+        .where(table.c.format != str(ticket.format), run.c.outcome == "measured")
+        # Counted under this recipe and model, or not looked at under them yet: of two one always counts.
+        .where(or_(and_(run.c.recipe_id == key.recipe_id, run.c.model_id == key.model_id), ~exists().where(here)))
+        .order_by(run.c.id)
+    )
+    for row in connection.execute(query):
+        path = Path(rows.raw_text(row.path))
+        if stem is not None and path.parent == ticket.path.absolute().parent and _vendor_stem(path) == stem:
+            return _Twin(row.path, row.content_id, "its name beside that of the vendor's file")
+        own = named is not None and row.instrument_acquisition_id == rows.clean_text(named)
+        alike = None in (row.instrument_id, ticket.instrument_id) or row.instrument_id == rows.clean_optional(ticket.instrument_id)
+        if own and alike and _is_own_id(row.format, rows.raw_text(row.instrument_acquisition_id), path):
+            return _Twin(row.path, row.content_id, f"the instrument's id {ticket.acquisition_id!r}")
+    return None
+
+
+def _is_own_id(form: str | None, acquisition_id: str | None, path: Path) -> bool:
+    """True for an id that the instrument gave; elsewhere the file's name stands in for one, which says nothing.
+
+    wbcd's own format demands it; of the others an id that is the beginning of the name is the name's.
+    """
+    if not acquisition_id:
+        return False
+    return form == SourceFormat.HOLOGRAMS or not path.name.startswith(acquisition_id)
+
+
+def _vendor_stem(path: Path) -> str | None:
+    """``NAME`` of ``NAME.TCF`` and of ``NAME_HT3D_0.00.TIFF``, in small letters; None for another kind of name."""
+    export = _VENDOR_EXPORT.fullmatch(path.name)
+    if export is not None:
+        return export[1].lower()
+    return path.stem.lower() if path.suffix.lower() == ".tcf" else None
 
 
 def store(connection: Connection, outcome: Outcome, key: Key) -> Outcome | None:

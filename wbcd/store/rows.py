@@ -251,7 +251,7 @@ def run_row(outcome: Outcome) -> dict[str, Any]:
     row: dict[str, Any] = {
         "outcome": outcome.kind,
         "seconds": clean_number(outcome.seconds),
-        "companions": clean_json(dict(outcome.acquisition.companions)) or None,
+        "companions": clean_json(dict(outcome.acquisition.companions)),
     }
     if isinstance(outcome, SetAside):
         return row | {
