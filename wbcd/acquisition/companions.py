@@ -21,7 +21,7 @@ from wbcd.acquisition.session import backgrounds_of_tiff, own_notes
 
 CONFIGURATIONS = re.compile(r"config\.dat|.*\.experiment", re.IGNORECASE)
 BACKGROUND_MAT = re.compile(r"bg.*\.mat", re.IGNORECASE)
-COMPANION = re.compile(r".*\.json|config\.dat|.*\.experiment|(.*_)?bg\.tiff?|bg.*\.mat", re.IGNORECASE)
+COMPANION = re.compile(r".*\.(json|wbcdref)|config\.dat|.*\.experiment|(.*_)?bg\.tiff?|bg.*\.mat", re.IGNORECASE)
 _TIFF_BACKGROUND = re.compile(r"(.*_)?bg\.tiff?", re.IGNORECASE)
 _BLOCK = 1 << 20
 MAX_HASHED_BYTES = 4 << 30
