@@ -384,6 +384,12 @@ def in_format(name: str, form: SourceFormat, **changes: Any) -> Any:
     return dataclasses.replace(make_measured(name), acquisition=ticket)
 
 
+def test_side_by_side_the_instrument_may_be_called_otherwise(any_ledger: Ledger) -> None:
+    any_ledger.commit(in_format("a", SourceFormat.HOLOGRAMS), *KEY, once_per_acquisition=True)
+    twin = in_format("b", SourceFormat.TCF, acquisition_id="a", instrument_id="SN-1")
+    assert any_ledger.commit(twin, *KEY, once_per_acquisition=True).kind == "set_aside"
+
+
 def test_the_second_of_two_formats_is_told_and_not_counted(any_ledger: Ledger, any_url: str) -> None:
     any_ledger.commit(in_format("a", SourceFormat.HOLOGRAMS), *KEY, once_per_acquisition=True)
     twin = in_format("b", SourceFormat.TCF, acquisition_id="a")
@@ -398,7 +404,7 @@ def test_the_second_of_two_formats_is_told_and_not_counted(any_ledger: Ledger, a
     "changes",
     [
         {"acquisition_id": "another"},
-        {"acquisition_id": "a", "instrument_id": "another"},
+        {"acquisition_id": "a", "instrument_id": "another", "path": Path("/elsewhere/b.TCF")},
         {"acquisition_id": None},
     ],
 )

@@ -183,7 +183,9 @@ def _counted_twin(connection: Connection, ticket: Acquisition, key: Key) -> _Twi
         if stem is not None and path.parent == ticket.path.absolute().parent and _vendor_stem(path) == stem:
             return _Twin(row.path, row.content_id, "its name beside that of the vendor's file")
         own = named is not None and row.instrument_acquisition_id == rows.clean_text(named)
-        alike = None in (row.instrument_id, ticket.instrument_id) or row.instrument_id == rows.clean_optional(ticket.instrument_id)
+        # One instrument is called otherwise in each format; side by side the same id is the same acquisition all the same.
+        same = row.instrument_id == rows.clean_optional(ticket.instrument_id)
+        alike = same or None in (row.instrument_id, ticket.instrument_id) or path.parent == ticket.path.absolute().parent
         if own and alike and _is_own_id(row.format, rows.raw_text(row.instrument_acquisition_id), path):
             return _Twin(row.path, row.content_id, f"the instrument's id {ticket.acquisition_id!r}")
     return None
