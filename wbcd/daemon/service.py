@@ -279,13 +279,14 @@ class Service:
             self._backlog.feed(pipeline.offer)
             self._backlog.find(self._watcher.poll(0.02 if len(self._backlog) or self._vanished else LOOK_S))
             self._forget_vanished(pipeline)
-            again.look(time.monotonic(), present=self._watcher.present)
             self._listen(pipeline)
             if time.monotonic() >= next_beat_s or self._waits_for != self._said_reason:  # why it waits is told at once
                 self._heartbeat(pipeline, state)
                 next_beat_s = time.monotonic() + self._beat_every_s
             if self._stop_when_idle and self._is_finished(pipeline):
                 self.stop("idle")
+            # Last: the store answers while the folder is looked at; asked before, it would keep the line from ever idling.
+            again.look(time.monotonic(), present=self._watcher.present)
 
     def _look_through_again(self, pipeline: Pipeline) -> None:
         """Another database lies in the place of the one that was written to: hold every file of the folder against it."""
