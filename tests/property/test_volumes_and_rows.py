@@ -191,4 +191,4 @@ class History(RuleBasedStateMachine):
 
 
 TestHistory = History.TestCase
-TestHistory.settings = settings(max_examples=10, stateful_step_count=12, deadline=None)
+TestHistory.settings = settings(max_examples=4, stateful_step_count=8, deadline=None)
