@@ -82,6 +82,18 @@ def has_companions(path: Path) -> bool:
     return suffix in (".tif", ".tiff", ".mat") or (suffix == ".tcf" and path.absolute().parent.name == path.stem)
 
 
+ABSENT_STATE = "absent"
+
+
+def state_on_disk(path: Path) -> str:
+    """Short text that changes with each change of a companion; :data:`ABSENT_STATE` for one that cannot be examined."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return ABSENT_STATE
+    return f"{found.st_size}.{found.st_mtime_ns}.{found.st_ctime_ns}.{found.st_ino}"
+
+
 class Folders:
     """What lies beside samples, looked up once a folder: for one look at many files."""
 
@@ -117,11 +129,7 @@ class Folders:
 
     def _state(self, path: Path) -> str:
         if path not in self._states:
-            try:
-                found = path.lstat()
-                self._states[path] = f"{found.st_size}.{found.st_mtime_ns}.{found.st_ctime_ns}.{found.st_ino}"
-            except OSError:
-                self._states[path] = "absent"
+            self._states[path] = state_on_disk(path)
         return self._states[path]
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from wbcd.acquisition.companions import Folders, has_companions
+from wbcd.acquisition.companions import ABSENT_STATE, Folders, has_companions, state_on_disk
 from wbcd.config import Config
 from wbcd.daemon import line
 from wbcd.daemon.channel import Channel, Closed, Crew, take_batch
@@ -50,7 +50,6 @@ DUPLICATE_IN_HAND_RETRY_S = 1.0
 SUSPECT_RETRY_S = 1.0
 REHASHED = "rehashed"
 ABSENT_AGAIN_AFTER = dt.timedelta(minutes=10)
-ABSENT_STATE = "absent"
 
 
 class Log(Protocol):
@@ -452,7 +451,7 @@ class Pipeline:
         if not has_companions(acquisition.path):
             for name, digest in acquisition.companions:
                 path = acquisition.path.absolute().parent / name
-                self._companions.setdefault(path, ABSENT_STATE if digest is None else _state_on_disk(path))
+                self._companions.setdefault(path, ABSENT_STATE if digest is None else state_on_disk(path))
 
     def look_at_companions(self) -> bool:
         """Take up what names a companion that has come or changed since; False when the store has no room to hear of it now.
@@ -463,10 +462,10 @@ class Pipeline:
         def work(ledger: LedgerLike) -> None:
             if not self._companions_known:
                 for name in ledger.companion_names():
-                    self._companions.setdefault(Path(name), _state_on_disk(Path(name)))
+                    self._companions.setdefault(Path(name), state_on_disk(Path(name)))
                 self._companions_known = True
             for path, before in list(self._companions.items()):
-                now = _state_on_disk(path)
+                now = state_on_disk(path)
                 if now != before:
                     self._companions[path] = now
                     for dependent in ledger.dependents(path):
@@ -861,14 +860,6 @@ def _same_file(file: Any, found: Any) -> bool:
     """True when the file itself is in the state in which it was hashed, whatever has become of its companions."""
     own = file.state.rpartition(".")[0]
     return bool(own) and (file.size_bytes, file.mtime_ns, own) == (found.size, found.mtime_ns, found.token.rpartition(".")[0])
-
-
-def _state_on_disk(path: Path) -> str:
-    try:
-        found = path.lstat()
-    except OSError:
-        return ABSENT_STATE
-    return f"{found.st_size}.{found.st_mtime_ns}.{found.st_ctime_ns}.{found.st_ino}"
 
 
 def _is_gone(path: Path) -> bool:
